@@ -1,0 +1,32 @@
+# `make demo` and `make test` create .venv and install what they need; both are fast the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint test-vllm bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"starec needs Python 3.11 to 3.13, got {sys.version.split()[0]}: run `make PYTHON=python3.12 ...`")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,serve]'
+	@touch $@
+
+install: $(VENV)/.installed  ## create .venv and install starec into it
+
+demo: install  ## serve a small model, run a population of user agents, print its table and a story
+	$(BIN)/python -m starec_agents.demo
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## ruff, mypy and the test suite
+	$(BIN)/pytest -m 'not vllm and not crosscheck'
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) .venv-vllm dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,429 @@
+"""The nouns of the project: what a data set, a turn, a ranking, a memory and a step are.
+
+Two kinds of number name an item or a user. An *id* is what the data set's own files say (an int for MovieLens, a
+string for Amazon) and stands in everything a person reads. An *index* is the 0-based row in the catalogue, dense,
+and stands in arrays and observations. `dataset.items[index].id` and `dataset.item_index(id)` lead from one to
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Protocol, overload, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from starec_env.errors import unknown
+
+Id = int | str
+"""An item's or a user's id in the data set's own files."""
+
+LIKED_ABOVE = 3.0
+"""Ratings above this are likes (paper 5.1.1)."""
+
+Indices = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of the catalogue: its id, its title and its other attributes (e.g. year, genres) as text."""
+
+    id: Id
+    title: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user: the id and, where the data set has them, demographics (e.g. gender, age, occupation) as text."""
+
+    id: Id
+    demographics: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One user's rating of one item at one time (seconds since 1970)."""
+
+    user_id: Id
+    item_id: Id
+    rating: float
+    timestamp: int
+
+    @property
+    def liked(self) -> bool:
+        """Whether the rating exceeds 3 (paper 5.1.1)."""
+        return self.rating > LIKED_ABOVE
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A catalogue, its users and their interactions, held as arrays in CSR order by user.
+
+    User u's interactions are rows `indptr[u]:indptr[u + 1]` of the three columns, oldest first. Rows from
+    `window[u]` on are the user's sequence; rows before it were cut off by `prepare(max_length=...)` and count only
+    as things the user has met, so that they are never drawn as negatives.
+    """
+
+    name: str
+    domain: str
+    """What an item is called in prompts: "movie", "music" or "item"."""
+    items: Sequence[Item]
+    user_ids: NDArray[Any]
+    """(users,) ids, ints or strings."""
+    indptr: NDArray[np.int64]
+    """(users + 1,) where each user's rows begin and end."""
+    item_indices: Indices
+    """(interactions,) 0-based catalogue index of each row's item."""
+    ratings: NDArray[np.float32]
+    """(interactions,)."""
+    timestamps: NDArray[np.int64]
+    """(interactions,) seconds since 1970."""
+    demographics: Sequence[Mapping[str, str]] | None = None
+    """A mapping a user, or None where the data set has none."""
+    window: NDArray[np.int64] | None = None
+    """(users,) first row of each user's sequence; None means all rows."""
+    notes: tuple[str, ...] = ()
+    """What the loader and the preparation met and did, e.g. "5 items have no title"."""
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items in the catalogue."""
+        return len(self.items)
+
+    @property
+    def n_interactions(self) -> int:
+        """Number of interactions, those outside the users' windows included."""
+        return len(self.item_indices)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(users,) first row of each user's sequence."""
+        return self.indptr[:-1] if self.window is None else self.window
+
+    @cached_property
+    def longest(self) -> int:
+        """Length of the longest sequence."""
+        return int((self.indptr[1:] - self.starts).max(initial=0))
+
+    @cached_property
+    def _user_index(self) -> dict[Id, int]:
+        return {uid: index for index, uid in enumerate(self.user_ids.tolist())}
+
+    @cached_property
+    def _item_index(self) -> dict[Id, int]:
+        return {item.id: index for index, item in enumerate(self.items)}
+
+    def user(self, index: int) -> User:
+        """The user at a 0-based index."""
+        return User(
+            self.user_ids[index].item() if isinstance(self.user_ids[index], np.generic) else self.user_ids[index],
+            self.demographics[index] if self.demographics else {},
+        )
+
+    def user_index(self, user_id: Id) -> int:
+        """The 0-based index of a user's id; raises UnknownName with the nearest id that exists."""
+        return _find(self._user_index, user_id, "user")
+
+    def item_index(self, item_id: Id) -> int:
+        """The 0-based catalogue index of an item's id; raises UnknownName with the nearest id that exists."""
+        return _find(self._item_index, item_id, "item")
+
+    def interaction(self, user: int, row: int) -> Interaction:
+        """The interaction at a row of user index `user`."""
+        return Interaction(
+            self.user(user).id,
+            self.items[self.item_indices[row]].id,
+            float(self.ratings[row]),
+            int(self.timestamps[row]),
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits that change when an interaction, an id or a window does."""
+        digest = blake2b(digest_size=8)
+        for column in (self.indptr, self.item_indices, self.ratings, self.timestamps, self.starts):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        digest.update("\0".join(map(str, self.user_ids.tolist())).encode())
+        digest.update("\0".join(f"{item.id}\t{item.title}" for item in self.items).encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, {self.n_users:,} users, {self.n_items:,} items, "
+            f"{self.n_interactions:,} interactions)"
+        )
+
+
+def _find(table: Mapping[Id, int], given: Id, kind: str) -> int:
+    # A command line gives "42" where the data set says 42; either is the same id if only one exists.
+    for key in (given, str(given), int(given) if str(given).lstrip("-").isdecimal() else given):
+        if key in table:
+            return table[key]
+    raise unknown(kind, given, table)
+
+
+class History(Sequence[Interaction]):
+    """What a user has done before a turn, oldest first: a view that makes Interactions only when asked.
+
+    Array users read `item_indices`, `ratings` and `timestamps`, all of shape (length,).
+    """
+
+    __slots__ = ("_dataset", "_user", "_first", "_stop")
+
+    def __init__(self, dataset: Dataset, user: int, first: int, stop: int) -> None:
+        self._dataset, self._user, self._first, self._stop = dataset, user, first, stop
+
+    @property
+    def item_indices(self) -> Indices:
+        """(length,) catalogue indices."""
+        return self._dataset.item_indices[self._first : self._stop]
+
+    @property
+    def ratings(self) -> NDArray[np.float32]:
+        """(length,) ratings."""
+        return self._dataset.ratings[self._first : self._stop]
+
+    @property
+    def timestamps(self) -> NDArray[np.int64]:
+        """(length,) seconds since 1970."""
+        return self._dataset.timestamps[self._first : self._stop]
+
+    @property
+    def items(self) -> list[Item]:
+        """The items, oldest first."""
+        return [self._dataset.items[index] for index in self.item_indices.tolist()]
+
+    def __len__(self) -> int:
+        return self._stop - self._first
+
+    @overload
+    def __getitem__(self, index: int) -> Interaction: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Interaction]: ...
+    def __getitem__(self, index: int | slice) -> Interaction | list[Interaction]:
+        rows = range(self._first, self._stop)[index]
+        if isinstance(rows, range):
+            return [self._dataset.interaction(self._user, row) for row in rows]
+        return self._dataset.interaction(self._user, rows)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        return (self._dataset.interaction(self._user, row) for row in range(self._first, self._stop))
+
+
+class Candidates(Sequence[Item]):
+    """The items to rank at a turn, in the order shown; `indices` has their catalogue indices, shape (n,)."""
+
+    __slots__ = ("_items", "indices")
+
+    def __init__(self, items: Sequence[Item], indices: Indices) -> None:
+        self._items, self.indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self._items[i] for i in self.indices[index].tolist()]
+        return self._items[int(self.indices[index])]
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self._items[index] for index in self.indices.tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """All that a ranker may see at a turn: never the target, never the future."""
+
+    user: User
+    history: History
+    candidates: Candidates
+    domain: str = "item"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """What the environment and the scorer hold: the query, the candidate position of the truth, and if it was liked."""
+
+    query: Query
+    target: int
+    """0-based candidate position of the item the user really took next."""
+    liked: bool
+    number: int
+    """0-based place in the user's whole stream of turns; negatives are a function of (seed, user, number)."""
+
+    @property
+    def target_item(self) -> Item:
+        """The item the user really took next."""
+        return self.query.candidates[self.target]
+
+
+class Ranking(BaseModel):
+    """Candidate positions, best first; may be partial."""
+
+    model_config = ConfigDict(frozen=True)
+
+    order: tuple[int, ...]
+    """Distinct 0-based candidate positions, best first."""
+    text: str = ""
+    """The answer it was read from, rationale included; empty for rankers that don't write."""
+    problems: tuple[str, ...] = ()
+    """What was wrong with the answer, e.g. "missing: 3", "repeated: 1", "invented: 2". Ties are noted, not wrong."""
+
+    def rank_of(self, position: int) -> int | None:
+        """1-based rank of a candidate position; None when the ranking doesn't hold it."""
+        try:
+            return self.order.index(position) + 1
+        except ValueError:
+            return None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the answer ranked each candidate exactly once and nothing else."""
+        return all(problem.startswith("tied") for problem in self.problems)
+
+
+class Feedback(BaseModel):
+    """What the user really did, beside what the ranking predicted (paper 4.1.3)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item_id: Id
+    rank: int | None
+    """1-based rank that the target was given; None when it was not ranked."""
+    predicted_liked: bool
+    liked: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Whether prediction and behaviour agree."""
+        return self.predicted_liked == self.liked
+
+
+class Memory(BaseModel):
+    """An agent's memory (paper 4.1.1): the profile text, and what happened turn by turn. Updates return a new one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    profile: str = ""
+    history: tuple[str, ...] = ()
+    """One line a turn learned from, oldest first."""
+
+    def updated(self, *, profile: str | None = None, event: str | None = None) -> Memory:
+        """A new memory with the profile replaced, an event appended, or both."""
+        return Memory(
+            profile=self.profile if profile is None else profile,
+            history=self.history if event is None else (*self.history, event),
+        )
+
+
+class Usage(BaseModel):
+    """Tokens that a call cost."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that the server says it took from its prefix cache."""
+
+
+class Call(BaseModel):
+    """One request to a chat model, and its answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    """Which task asked: "rank" or "reflect" in our graphs; a user's graph may name its own."""
+    messages: tuple[Mapping[str, str], ...]
+    """The prompt: mappings with "role" and "content"."""
+    completion: str
+    reasoning: str | None = None
+    """Thoughts that the server returned apart from the answer."""
+    finish_reason: str | None = None
+    usage: Usage = Usage()
+    latency: float = 0.0
+    """Seconds from first attempt to answer."""
+    token_ids: tuple[int, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probability of each completion token, where the server gives them."""
+
+
+class Step(BaseModel):
+    """One finished turn of one user, with ids as in the data set's own files: a line of steps.jsonl."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user_id: Id
+    turn: int
+    """0-based number of the turn in the user's whole stream."""
+    candidates: tuple[Id, ...]
+    """Item ids in the order shown."""
+    target: int
+    """0-based candidate position of the true item."""
+    ranking: Ranking
+    feedback: Feedback
+    reward: float
+    calls: tuple[Call, ...] = ()
+    memory_before: Memory = Memory()
+    memory: Memory = Memory()
+    """The memory after learning from the feedback."""
+
+
+class Trajectory(BaseModel):
+    """One user's steps in order, with what made them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user_id: Id
+    steps: tuple[Step, ...]
+    model: str
+    graph: str
+    seed: int
+
+
+class Endpoint(BaseModel):
+    """An OpenAI-compatible server and how to ask it. It holds the *name* of the key's variable, never the key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str
+    """E.g. "http://localhost:8000/v1"."""
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; an unset one sends a placeholder, which local servers accept."""
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(2048, ge=1)
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds for one attempt."""
+    max_retries: int = Field(5, ge=0)
+    """Attempts after the first, for faults that can pass (connection, time-out, 429, 5xx)."""
+    concurrency: int = Field(64, ge=1)
+    """Most requests in flight; the adaptive limit moves below it."""
+    extra_body: Mapping[str, Any] = Field(default_factory=dict)
+    """Server-specific request fields, e.g. {"top_k": 0} for vLLM."""
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Anything that orders a query's candidates: a baseline, or an agent."""
+
+    def rank(self, query: Query) -> Ranking:
+        """Rank the candidates of a query, best first."""
+        ...
