@@ -407,14 +407,14 @@ class Endpoint(BaseModel):
     model: str
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; an unset one sends a placeholder, which local servers accept."""
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(2048, ge=1)
-    timeout_s: float = Field(120.0, gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=2048, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Seconds for one attempt."""
-    max_retries: int = Field(5, ge=0)
+    max_retries: int = Field(default=5, ge=0)
     """Attempts after the first, for faults that can pass (connection, time-out, 429, 5xx)."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Most requests in flight; the adaptive limit moves below it."""
     extra_body: Mapping[str, Any] = Field(default_factory=dict)
     """Server-specific request fields, e.g. {"top_k": 0} for vLLM."""

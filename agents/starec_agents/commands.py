@@ -1,0 +1,123 @@
+"""`starec simulate` and `starec show`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from starec_agents import variants
+from starec_agents.agent import UserAgent
+from starec_agents.openai_chat import OpenAIChat
+from starec_agents.population import run_population
+from starec_agents.story import metrics_table, story
+from starec_env import load_dataset, prepare
+from starec_env.errors import InvalidOption, unknown
+from starec_env.types import Endpoint
+
+GRAPHS = {
+    "starec": variants.reflect_always,
+    "rank-only": variants.rank_only,
+    "append-history": variants.append_history,
+    "reflect-on-mismatch": variants.reflect_on_mismatch,
+}
+"""--agent names -> functions that build a graph."""
+
+INCOMPLETE = 3
+"""Exit status of a run in which users failed."""
+
+
+def load_graph(name: str) -> Any:
+    """The graph that --agent names: a variant of ours, or whatever MODULE:FUNCTION() returns."""
+    if ":" not in name:
+        if name not in GRAPHS:
+            raise unknown("agent", name, [*GRAPHS, "MODULE:FUNCTION"])
+        return GRAPHS[name]()
+    module, function = name.split(":", 1)
+    sys.path.insert(0, "")  # a module in the current folder, as with python -m
+    try:
+        return getattr(import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
+
+
+@click.command()
+@click.option("--dataset", "dataset_name", default="ml-latest-small", show_default=True, help="See starec data list.")
+@click.option("--data-dir", type=click.Path(exists=True, path_type=Path), help="Folder or file of the data set.")
+@click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
+@click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
+@click.option("--base-url", required=True, help="An OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
+@click.option("--model", required=True, help="The model's name at the endpoint.")
+@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
+@click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
+@click.option("--answer-format", type=click.Choice(["paper", "compact"]), default="paper", show_default=True)
+@click.option("--structured/--free", default=False, show_default=True, help="Hold compact answers to a JSON schema.")
+@click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
+@click.option("--candidates", "n_candidates", type=click.IntRange(min=2), default=20, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, help="Seconds."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps answers for the next run.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def simulate(**options: Any) -> int:
+    """Run a population of user agents through their feedback streams.
+
+    Example: starec simulate --dataset ml-latest-small --users 100 --turns 5 --base-url http://localhost:8000/v1
+    --model Qwen/Qwen2.5-7B-Instruct --out runs/first
+    """
+    graph = load_graph(options["agent"])
+    endpoint = Endpoint(
+        base_url=options["base_url"],
+        model=options["model"],
+        api_key_env=options["api_key_env"],
+        temperature=options["temperature"],
+        max_tokens=options["max_tokens"],
+        timeout_s=options["timeout"],
+        concurrency=options["concurrency"],
+    )
+    llm = OpenAIChat(endpoint, cache_dir=options["cache"])
+    asyncio.run(_check(llm))
+    run = run_population(
+        prepare(load_dataset(options["dataset_name"], options["data_dir"])),
+        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"], structured=options["structured"]),
+        progress=not options["quiet"],
+        **{key: options[key] for key in _RUN_OPTIONS},
+    )
+    Console().print(metrics_table(run.metrics, run.out))
+    if not run.metrics["failures"]:
+        return 0
+    failed = f"{run.metrics['failures']} users failed (see {run.out / 'failures.jsonl'})"
+    click.echo(f"starec: {failed}; try them again with --resume", err=True)
+    return INCOMPLETE
+
+
+_RUN_OPTIONS = ("out", "users", "turns", "seed", "n_candidates", "targets", "concurrency", "resume")
+
+
+async def _check(llm: OpenAIChat) -> None:
+    async with llm:
+        await llm.check()
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--user", required=True, help="A user's id.")
+def show(run: Path, user: str) -> None:
+    """Print one user's story: ranking, feedback, reflection, memory before and after.
+
+    Example: starec show runs/first --user 42
+    """
+    console = Console()
+    for panel in story(run, user):
+        console.print(panel)

@@ -1,0 +1,130 @@
+"""What a person reads of a run: its metrics, and one user's story."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from starec_agents.records import read_titles
+from starec_agents.store import read_failures, read_run, read_steps
+from starec_env.errors import unknown
+from starec_env.scoring import CUTOFFS
+from starec_env.types import Id, Step
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def metrics_text(metrics: Mapping[str, Any], out: Path) -> str:
+    """A run's metrics as a table in plain text, ending with where the files are."""
+    console = Console(width=100, file=None, record=True, quiet=True)
+    console.print(metrics_table(metrics, out))
+    return console.export_text().rstrip()
+
+
+def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
+    """A run's metrics: NDCG in percent with standard errors over users, and what the run cost."""
+    run = read_run(out)
+    title = f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, candidates {run['candidates_hash']}"
+    table = Table(title=title, title_justify="left")
+    for k in CUTOFFS:
+        table.add_column(f"NDCG@{k}", justify="right")
+    for name in ("valid", "users", "steps", "failed", "tokens in / out", "wall"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        *(_percent(metrics[f"ndcg@{k}"], metrics[f"ndcg@{k}_se"]) for k in CUTOFFS),
+        "-" if metrics["valid_share"] is None else f"{metrics['valid_share']:.0%}",
+        f"{metrics['users']:,}",
+        f"{metrics['steps']:,}",
+        f"{metrics['failures']:,}",
+        f"{metrics['prompt_tokens']:,} / {metrics['completion_tokens']:,}",
+        f"{metrics['wall_s']:.1f} s",
+    )
+    where = Text("NDCG in percent ± standard error over users. Results are in ")
+    return Group(table, where.append(str(out), style="bold").append(" (starec show tells a user's story)"))
+
+
+def _percent(mean: float | None, error: float | None) -> str:
+    return "-" if mean is None else f"{100 * mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def story(out: str | Path, user_id: str) -> Iterator[RenderableType]:
+    """One user's steps, a panel each: what was ranked, what the user did, what the agent made of it.
+
+    Raises:
+        UnknownName: The run has no steps of that user.
+        RunError: The folder holds no run.
+    """
+    titles = read_titles(out)
+    seen: dict[str, None] = {}
+    found = False
+    for step in read_steps(out):
+        seen[str(step.user_id)] = None
+        if str(step.user_id) == str(user_id):
+            found = True
+            yield step_panel(step, titles)
+    for failure in read_failures(out):
+        if str(failure.user_id) == str(user_id):
+            found = True
+            yield Panel(plain(f"turn {failure.turn}: {failure.message}"), title=f"failed ({failure.kind})")
+    if not found:
+        raise unknown(f"user in {out}", user_id, seen)
+
+
+def step_panel(step: Step, titles: Mapping[Id, str]) -> Panel:
+    """One step as a panel."""
+    target = step.candidates[step.target]
+    ranked = [step.candidates[position] for position in step.ranking.order]
+    listing = Text()
+    for place, item in enumerate(ranked, 1):
+        listing.append(f"{place:>3}  {clean(titles[item])}\n", style="bold green" if item == target else "")
+    feedback = step.feedback
+    outcome = Text.assemble(
+        ("The user took ", ""),
+        (clean(titles[target]), "bold green"),
+        (f" and {'liked' if feedback.liked else 'disliked'} it; the agent ", ""),
+        (f"had it at {feedback.rank} of {len(step.candidates)}" if feedback.rank else "had not ranked it", ""),
+        (f", reward {step.reward:+.1f}.", ""),
+    )
+    parts: list[RenderableType] = [listing or plain("(no ranking)"), outcome]
+    if step.ranking.problems:
+        parts.append(Text("The answer had problems: " + "; ".join(map(clean, step.ranking.problems)), style="yellow"))
+    for call in step.calls:
+        thought = "\n".join(part for part in (call.reasoning, call.completion) if part)
+        parts.append(Panel(plain(_shorten(thought)), title=f"the model's answer ({clean(call.kind)})", style="dim"))
+    parts.append(Panel(difference(step.memory_before.profile, step.memory.profile), title="memory after learning"))
+    parts.extend(plain(f"remembers: {event}") for event in step.memory.history[len(step.memory_before.history) :])
+    return Panel(Group(*parts), title=f"user {clean(str(step.user_id))}, turn {step.turn}", title_align="left")
+
+
+def difference(before: str, after: str) -> Text:
+    """`after`, with words that are new in green and words that went struck out in red."""
+    old, new = clean(before).split(), clean(after).split()
+    text = Text()
+    for tag, a, b, c, d in SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
+        if tag in ("delete", "replace"):
+            text.append(" ".join(old[a:b]) + " ", style="red strike")
+        if tag != "delete":
+            text.append(" ".join(new[c:d]) + " ", style="" if tag == "equal" else "green")
+    return text if text.plain.strip() else plain("(empty)")
+
+
+def clean(text: str) -> str:
+    """Text without control and direction characters, so that a model can't write to the terminal."""
+    return _CONTROL.sub("", text)
+
+
+def plain(text: str) -> Text:
+    """Cleaned text that rich doesn't read as markup."""
+    return Text(clean(text))
+
+
+def _shorten(text: str, most: int = 2_000) -> str:
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters in all)"

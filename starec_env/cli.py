@@ -1,0 +1,69 @@
+"""The `starec` command: a table of sub-commands, each imported only when it is called."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from starec_env.errors import StarecError
+
+COMMANDS = {
+    "data": ("starec_env.datasets.commands:data", "List, fetch and check data sets."),
+    "serve": ("starec_agents.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
+    "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
+    "show": ("starec_agents.commands:show", "Print one user's story from a run."),
+    "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
+}
+"""Sub-command -> ("module:function", one line of help)."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name][0].split(":")
+        command = getattr(import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click's own version imports every command for its help line.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="starec")
+def starec() -> None:
+    """Simulate recommender-system users with LLM agents that learn, and evaluate and train those agents.
+
+    Example: starec simulate --dataset ml-latest-small --users 8 --turns 3 --base-url http://localhost:8000/v1
+    --model smollm2 --out runs/first
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line: exit 0 when complete, 130 on Ctrl-C, else another number with a reason on stderr."""
+    try:
+        sys.exit(starec.main(args=args, prog_name="starec", standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except StarecError as error:
+        click.echo(f"starec: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
