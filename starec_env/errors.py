@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from gymnasium.error import InvalidAction
+
 
 class StarecError(Exception):
     """Base of all errors below; the command line prints its text and exits with status 1."""
@@ -18,7 +20,7 @@ class UnknownName(StarecError, KeyError):
     __str__ = Exception.__str__
 
 
-class InvalidRanking(StarecError, ValueError):
+class InvalidRanking(StarecError, ValueError, InvalidAction):
     """Raised when an action isn't a list of distinct candidate positions."""
 
 

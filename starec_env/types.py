@@ -35,7 +35,7 @@ class Item:
 
     id: Id
     title: str
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class User:
     """A user: the id and, where the data set has them, demographics (e.g. gender, age, occupation) as text."""
 
     id: Id
-    demographics: Mapping[str, str] = field(default_factory=dict)
+    demographics: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,15 @@ class History(Sequence[Interaction]):
     def __len__(self) -> int:
         return self._stop - self._first
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and self._place() == other._place()
+
+    def __hash__(self) -> int:
+        return hash(self._place())
+
+    def _place(self) -> tuple[Dataset, int, int, int]:
+        return self._dataset, self._user, self._first, self._stop
+
     @overload
     def __getitem__(self, index: int) -> Interaction: ...
     @overload
@@ -232,6 +241,16 @@ class Candidates(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Candidates)
+            and self._items is other._items
+            and np.array_equal(self.indices, other.indices)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.indices.tobytes())
+
     @overload
     def __getitem__(self, index: int) -> Item: ...
     @overload
@@ -245,7 +264,7 @@ class Candidates(Sequence[Item]):
         return (self._items[index] for index in self.indices.tolist())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Query:
     """All that a ranker may see at a turn: never the target, never the future."""
 
@@ -255,7 +274,7 @@ class Query:
     domain: str = "item"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What the environment and the scorer hold: the query, the candidate position of the truth, and if it was liked."""
 
