@@ -1,0 +1,103 @@
+"""How many requests may be in flight: a first-come-first-served pool whose limit follows what the endpoint bears."""
+
+import asyncio
+from collections import deque
+
+from starec_env.errors import EndpointError
+
+GROWTH = 1 / 8
+"""Share of the limit that a full round of answers adds after the first cut; before it, a round doubles the limit."""
+
+
+class Pool:
+    """Additive increase, multiplicative decrease, as TCP does it: no storm, no fixed cap to guess.
+
+    The limit starts at min(32, most) and doubles with each round of answers until the first sign of congestion (429,
+    503 or a time-out). Each sign halves it, but only once for all the requests that were in flight then: one burst of
+    refusals is one sign. It never grows while it isn't the bottleneck. A pool belongs to one event loop.
+
+    Args:
+        most: The limit's upper bound; 1 is the lower.
+        limit: Where to start, e.g. what an earlier pool had learned.
+    """
+
+    def __init__(self, most: int, limit: float = 32.0) -> None:
+        self.limit = min(float(most), limit)
+        self.in_flight = 0
+        self.answers = 0
+        self._most = most
+        self._cuts = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._paused_until = 0.0
+        self._down_until = 0.0
+        self._down = EndpointError("")
+
+    async def acquire(self) -> int:
+        """Wait for a slot, first come first served; give what `release` returned here back to it.
+
+        Raises:
+            EndpointError: The endpoint was declared down (see `fail`).
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._down_until:
+            raise self._copy_of_down()
+        if not self._waiting and self.in_flight < int(self.limit) and now >= self._paused_until:
+            self.in_flight += 1
+            return self._cuts
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(slot)
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if slot.done() and not slot.cancelled() and slot.exception() is None:
+                self.in_flight -= 1  # the slot was granted just before the cancellation: pass it on
+                self._wake()
+            raise
+        return self._cuts
+
+    def release(self, ticket: int, *, answered: bool = False, congested: bool = False) -> None:
+        """Give a slot back.
+
+        Args:
+            ticket: What `acquire` returned.
+            answered: The request was answered: the limit may grow.
+            congested: The endpoint showed that it is overloaded: the limit is halved.
+        """
+        self.answers += answered
+        if congested and ticket == self._cuts:
+            self.limit = max(1.0, self.limit / 2)
+            self._cuts += 1
+        elif answered and (self._waiting or self.in_flight >= int(self.limit)):
+            self.limit = min(self._most, self.limit + (GROWTH if self._cuts else 1.0))
+        self.in_flight -= 1
+        self._wake()
+
+    def pause(self, seconds: float) -> None:
+        """Start no request for a while: the endpoint said when to come back."""
+        loop = asyncio.get_running_loop()
+        if loop.time() + seconds > self._paused_until:
+            self._paused_until = loop.time() + seconds
+            loop.call_later(seconds, self._wake)
+
+    def fail(self, error: EndpointError, seconds: float) -> None:
+        """Declare the endpoint down: all who wait, and all who come within `seconds`, get the error at once.
+
+        Without this each of a thousand waiting users would spend its own full patience on a dead endpoint.
+        """
+        self._down, self._down_until = error, asyncio.get_running_loop().time() + seconds
+        while self._waiting:
+            slot = self._waiting.popleft()
+            if not slot.done():
+                slot.set_exception(self._copy_of_down())
+
+    def _copy_of_down(self) -> EndpointError:
+        return EndpointError(str(self._down), self._down.kind)  # a raised exception collects its raiser's traceback
+
+    def _wake(self) -> None:
+        if not self._waiting or asyncio.get_running_loop().time() < self._paused_until:
+            return
+        while self._waiting and self.in_flight < int(self.limit):
+            slot = self._waiting.popleft()
+            if not slot.done():
+                self.in_flight += 1
+                slot.set_result(None)
