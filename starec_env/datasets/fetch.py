@@ -1,0 +1,155 @@
+"""Download data sets from their official places into the cache folder, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from starec_env.datasets import NAMES, cache_dir, cached
+from starec_env.errors import DataError, InvalidOption, unknown
+
+_TIMEOUT_S = 30.0
+_CHUNK = 1 << 18
+
+
+class Remote(NamedTuple):
+    """A published file: where it is, and the md5 that is published with it (None where none is)."""
+
+    url: str
+    md5: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+_UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
+_SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+_GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+REMOTES: dict[str, tuple[Remote, ...]] = {
+    "ml-1m": (Remote(f"{_GROUPLENS}/ml-1m.zip", "c4d9eecfca2ab87c1945afe126590906"),),
+    "ml-100k": (Remote(f"{_GROUPLENS}/ml-100k.zip", "0e33842e24a9c977be4e0107933c0723"),),
+    "amazon-cds-2014": (
+        Remote(f"{_SNAP}/meta_CDs_and_Vinyl.json.gz"),
+        Remote(f"{_SNAP}/reviews_CDs_and_Vinyl_5.json.gz"),
+    ),
+    "amazon-cds-2018": (
+        Remote(f"{_UCSD}/amazon_v2/metaFiles2/meta_CDs_and_Vinyl.json.gz"),
+        Remote(f"{_UCSD}/amazon_v2/categoryFilesSmall/CDs_and_Vinyl_5.json.gz"),
+    ),
+    "amazon-cds-2023": (
+        Remote(f"{_UCSD}/amazon_2023/raw/meta_categories/meta_CDs_and_Vinyl.jsonl.gz"),
+        Remote(f"{_UCSD}/amazon_2023/benchmark/5core/rating_only/CDs_and_Vinyl.csv.gz"),
+    ),
+}
+"""Each data set's files: GroupLens's, SNAP's and the McAuley Lab's own servers. Metadata comes first, so that a
+fetch that broke off is never taken for a data set without titles."""
+
+
+def fetch(name: str, *, mirror: str | None = None, report: Callable[[str], None] = print) -> Path:
+    """Put a data set's files into the cache folder, where `load_dataset(name)` finds them.
+
+    A file that is there already stays. A download is written beside its place and renamed only when it is whole:
+    its length is what the server said and its md5 the published one. Where none is published, its sha256 is
+    reported, to compare with another copy.
+
+    Args:
+        name: The data set.
+        mirror: Take the files from this address instead of the official ones' scheme and host.
+        report: Called with a line for each file.
+
+    Returns:
+        What `load_dataset` reads: the zip, or the folder of files.
+
+    Raises:
+        UnknownName: No data set of that name.
+        DataError: It can't be downloaded; the message says what to download by hand and where to put it.
+    """
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    if name not in REMOTES:
+        return cached(name)  # bundled; or a format, which has no files of its own
+    folder = cache_dir() / "datasets" / name
+    for remote in REMOTES[name]:
+        target = folder / remote.file
+        url = remote.url if mirror is None else mirror.rstrip("/") + urlsplit(remote.url).path
+        if target.exists():
+            _check_md5(str(target), hashlib.md5(target.read_bytes(), usedforsecurity=False), remote.md5)
+            report(f"{target}: there already")
+            continue
+        sha256 = download(url, target, remote.md5)
+        checked = "md5 as published" if remote.md5 else f"no checksum is published; sha256 {sha256}"
+        report(f"{target}: {target.stat().st_size:,} bytes, {checked}")
+    return cached(name)
+
+
+def download(url: str, target: Path, md5: str | None = None) -> str:
+    """Download one file, showing progress, and return its sha256 in hex; `target` appears whole or not at all.
+
+    Raises:
+        DataError: The address can't be reached, sends too little or something else than the md5 says, or `target`
+            can't be written.
+        InvalidOption: The address is not http or https.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InvalidOption(f"got the address {url!r}; wanted one that begins with https:// or http://")
+    hashes = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for chunk in _chunks(url, target):
+                    file.write(chunk)
+                    for digest in hashes:
+                        digest.update(chunk)
+            _check_md5(url, hashes[0], md5)
+            os.replace(partial, target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError as fault:
+        raise DataError(f"{target}: can't be written ({fault}): set STAREC_CACHE to another folder") from fault
+    return hashes[1].hexdigest()
+
+
+def _check_md5(what: str, got: Any, published: str | None) -> None:
+    if published is not None and got.hexdigest() != published:
+        raise DataError(
+            f"{what}: has md5 {got.hexdigest()}, published is {published}: it is damaged, or something on the way "
+            "(a login page, a proxy) answered instead: remove it if it was kept, and fetch again"
+        )
+
+
+def _chunks(url: str, target: Path) -> Iterator[bytes]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    by_hand = f"download {url} by hand and put it at {target}, or give its place as path="
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    received = 0
+    try:
+        with (
+            urlopen(Request(url, headers={"User-Agent": "starec"}), timeout=_TIMEOUT_S) as answer,
+            Progress(*columns, console=Console(stderr=True)) as progress,
+        ):
+            length = answer.headers.get("Content-Length")
+            task = progress.add_task(target.name, total=int(length) if length else None)
+            while chunk := answer.read(_CHUNK):
+                received += len(chunk)
+                progress.update(task, advance=len(chunk))
+                yield chunk
+    except URLError as fault:  # an HTTP status too
+        raise DataError(f"{url}: can't be downloaded ({getattr(fault, 'code', fault.reason)}): {by_hand}") from fault
+    except (OSError, ValueError, http.client.HTTPException) as fault:
+        raise DataError(f"{url}: cut off after {received:,} bytes ({fault}): try again, or {by_hand}") from fault
+    if length and received != int(length):
+        raise DataError(f"{url}: cut off after {received:,} of {int(length):,} bytes: try again, or {by_hand}")
