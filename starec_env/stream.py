@@ -1,0 +1,307 @@
+"""A user's interactions as turns: what is asked, among which candidates, and what the answer is worth.
+
+Everything random here is a pure function of (seed, user, turn number), so a turn is the same in any process, at any
+concurrency and after any resume, whoever asks for it: the environments, a population of agents, or a baseline.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.errors import InvalidOption, check_choice
+from starec_env.scoring import LIKED_CUTOFF, position_reward
+from starec_env.types import LIKED_ABOVE, Candidates, Dataset, Feedback, History, Indices, Query, Ranking, Turn
+
+Reward = Callable[[int | None], float]
+"""What a 1-based rank is worth; None means the target was not ranked."""
+
+_Words = NDArray[np.uint64]
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_DENSE_BYTES = 256 * 2**20
+
+
+class Stream:
+    """The turns of every user of a data set.
+
+    A turn is an interaction of the user's sequence (the data set's window) that has at least `min_history` others
+    before it, and that was liked, unless `targets` is "all". The last of them is held out (leave-one-out, paper 5.1.1):
+    only `split="test"` goes on to it. Turns are numbered from 0 in the user's whole stream, whatever part is stepped.
+
+    Args:
+        dataset: Whose interactions to replay.
+        n_candidates: Items to rank at a turn: the true one, and negatives that the user never interacted with.
+        seed: Decides the negatives and where the true item stands among them; any non-negative integer.
+        split: "train" stops before each user's held-out turn; "test" ends with it.
+        targets: "liked" makes turns of liked interactions only (the others still enter the history); "all" of all.
+        turns: Keep only the last so many turns of each user; None keeps all.
+        min_history: Interactions that come before the first turn; an agent starts its memory from them.
+
+    Attributes:
+        users: (users with a turn,) their 0-based indices, ascending.
+        begin: (users,) index into `rows` of each user's first turn.
+        end: (users,) index into `rows` after each user's last turn.
+        rows: (turns,) the row of the data set that each turn asks for.
+
+    Raises:
+        InvalidOption: If an option is out of its range, no user has a turn, or a user has met too much of the
+            catalogue for that many negatives.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        n_candidates: int = 20,
+        seed: int = 0,
+        split: str = "test",
+        targets: str = "liked",
+        turns: int | None = None,
+        min_history: int = 5,
+    ) -> None:
+        check_choice("split", split, ("train", "test"))
+        check_choice("targets", targets, ("liked", "all"))
+        for name, value, least in (
+            ("n_candidates", n_candidates, 2),
+            ("turns", turns, 1),
+            ("min_history", min_history, 0),
+        ):
+            if value is not None and value < least:
+                raise InvalidOption(f"{name} is {value}: it must be at least {least}")
+        self.dataset, self.n_candidates, self.seed = dataset, n_candidates, seed
+        self.seen = _seen(dataset)
+        self.liked = (dataset.ratings > LIKED_ABOVE).view(np.int8)
+        firsts = np.repeat(dataset.starts + min_history, np.diff(dataset.indptr))
+        asked = np.arange(dataset.n_interactions) >= firsts
+        self.rows = np.flatnonzero(asked & self.liked.view(np.bool_) if targets == "liked" else asked)
+        bounds = np.searchsorted(self.rows, dataset.indptr)
+        self._numbered_from = bounds[:-1]
+        self.end = np.maximum(bounds[:-1], bounds[1:] - (split == "train"))
+        self.begin = bounds[:-1] if turns is None else np.maximum(bounds[:-1], self.end - turns)
+        self.users = np.flatnonzero(self.end > self.begin)
+        if not len(self.users):
+            raise InvalidOption(
+                f"no user of {dataset!r} has a turn with split={split!r}, targets={targets!r} and "
+                f"min_history={min_history}: lower min_history, or prepare the data with more interactions a user"
+            )
+        self.seen.check(self.users, n_candidates - 1)
+
+    def turns(self, user: int) -> list[Turn]:
+        """A user's turns in order; empty if the user has none.
+
+        Args:
+            user: 0-based index of the user.
+        """
+        index = np.arange(self.begin[user], self.end[user])
+        if not len(index):
+            return []
+        candidates, places = self.candidates(np.full(len(index), user), index)
+        candidates.flags.writeable = False
+        dataset, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
+        rows = self.rows[index]
+        return [
+            Turn(
+                Query(who, History(dataset, user, first, row), Candidates(dataset.items, shown), dataset.domain),
+                place,
+                liked,
+                number,
+            )
+            for number, (row, shown, place, liked) in enumerate(
+                zip(rows.tolist(), candidates, places.tolist(), (self.liked[rows] == 1).tolist(), strict=True),
+                start=int(self.begin[user] - self._numbered_from[user]),
+            )
+        ]
+
+    def numbers(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of turns in their users' whole streams, from 0; both arguments and the result have shape (n,)."""
+        return index - self._numbered_from[users]
+
+    def candidates(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> tuple[Indices, NDArray[np.int64]]:
+        """What is shown at some turns.
+
+        Args:
+            users: (n,) each turn's user.
+            index: (n,) each turn's index into `rows`.
+
+        Returns:
+            Catalogue indices of the candidates in the order shown, shape (n, n_candidates), and the position among
+            them of the true item, shape (n,), uniform over the positions.
+        """
+        numbers = self.numbers(users, index)
+        shown = np.empty((len(index), self.n_candidates), np.int32)
+        shown[:, :-1] = sample_negatives(self.seed, users, numbers, self.n_candidates - 1, self.seen)
+        places = _draws(_keys(self.seed, users, numbers, purpose=1), 1, self.n_candidates)[:, 0]
+        each = np.arange(len(index))
+        shown[:, -1] = shown[each, places]
+        shown[each, places] = self.dataset.item_indices[self.rows[index]]
+        return shown, places
+
+    def histories(
+        self, users: NDArray[np.int64], stops: NDArray[np.int64], length: int
+    ) -> tuple[Indices, NDArray[np.int8]]:
+        """The last `length` interactions before some rows, oldest first, padded by -1 on the right.
+
+        Args:
+            users: (n,) whose history.
+            stops: (n,) the row of the data set before which each history ends.
+            length: Columns of the result.
+
+        Returns:
+            Catalogue indices, shape (n, length), and 1 where liked, 0 where not, shape (n, length).
+        """
+        firsts = np.maximum(self.dataset.starts[users], stops - length)
+        columns = np.arange(length)
+        at = firsts[:, None] + columns
+        inside = columns < (stops - firsts)[:, None]
+        items = np.where(inside, self.dataset.item_indices.take(at, mode="clip"), np.int32(-1))
+        return items, np.where(inside, self.liked.take(at, mode="clip"), np.int8(-1))
+
+
+def judge(turn: Turn, ranking: Ranking, reward: Reward = position_reward) -> tuple[Feedback, float]:
+    """What the user did at a turn beside what a ranking predicted (paper 4.1.3), and the ranking's reward (4.2.2).
+
+    A target within the first LIKED_CUTOFF places counts as predicted liked. A target that the user disliked earns
+    nothing wherever it was ranked.
+    """
+    return verdict(turn, ranking.rank_of(turn.target), reward)
+
+
+def verdict(turn: Turn, rank: int | None, reward: Reward) -> tuple[Feedback, float]:
+    """`judge`, for a target whose 1-based rank is known; None if it was not ranked."""
+    feedback = Feedback(
+        item_id=turn.target_item.id,
+        rank=rank,
+        predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
+        liked=turn.liked,
+    )
+    return feedback, reward(rank) if turn.liked else 0.0
+
+
+def sample_negatives(
+    seed: int, users: NDArray[np.int64], turns: NDArray[np.int64], n: int, seen: "Seen"
+) -> NDArray[np.int64]:
+    """Draw distinct items that each user never interacted with, uniformly: a pure function of (seed, user, turn).
+
+    Each row has an endless stream of draws from the catalogue, and gets the first n distinct unseen items of it.
+    Draw i is a splitmix64 hash (Steele, Lea, Flood 2014) of (seed, user, turn, i): counter-based like Philox, so a row
+    needs no state and depends on no other row, but a few array operations for all rows at once, where setting up one
+    Philox generator a turn costs 10-20 us.
+
+    Args:
+        seed: Any non-negative integer.
+        users: (rows,) 0-based user indices.
+        turns: (rows,) numbers of the turns in their users' whole streams.
+        n: How many for each row.
+        seen: Which items the users have met.
+
+    Returns:
+        Catalogue indices, shape (rows, n).
+
+    Raises:
+        InvalidOption: If a user has fewer than n unseen items.
+    """
+    seen.check(users, n)
+    keys = _keys(seed, users, turns)
+    chosen = np.empty((len(users), n), np.int64)
+    pending, width = np.arange(len(users)), n + n // 4 + 2
+    while len(pending):
+        draws = _draws(keys[pending], width, seen.n_items)
+        fresh = ~seen.contains(users[pending], draws)
+        _drop_repeats(draws, fresh)
+        count = fresh.cumsum(axis=1, dtype=np.int32)
+        enough = count[:, -1] >= n
+        chosen[pending[enough]] = draws[fresh & (count <= n) & enough[:, None]].reshape(-1, n)
+        pending, width = pending[~enough], 2 * width
+    return chosen
+
+
+def _drop_repeats(draws: NDArray[np.int64], fresh: NDArray[np.bool_]) -> None:
+    ordered = np.sort(draws, axis=1)
+    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    order = np.argsort(draws[rows], axis=1, kind="stable")
+    ordered = ordered[rows]
+    r, c = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+    fresh[rows[r], order[r, c + 1]] = False
+
+
+@lru_cache(maxsize=64)
+def _seed_word(seed: int) -> np.uint64:
+    word: np.uint64 = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return word
+
+
+def _keys(seed: int, users: NDArray[np.int64], turns: NDArray[np.int64], purpose: int = 0) -> _Words:
+    key = _mix(_seed_word(seed) + _GAMMA * users.astype(np.uint64))
+    return _mix(key + _GAMMA * (2 * turns + purpose).astype(np.uint64))
+
+
+def _draws(keys: _Words, width: int, below: int) -> NDArray[np.int64]:
+    # Two draws a word; (x * below) >> 32 is uniform to within below / 2**32.
+    words = _mix(keys[:, None] + _GAMMA * np.arange(1, width // 2 + 2, dtype=np.uint64))
+    halves = words.astype("<u8", copy=False).view("<u4")[:, :width]
+    return ((halves * np.uint64(below)) >> np.uint64(32)).astype(np.int64)
+
+
+def _mix(z: _Words) -> _Words:
+    # splitmix64's finaliser; wraps modulo 2**64.
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+class Seen:
+    """Which items each user ever interacted with, rows outside the user's window included.
+
+    A table of bytes answers fastest; where it would exceed `dense_bytes`, sorted keys answer the same in the memory of
+    the interactions.
+    """
+
+    def __init__(self, dataset: Dataset, dense_bytes: int = _DENSE_BYTES) -> None:
+        self.n_items, self._user_ids = dataset.n_items, dataset.user_ids
+        users = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
+        keys = users * self.n_items + dataset.item_indices
+        self._table: NDArray[np.bool_] | None = None
+        if dataset.n_users * self.n_items <= dense_bytes:
+            self._table = np.zeros(dataset.n_users * self.n_items, np.bool_)
+            self._table[keys] = True
+            met = np.count_nonzero(self._table.reshape(dataset.n_users, -1), axis=1)
+        else:
+            self._keys = np.unique(keys)
+            met = np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
+        self._unseen = self.n_items - met
+
+    def contains(self, users: NDArray[np.int64], items: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each user met the items of its row: (n,) users and (n, k) items give (n, k)."""
+        keys = users[:, None] * self.n_items + items
+        if self._table is not None:
+            met: NDArray[np.bool_] = self._table.take(keys)
+        else:
+            met = np.equal(self._keys.take(np.searchsorted(self._keys, keys), mode="clip"), keys)
+        return met
+
+    def check(self, users: NDArray[np.int64], n: int) -> None:
+        """Raise InvalidOption, naming the user, if one of them has fewer than n items left unseen."""
+        short = self._unseen[users] < n
+        if short.any():
+            user = int(users[short.argmax()])
+            raise InvalidOption(
+                f"user {self._user_ids[user]} never interacted with only {self._unseen[user]} of the "
+                f"{self.n_items:,} items, too few for {n} negatives: lower n_candidates to {self._unseen[user] + 1} "
+                "or less, or leave such users out of the data set"
+            )
+
+
+_SEEN: WeakKeyDictionary[Dataset, Seen] = WeakKeyDictionary()
+
+
+def _seen(dataset: Dataset) -> Seen:
+    # Many environments of one process stand on one data set; its table is made once and goes when the data set goes.
+    if dataset not in _SEEN:
+        _SEEN[dataset] = Seen(dataset)
+    return _SEEN[dataset]
