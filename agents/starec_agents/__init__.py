@@ -1,1 +1,39 @@
-"""."""
+"""LLM user agents: prompts, parsing, graphs, chat models and populations of agents. Names load when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starec_agents import variants as variants
+    from starec_agents.agent import UserAgent as UserAgent
+    from starec_agents.graph import Context as Context
+    from starec_agents.graph import State as State
+    from starec_agents.graph import build_graph as build_graph
+    from starec_agents.llm import LangChainChat as LangChainChat
+    from starec_agents.llm import ScriptedChat as ScriptedChat
+    from starec_agents.openai_chat import OpenAIChat as OpenAIChat
+    from starec_agents.population import arun_population as arun_population
+    from starec_agents.population import run_population as run_population
+    from starec_agents.scripted import scripted_user as scripted_user
+
+_HOMES = {
+    "UserAgent": "agent",
+    "Context": "graph",
+    "State": "graph",
+    "build_graph": "graph",
+    "LangChainChat": "llm",
+    "ScriptedChat": "llm",
+    "OpenAIChat": "openai_chat",
+    "arun_population": "population",
+    "run_population": "population",
+    "scripted_user": "scripted",
+}
+__all__ = [*_HOMES, "variants"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "variants":
+        return import_module("starec_agents.variants")
+    if name in _HOMES:
+        return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""A user agent: a compiled graph, a chat model and a memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from functools import cache, partial
+from typing import Any, TypeVar
+
+from starec_agents.graph import Context, Graph, State
+from starec_agents.llm import ChatModel
+from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY, start_memory
+from starec_agents.variants import reflect_always
+from starec_env.errors import InvalidOption, check_choice
+from starec_env.types import Call, Feedback, Memory, Query, Ranking
+
+_T = TypeVar("_T")
+
+
+class UserAgent:
+    """One user's agent: it ranks by its memory, and learns from what the user then really did (paper 4.1).
+
+    Args:
+        llm: Answers the prompts.
+        graph: A compiled graph over `starec_agents.graph.State`: one of `variants`, or your own; None for
+            `reflect_always()`.
+        answer_format: "paper": numbered titles with explanations after a thought; "compact": candidate labels alone.
+        structured: With "compact", have the server enforce a JSON object of scores.
+        memory: The memory to begin with; None starts one from the first query (`start_memory`).
+        max_history: Interactions shown in prompts.
+        sampling: Goes with every request: temperature, top_p, max_tokens, seed, stop, logprobs.
+
+    Attributes:
+        memory: The memory; None until the first ranking.
+        calls: Requests made for the current turn; `rank` begins anew.
+
+    Raises:
+        InvalidOption: An option is out of its range, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        llm: ChatModel,
+        graph: Graph | None = None,
+        *,
+        answer_format: str = "paper",
+        structured: bool = False,
+        memory: Memory | None = None,
+        max_history: int = MAX_HISTORY,
+        **sampling: Any,
+    ) -> None:
+        check_choice("answer_format", answer_format, ANSWER_FORMATS)
+        if structured and answer_format != "compact":
+            raise InvalidOption("structured=True enforces the compact format: add answer_format='compact'")
+        if max_history < 1:
+            raise InvalidOption(f"max_history={max_history}: at least one interaction must be shown")
+        if graph is not None and not hasattr(graph, "ainvoke"):
+            raise InvalidOption(f"graph is a {type(graph).__name__}: give a compiled graph, graph.compile()")
+        self.graph = reflect_always() if graph is None else graph
+        self.memory = memory
+        self.calls: list[Call] = []
+        self._context = Context(llm, answer_format, structured, max_history, sampling)
+        self._ranked: State | None = None
+
+    @classmethod
+    def factory(cls, llm: ChatModel, **options: Any) -> Callable[[], UserAgent]:
+        """What a population makes its agents with: a function that gives a new agent with these options each time.
+
+        Raises:
+            InvalidOption: As the constructor does, at once.
+        """
+        cls(llm, **options)
+        return partial(cls, llm, **options)
+
+    @property
+    def llm(self) -> ChatModel:
+        """The chat model."""
+        return self._context.llm
+
+    @property
+    def graph_name(self) -> str:
+        """The compiled graph's name."""
+        return str(getattr(self.graph, "name", type(self.graph).__name__))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What makes this agent itself, as JSON types: a run records it, and a resumed run must match it."""
+        context = self._context
+        return {
+            "model": _model_name(context.llm),
+            "graph": self.graph_name,
+            "answer_format": context.answer_format,
+            "structured": context.structured,
+            "max_history": context.max_history,
+            "sampling": dict(context.sampling),
+        }
+
+    async def arank(self, query: Query) -> Ranking:
+        """Rank a query's candidates by the memory (fast thinking).
+
+        Raises:
+            EndpointError: The model gave no usable answer; the memory is as it was.
+            InvalidOption: The graph ended without a ranking.
+        """
+        if self.memory is None:
+            self.memory = start_memory(query)
+        self.calls, self._ranked = [], None
+        state = await self._invoke({"query": query, "memory": self.memory})
+        if not isinstance(state.get("ranking"), Ranking):
+            raise InvalidOption(f"graph {self.graph_name!r} ended without a ranking: set 'ranking' in its state")
+        self._ranked = {"query": query, "ranking": state["ranking"]}
+        return state["ranking"]
+
+    async def alearn(self, feedback: Feedback) -> Memory:
+        """Learn from the feedback on the last ranking (slow thinking), once; returns the new memory.
+
+        Raises:
+            EndpointError: The model gave no usable answer; the memory is as it was, and learning can be tried again.
+            InvalidOption: There is no ranking to learn about, or the feedback is on another query's item.
+        """
+        if self._ranked is None or self.memory is None:
+            raise InvalidOption("learn() was called without a ranking before it: call rank() first, once for each")
+        await self._invoke({**self._ranked, "memory": self.memory, "feedback": feedback})
+        self._ranked = None
+        return self.memory
+
+    def rank(self, query: Query) -> Ranking:
+        """`arank` from synchronous code, in a notebook too."""
+        return _wait(self.arank(query))
+
+    def learn(self, feedback: Feedback) -> Memory:
+        """`alearn` from synchronous code, in a notebook too."""
+        return _wait(self.alearn(feedback))
+
+    async def _invoke(self, state: State) -> State:
+        ended: State = await self.graph.ainvoke(state, context=self._context)  # type: ignore[assignment]
+        self.calls.extend(ended.get("calls", ()))
+        self.memory = ended.get("memory", self.memory)
+        return ended
+
+
+def _model_name(llm: ChatModel) -> str:
+    for holder in (getattr(llm, "endpoint", None), llm, getattr(llm, "model", None)):
+        for attribute in ("model", "model_name"):
+            if isinstance(name := getattr(holder, attribute, None), str):
+                return name
+    return type(llm).__name__
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    # One loop for all synchronous calls: a client's connections belong to the loop they were opened in.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="starec-agents", daemon=True).start()
+    return loop
+
+
+os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork copies the loop, but not its thread
+
+
+def _wait(work: Coroutine[Any, Any, _T]) -> _T:
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

@@ -1,0 +1,138 @@
+"""The agent's two halves as one LangGraph graph: fast thinking before the environment's answer, slow thinking after it.
+
+    START -> fast_rank -> END                                      without feedback in the state
+    START -> compare -> (reflect ->) update_memory -> END          with it
+
+The environment stands between the two. Nothing is checkpointed: a run's record already is the checkpoint.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+
+from starec_agents.llm import ChatModel, Message
+from starec_agents.parsing import parse_profile, parse_ranking
+from starec_agents.prompts import MAX_HISTORY, event_line, rank_messages, ranking_schema, reflect_messages
+from starec_env.types import Call, Feedback, Memory, Query, Ranking
+
+
+class State(TypedDict, total=False):
+    """What the nodes read and write; a graph of your own with these keys drops in."""
+
+    query: Query
+    memory: Memory
+    feedback: Feedback
+    """Present in the slow half only."""
+    ranking: Ranking
+    agrees: bool
+    """Whether the prediction agrees with the feedback."""
+    profile: str | None
+    """What a reflection wrote, for update_memory; None if it wrote nothing usable."""
+    calls: Annotated[tuple[Call, ...], operator.add]
+    """Requests made; a node returns its own alone."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the nodes work with and never change: `runtime.context`."""
+
+    llm: ChatModel
+    answer_format: str = "paper"
+    structured: bool = False
+    max_history: int = MAX_HISTORY
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+Graph = CompiledStateGraph[State, Context, State, State]
+
+
+async def call_model(context: Context, kind: str, messages: Sequence[Message], **sampling: Any) -> Call:
+    """Ask the model, and keep question and answer.
+
+    Args:
+        context: Has the model and the sampling options.
+        kind: What the call is for, e.g. "rank".
+        messages: The prompt.
+        sampling: Options for this call, over those of the context.
+
+    Raises:
+        EndpointError: No usable answer could be had.
+    """
+    answer = await context.llm.complete(messages, **{**context.sampling, **sampling})
+    return Call(
+        kind=kind, messages=tuple(messages), completion=answer.text, **answer.model_dump(exclude={"text", "model"})
+    )
+
+
+async def fast_rank(state: State, runtime: Runtime[Context]) -> State:
+    """Rank the candidates by the memory (4.1.2)."""
+    context, query = runtime.context, state["query"]
+    structured = context.structured and context.answer_format == "compact"
+    messages = rank_messages(query, state["memory"], context.answer_format, structured, context.max_history)
+    schema = {"schema": ranking_schema(len(query.candidates))} if structured else {}
+    call = await call_model(context, "rank", messages, **schema)
+    ranking = parse_ranking(call.completion, query.candidates, context.answer_format)
+    if call.reasoning:
+        ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})
+    return {"ranking": ranking, "calls": (call,)}
+
+
+async def compare(state: State) -> State:
+    """Compare what the ranking predicted with what the user did (4.1.3, behaviour analysis)."""
+    return {"agrees": state["feedback"].agrees}
+
+
+async def reflect(state: State, runtime: Runtime[Context]) -> State:
+    """Have the model rewrite the profile (4.1.3, self-reflection)."""
+    context = runtime.context
+    asked = (state["query"], state["memory"], state["ranking"], state["feedback"])
+    messages = reflect_messages(*asked, context.answer_format, context.max_history)
+    call = await call_model(context, "reflect", messages)
+    return {"profile": parse_profile(call.completion), "calls": (call,)}
+
+
+async def update_memory(state: State) -> State:
+    """Put the new profile, if there is one, and the turn's line into the memory (4.1.3, last sentence)."""
+    event = event_line(state["query"], state["feedback"])
+    return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
+
+
+def _half(state: State) -> str:
+    return "fast_rank" if state.get("feedback") is None else "compare"
+
+
+def _unless_agreed(state: State) -> str:
+    return "update_memory" if state["agrees"] else "reflect"
+
+
+def build_graph(name: str = "reflect-always", reflects: Literal["always", "on mismatch", "never"] = "always") -> Graph:
+    """Build and compile the graph.
+
+    Args:
+        name: Is recorded with each run.
+        reflects: When the model is asked to rewrite the profile.
+    """
+    graph = StateGraph(State, context_schema=Context)
+    graph.add_node(fast_rank)
+    graph.add_node(compare)
+    graph.add_node(update_memory)
+    graph.add_conditional_edges(START, _half, ["fast_rank", "compare"])
+    if reflects == "never":
+        graph.add_edge("compare", "update_memory")
+    else:
+        graph.add_node(reflect)
+        graph.add_edge("reflect", "update_memory")
+        if reflects == "always":
+            graph.add_edge("compare", "reflect")
+        else:
+            graph.add_conditional_edges("compare", _unless_agreed, ["reflect", "update_memory"])
+    graph.add_edge("update_memory", END)
+    graph.add_edge("fast_rank", END)
+    return graph.compile(name=name)
