@@ -23,7 +23,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from starec_env.datasets.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
-from starec_env.datasets.files import bad_line, byte_lines
+from starec_env.datasets.files import bad_line, byte_lines, moment
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
@@ -88,18 +88,18 @@ def _reviews(files: list[Path], counts: Counter[str]) -> Rows:
     users: list[Id] = []
     items: list[Id] = []
     ratings: list[float] = []
-    times: list[int] = []
+    times: list[float] = []
     for file in files:
         read = _csv_rows if ".csv" in file.name else _json_rows
         for number, row in read(file, _REVIEW):
             user, item, rating, time = (_first(row, keys) for keys in (_USER, _ITEM, _RATING, _TIME))
             try:
                 if user is None or item is None or rating is None or time is None:
-                    counts["reviews without a user, item, rating or time left out"] += 1
+                    counts["reviews without a user, item, rating or time, left out"] += 1
                 elif not 0 <= float(rating) <= 5:
-                    counts["reviews with a rating outside 0 to 5 left out"] += 1
+                    counts["reviews with a rating outside 0 to 5, left out"] += 1
                 else:
-                    times.append(int(time))
+                    times.append(moment(time))
                     users.append(str(user))
                     items.append(str(item))
                     ratings.append(float(rating))
@@ -107,7 +107,7 @@ def _reviews(files: list[Path], counts: Counter[str]) -> Rows:
                 raise bad_line(str(file), number, dict(row), _REVIEW) from None
     if not ratings:
         raise DataError(f"{files[0]}: the file holds no reviews; wanted on each line {_REVIEW}")
-    return Rows(users, items, np.array(ratings), np.array(times, dtype=np.int64))
+    return Rows(users, items, np.array(ratings), np.array(times))
 
 
 def _metadata(file: Path, wanted: set[Id], maker: str, counts: Counter[str]) -> dict[Id, Item]:
@@ -115,12 +115,12 @@ def _metadata(file: Path, wanted: set[Id], maker: str, counts: Counter[str]) -> 
     for _, row in _json_rows(file, "an object with asin or parent_asin, and title"):
         item_id = _first(row, _ITEM)
         if item_id not in wanted:
-            counts["rows of the metadata left out: nobody in the reviews met the item"] += 1
+            counts["metadata of items without a review, left out"] += 1
             continue
         raw = row.get("title") if isinstance(row.get("title"), str) else ""
         title = clean_title(raw or "", counts)
         repeated = add_item(catalogue, Item(item_id, title, _attributes(row, maker)))
-        counts["rows of the metadata repeat an id: the first is kept"] += repeated
+        counts["metadata that repeat an id, the first kept"] += repeated
     return catalogue
 
 

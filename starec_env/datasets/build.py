@@ -194,7 +194,7 @@ def clean_title(raw: str, counts: Counter[str]) -> str:
     """A scraped title as plain text, empty where it holds nothing but markup; what was done is counted."""
     title = clean_text(raw)
     if raw.strip() and not title:
-        counts["titles that are nothing but page markup taken as none"] += 1
+        counts["titles that are nothing but page markup, taken as none"] += 1
     elif title != raw.strip():
         counts["titles cleaned of HTML entities, markup or spaces"] += 1
     return title
@@ -209,8 +209,8 @@ def guess_domain(*texts: str) -> str:
 
 
 def count_notes(counts: Mapping[str, int]) -> list[str]:
-    """Notes from counters, e.g. {"reviews without a rating left out": 3}; those at zero say nothing."""
-    return [f"{n:,} {what}" for what, n in counts.items() if n]
+    """Notes from counters, e.g. "reviews without a rating, left out: 3"; those at zero say nothing."""
+    return [f"{what}: {n:,}" for what, n in counts.items() if n]
 
 
 def counted(n: int, noun: str) -> str:

@@ -7,10 +7,15 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from starec_env.errors import DataError
 
+LATEST = 1e15
+"""Times since 1970, in seconds or milliseconds, are below this."""
+_LONGEST_LINE = 1 << 26
 _MOST_BYTES = 2 << 30
 _MOST_RATIO = 200  # text deflates 4 to 10 times; a zip bomb a thousand times
 
@@ -148,6 +153,13 @@ def bad_line(where: str, number: int, got: object, wanted: str) -> DataError:
     return DataError(f"{where}, line {number}: got {shown!r}, wanted {wanted}: mend or remove the line")
 
 
+def moment(value: Any) -> float:
+    """A time since 1970 as a number; raises ValueError or OverflowError where it is none."""
+    if not abs(number := float(value)) < LATEST:
+        raise ValueError(value)
+    return number
+
+
 def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (1-based line number, line) of each line that isn't blank of a plain or gzipped file, told by its bytes.
 
@@ -158,7 +170,8 @@ def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             packed = file.peek(2)[:2] == b"\x1f\x8b"
-            for number, line in enumerate(gzip.open(file) if packed else file, 1):
+            stream = gzip.open(file) if packed else file
+            for number, line in enumerate(iter(partial(stream.readline, _LONGEST_LINE), b""), 1):
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as fault:

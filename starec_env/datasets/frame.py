@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.datasets.build import Rows, build
+from starec_env.datasets.files import LATEST
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
@@ -99,39 +101,48 @@ def _columns(frame: Any, wanted: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def _ids(column: NDArray[Any], name: str) -> NDArray[Any]:
-    if column.dtype.kind in "iuU":
+    if column.dtype.kind in "iuU" or not len(column):
         return column
-    values = column.tolist()
-    kinds = {type(value) for value in values}
-    if kinds <= {int}:
-        return np.array(values, dtype=np.int64)
-    row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
-    if row is not None:
-        raise DataError(f"column {name!r}, row {row}: got {values[row]!r}; wanted ids, all ints or all strings")
-    return np.array(values, dtype=object)
+    if column.dtype.kind == "f":  # whole numbers, unless some are missing
+        fine = np.isfinite(column) & (column == np.floor(column))
+        numbers = column.astype(np.int64) if fine.all() else column
+    else:
+        kind = Integral if isinstance(column[0], Integral) else str
+        fine = np.array([isinstance(value, kind) for value in column])
+        numbers = column.astype(np.int64) if fine.all() and kind is Integral else column
+    if not fine.all():
+        row = int(np.argmin(fine))
+        raise DataError(
+            f"column {name!r}, row {row}: got {column.tolist()[row]!r}; wanted ids, all ints or all strings"
+        )
+    return numbers
 
 
-def _finite(column: NDArray[Any], name: str) -> NDArray[Any]:
+def _finite(column: NDArray[Any], name: str, limit: float = np.inf) -> NDArray[Any]:
     try:
         numbers = column.astype(np.float64)
     except (TypeError, ValueError) as fault:
         raise DataError(f"column {name!r}: got {column.dtype} values; wanted numbers ({fault})") from fault
-    if not (fine := np.isfinite(numbers)).all():
+    if not (fine := np.abs(numbers) < limit).all():
         row = int(np.argmin(fine))
-        raise DataError(f"column {name!r}, row {row}: got {column[row]!r}; wanted a number: drop or fill such rows")
+        raise DataError(
+            f"column {name!r}, row {row}: got {column.tolist()[row]!r}; wanted a number: mend or drop such rows"
+        )
     return numbers
 
 
 def _times(column: NDArray[Any], name: str) -> NDArray[Any]:
-    if column.dtype.kind not in "iuf":
-        try:
-            column = column.astype("datetime64[s]")
-        except (TypeError, ValueError) as fault:
-            raise DataError(f"column {name!r}: wanted seconds since 1970 or datetimes ({fault})") from fault
-        if np.isnat(column).any():
-            raise DataError(f"column {name!r}, row {int(np.argmax(np.isnat(column)))}: no time: drop or fill such rows")
-        return column.astype(np.int64)
-    return _finite(column, name)
+    if column.dtype.kind in "iuf":
+        return _finite(column, name, LATEST)
+    zoned = [getattr(value, "tzinfo", None) is not None for value in column]
+    if any(zoned):  # such datetimes come as objects; all others are in universal time
+        seconds = [value.timestamp() if zone else np.nan for value, zone in zip(column, zoned, strict=True)]
+        return _finite(np.array(seconds), name, LATEST)
+    try:
+        times = column.astype("datetime64[s]")
+    except (TypeError, ValueError) as fault:
+        raise DataError(f"column {name!r}: wanted seconds since 1970 or datetimes ({fault})") from fault
+    return _finite(np.where(np.isnat(times), np.nan, times.astype(np.int64)), name, LATEST)
 
 
 def _described(frame: Any, key: str) -> dict[Id, dict[str, str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from starec_env.datasets.build import Rows, add_item, build, count_notes, movie
-from starec_env.datasets.files import bad_line, decode, fields, read_members
+from starec_env.datasets.files import LATEST, bad_line, decode, fields, read_members
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
@@ -148,8 +148,10 @@ def _ratings(raw: bytes, where: str, separator: str, wanted: str, header: bool =
         )
     except ValueError as fault:
         raise _first_bad_line(raw, where, separator, wanted, header) or DataError(f"{where}: {fault}") from fault
-    if not ((table["rating"] >= 0.5) & (table["rating"] <= 5)).all():
-        raise _first_bad_line(raw, where, separator, wanted, header) or DataError(f"{where}: a rating isn't 0.5 to 5")
+    if not ((table["rating"] >= 0.5) & (table["rating"] <= 5) & (np.abs(table["time"]) < LATEST)).all():
+        raise _first_bad_line(raw, where, separator, wanted, header) or DataError(
+            f"{where}: a rating or time is out of its range"
+        )
     return Rows(table["user"], table["item"], table["rating"], table["time"])
 
 
@@ -159,7 +161,11 @@ def _first_bad_line(raw: bytes, where: str, separator: str, wanted: str, header:
             if header and number == 1:
                 continue
             try:
-                fine = 0.5 <= float(rating) <= 5 and max(abs(int(n)) for n in (user, item, time)) < 2**63
+                fine = (
+                    0.5 <= float(rating) <= 5
+                    and max(abs(int(n)) for n in (user, item)) < 2**63
+                    and abs(int(time)) < LATEST
+                )
             except ValueError:
                 fine = False
             if not fine:
@@ -188,4 +194,4 @@ def _int(text: str, where: str, number: int) -> int:
 
 
 def _repeated(n: int) -> list[str]:
-    return count_notes({"catalogue rows repeat an id: the first is kept": n})
+    return count_notes({"catalogue rows that repeat an id, the first kept": n})

@@ -11,6 +11,7 @@ Zhao et al. 2021. RecBole. doi 10.1145/3459637.3482016
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from starec_env.datasets.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
-from starec_env.datasets.files import bad_line, decode, fields
+from starec_env.datasets.files import bad_line, decode, fields, moment
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
@@ -49,7 +50,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None) -> Dataset:
     people = _beside(interactions[0], base, ".user")
     demographics = _people(people) if people else None
     ids: list[Id] = [*rows.users, *rows.items, *catalogue, *(demographics or {})]
-    if all(isinstance(i, str) and i.isascii() and i.isdecimal() and str(int(i)) == i for i in ids):
+    if all(isinstance(i, str) and re.fullmatch("0|[1-9][0-9]{0,17}", i) for i in ids):
         rows.users, rows.items = (np.array(list(map(int, column))) for column in (rows.users, rows.items))
         catalogue = {int(i): Item(int(i), item.title, item.attributes) for i, item in catalogue.items()}
         demographics = {int(i): words for i, words in demographics.items()} if demographics is not None else None
@@ -113,8 +114,8 @@ def _interactions(files: list[Path], notes: list[str]) -> Rows:
             try:
                 users.append(row["user_id"])
                 items.append(row["item_id"])
-                ratings.append(_finite(row.get("rating", LIKED)))
-                times.append(_finite(row.get("timestamp", len(times))))
+                ratings.append(moment(row.get("rating", LIKED)))
+                times.append(moment(row.get("timestamp", len(times))))
             except ValueError:
                 raise bad_line(str(file), number, row, "numbers as rating and timestamp") from None
     if not users and not sequences:
@@ -139,13 +140,6 @@ def _extend(sequences: dict[str, list[str]], row: dict[str, str], file: Path, nu
         raise bad_line(str(file), number, row, f"a history that continues the rows before of user {row['user_id']}")
 
 
-def _finite(text: str | float) -> float:
-    number = float(text)
-    if not np.isfinite(number):
-        raise ValueError(text)
-    return number
-
-
 def _items(file: Path, notes: list[str]) -> dict[Id, Item]:
     catalogue: dict[Id, Item] = {}
     counts: Counter[str] = Counter()
@@ -155,7 +149,7 @@ def _items(file: Path, notes: list[str]) -> dict[Id, Item]:
         named = next((field for field in row if field == "title" or field.endswith("_title")), None)
         title = clean_title(row.pop(named), counts) if named else ""
         attributes = {("year" if f == "release_year" else f): clean_text(v) for f, v in row.items() if v}
-        counts["catalogue rows repeat an id: the first is kept"] += add_item(
+        counts["catalogue rows that repeat an id, the first kept"] += add_item(
             catalogue, Item(item_id, title, attributes)
         )
     notes += count_notes(counts)

@@ -1,0 +1,113 @@
+"""RecBole's atomic files: rows and sequences, whole and split."""
+
+from pathlib import Path
+
+import pytest
+from support import shared_data
+
+from starec_env import load_dataset
+from starec_env.errors import DataError
+
+INTER = (
+    "user_id:token\titem_id:token\trating:float\ttimestamp:float\n2\t10\t3\t9.78e8\n1\t20\t5\t978300761\n1\t10\t4\t5\n"
+)
+ITEM = (
+    "item_id:token\tmovie_title:token_seq\trelease_year:token\tgenre:token_seq\n"
+    "10\tToy Story\t1995\tComedy\n20\tUp\t\tDrama\n"
+)
+
+
+def written(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_rows_items_and_users_are_read(tmp_path: Path) -> None:
+    users = "user_id:token\tage:token\n1\t25\n2\t\n"
+    dataset = load_dataset("recbole", written(tmp_path, x__inter=INTER, x__item=ITEM, x__user=users))
+    assert dataset.user_ids.tolist() == [1, 2]
+    assert dataset.timestamps.tolist() == [5, 978300761, 978000000]
+    assert dataset.items[0].title == "Toy Story"
+    assert dataset.items[0].attributes == {"year": "1995", "genre": "Comedy"}
+    assert dataset.user(0).demographics == {"age": "25"}
+
+
+def test_ids_that_are_not_all_plain_numbers_stay_text(tmp_path: Path) -> None:
+    dataset = load_dataset("recbole", written(tmp_path, x__inter=INTER.replace("2\t10", "007\t10"), x__item=ITEM))
+    assert dataset.user_ids.tolist() == ["007", "1"]
+    assert dataset.items[0].id == "10"
+
+
+@pytest.mark.parametrize("edition", ["agentcf-dense", "agentcf-sparse"])
+def test_real_sequences_are_joined_from_their_three_splits(edition: str) -> None:
+    folder = shared_data("amazon-cds", edition)
+    dataset = load_dataset("recbole", folder)
+    assert (dataset.n_users, dataset.n_items, dataset.n_interactions) == (100, 64_031, 800)
+    assert dataset.domain == "music"
+    (test,) = folder.glob("*.test.inter")
+    for line in test.read_text().splitlines()[1:]:
+        user, past, last = line.split("\t")
+        index = dataset.user_index(int(user))
+        rows = dataset.item_indices[dataset.indptr[index] : dataset.indptr[index + 1]]
+        assert [dataset.items[i].id for i in rows] == [int(i) for i in (*past.split(), last)]
+    assert dataset.items[5].title == "Andy & His Grandmother"
+    assert "no ratings: every interaction counts as liked (rating 5)" in dataset.notes
+
+
+def test_sequences_cut_to_their_last_items_are_joined(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    written(tmp_path, x__train__inter=header + "u\ta b\tc\nu\tb c\td\n", x__test__inter=header + "u\tc d\te\n")
+    dataset = load_dataset("recbole", tmp_path)
+    assert [dataset.items[i].id for i in dataset.item_indices] == list("abcde")
+
+
+def test_a_sequence_that_contradicts_the_rows_before_is_an_error(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    with pytest.raises(DataError, match=r"x\.inter, line 3"):
+        load_dataset("recbole", written(tmp_path, x__inter=header + "u\ta b\tc\nu\tz b\td\n"))
+
+
+def test_split_rows_are_joined_in_order_and_several_sets_need_a_choice(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id:token\n"
+    written(
+        tmp_path, x__test__inter=header + "u\tc\n", x__train__inter=header + "u\ta\n", x__valid__inter=header + "u\tb\n"
+    )
+    written(tmp_path, y__inter=header + "u\tz\n")
+    with pytest.raises(DataError, match="several data sets"):
+        load_dataset("recbole", tmp_path)
+    dataset = load_dataset("recbole", tmp_path / "x.train.inter")
+    assert [dataset.items[i].id for i in dataset.item_indices] == list("abc")
+    assert "no timestamps: the order in the file is the time" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("inter", "where"),
+    [
+        ("user_id\titem_id\n1\t2\n", "line 1"),
+        ("user_id:token\titem_id:number\n1\t2\n", "line 1"),
+        ("user_id:token\tproduct:token\n1\t2\n", "line 2"),
+        (INTER + "1\t20\n", "line 5"),
+        (INTER + "1\t\t3\t4\n", "line 5"),
+        (INTER + "1\t20\tgood\t4\n", "line 5"),
+        (INTER + "1\t20\t5\t1e300\n", "line 5"),
+        (INTER + "1\t20\tinf\t4\n", "line 5"),
+        ("user_id:token\titem_id:token\n", "only its header"),
+        ("", "empty"),
+    ],
+)
+def test_malformed_interactions_are_errors_that_name_file_and_line(tmp_path: Path, inter: str, where: str) -> None:
+    with pytest.raises(DataError, match=rf"x\.inter.*{where}"):
+        load_dataset("recbole", written(tmp_path, x__inter=inter))
+
+
+def test_a_wrong_encoding_is_an_error_with_its_line(tmp_path: Path) -> None:
+    written(tmp_path, x__inter=INTER)
+    (tmp_path / "x.item").write_bytes(ITEM.encode() + "30\tAmélie\t2001\tComedy\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"x\.item, line 4"):
+        load_dataset("recbole", tmp_path)
+
+
+def test_a_folder_without_interactions_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \.inter file"):
+        load_dataset("recbole", tmp_path)
