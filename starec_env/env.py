@@ -3,7 +3,7 @@
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,7 @@ from starec_env.errors import InvalidOption, check_choice, unknown
 from starec_env.scoring import position_reward
 from starec_env.spaces import Rankings, check_ranking
 from starec_env.stream import Reward, Stream, verdict
-from starec_env.types import Dataset, Feedback, Id, Query, Turn
+from starec_env.types import Dataset, Feedback, Id, Indices, Query, Turn
 
 Observation = dict[str, Any]
 
@@ -124,10 +124,10 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         self.action_space = Rankings(n_candidates)
         self.render_mode = render_mode
         self._reward = reward
+        self._n = n_candidates
         self._order: NDArray[np.int64] | None = None
-        self._visited = 0
-        self._turns: list[Turn] = []
-        self._at = 0
+        self._ahead: list[_Episode] = []
+        self._episode: _Episode | None = None
         self._last: tuple[Feedback, float] | None = None
 
     def reset(
@@ -144,9 +144,11 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed = seed
-            self._order, self._visited = self.np_random.permutation(self.stream.users), 0
-        self._begin(self._next_user(options or {}))
-        return self._answer()
+            self._order = self.np_random.permutation(self.stream.users)
+            self._ahead, self._visited, self._stride = [], 0, 1
+        self._episode = self._next_episode(options or {})
+        self._at, self._last = 0, None
+        return self._answer(self._episode)
 
     def step(
         self, action: NDArray[np.int64] | list[int] | tuple[int, ...]
@@ -157,70 +159,84 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             InvalidRanking: If the action isn't a ranking; the turn still stands.
             gymnasium.error.ResetNeeded: If the stream has ended, or none was begun.
         """
-        if self._at >= len(self._turns):
+        if self._episode is None or self._at >= len(self._episode.turns):
             raise ResetNeeded(
                 "there is no turn to answer, as the user's stream has ended or none was begun: call reset()"
             )
-        order = check_ranking(action, self.stream.n_candidates)
-        turn = self._turns[self._at]
+        episode, turn = self._episode, self._episode.turns[self._at]
+        order = check_ranking(action, self._n)
         rank = order.index(turn.target) + 1 if turn.target in order else None
         self._last = verdict(turn, rank, self._reward)
         self._at += 1
-        observation, info = self._answer()
-        return observation, self._last[1], self._at == len(self._turns), False, info
+        observation, info = self._answer(episode)
+        return observation, self._last[1], self._at == len(episode.turns), False, info
 
     def render(self) -> str | None:
         """The turn as text a person can read: returned in mode "ansi", printed in mode "human"."""
         if self.render_mode is None:
             gymnasium.logger.warn('nothing to render: make the environment with render_mode="ansi" or "human"')
             return None
-        if not self._turns:
+        if self._episode is None:
             raise ResetNeeded("there is no turn to render: call reset() first")
-        query = self._turns[self._at].query if self._at < len(self._turns) else None
-        text = describe(self.dataset, int(self._user), self._first_number + self._at, query, self._last)
+        user, turns = int(self._episode.user), self._episode.turns
+        query = turns[self._at].query if self._at < len(turns) else None
+        text = describe(self.dataset, user, turns[0].number + self._at, query, self._last)
         if self.render_mode == "ansi":
             return text
         print(text)
         return None
 
-    def _next_user(self, options: dict[str, Any]) -> int:
+    def _next_episode(self, options: dict[str, Any]) -> "_Episode":
         for option in options:
             if option != "user_id":
                 raise unknown("reset option", option, ["user_id"])
         if "user_id" in options:
-            return user_with_turns(self.stream, options["user_id"])
-        assert self._order is not None
-        self._visited += 1
-        return int(self._order[(self._visited - 1) % len(self._order)])
+            return _lay_out(self.stream, np.array([user_with_turns(self.stream, options["user_id"])]), self._width)[0]
+        if not self._ahead:
+            # More users at once the more are asked for, as laying out many costs little more than laying out one.
+            assert self._order is not None
+            users = self._order.take(np.arange(self._visited, self._visited + self._stride), mode="wrap")
+            self._ahead = _lay_out(self.stream, users, self._width)[::-1]
+            self._visited, self._stride = self._visited + self._stride, min(16, 2 * self._stride)
+        return self._ahead.pop()
 
-    def _begin(self, user: int) -> None:
-        # The whole episode is laid out at once; each step hands out rows that nobody else holds.
-        stream, turns = self.stream, self.stream.turns(user)
-        rows = stream.rows[stream.begin[user] : stream.end[user]]
-        stops = np.append(rows, rows[-1] + 1)
-        self._histories, self._liked = stream.histories(np.full(len(stops), user), stops, self._width)
-        self._candidates = np.full((len(stops), stream.n_candidates), -1, np.int32)
-        self._candidates[:-1] = [turn.query.candidates.indices for turn in turns]
-        self._turns, self._at, self._last = turns, 0, None
-        self._user, self._user_id, self._first_number = np.int64(user), turns[0].query.user.id, turns[0].number
-
-    def _answer(self) -> tuple[Observation, dict[str, Any]]:
-        at, turns = self._at, self._turns
+    def _answer(self, episode: "_Episode") -> tuple[Observation, dict[str, Any]]:
+        at = self._at
+        turn = episode.turns[at] if at < len(episode.turns) else None
         observation = {
-            "user": self._user,
-            "history": self._histories[at],
-            "feedback": self._liked[at],
-            "candidates": self._candidates[at],
+            "user": episode.user,
+            "history": episode.histories[at].copy(),
+            "feedback": episode.liked[at].copy(),
+            "candidates": turn.query.candidates.indices.copy() if turn else np.full(self._n, -1, np.int32),
         }
         info = {
-            "query": turns[at].query if at < len(turns) else None,
+            "query": turn.query if turn else None,
             "feedback": self._last[0] if self._last else None,
-            "turn": self._first_number + at,
-            "user_id": self._user_id,
+            "turn": episode.turns[0].number + at,
+            "user_id": episode.turns[0].query.user.id,
         }
         if self.render_mode == "human":
             self.render()
         return observation, info
+
+
+class _Episode(NamedTuple):
+    user: np.int64
+    turns: list[Turn]
+    histories: Indices
+    """(turns + 1, width), as are the likes: the last is what stands when the stream has ended."""
+    liked: NDArray[np.int8]
+
+
+def _lay_out(stream: Stream, users: NDArray[np.int64], width: int) -> list[_Episode]:
+    turns = stream.turns_of(users)
+    lengths = [len(mine) + 1 for mine in turns]
+    bounds = np.cumsum(lengths)
+    index = np.arange(bounds[-1]) + np.repeat(stream.end[users] + 1 - bounds, lengths)
+    ended = np.repeat(stream.end[users], lengths) == index
+    histories, liked = stream.histories(np.repeat(users, lengths), stream.rows[index - ended] + ended, width)
+    cuts = bounds[:-1]
+    return [*map(_Episode, users, turns, np.split(histories, cuts), np.split(liked, cuts))]
 
 
 def open_dataset(dataset: Dataset | str, data_dir: str | Path | None) -> Dataset:

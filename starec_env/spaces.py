@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -96,9 +97,14 @@ def check_ranking(action: Any, n: int) -> list[int]:
         if len({*order}) != len(order):
             again = next(p for i, p in enumerate(order) if p in order[:i])
             raise _invalid(action, n, f"position {again} is in it more than once")
-        if min(order) < 0 or max(order) >= n:
+        if not _all_positions(n).issuperset(order):
             raise _invalid(action, n, f"there is no position {next(p for p in order if not 0 <= p < n)}")
     return order
+
+
+@lru_cache(maxsize=16)
+def _all_positions(n: int) -> frozenset[int]:
+    return frozenset(range(n))
 
 
 def ranks_of(actions: Any, n: int, rows: int, ignore: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -123,12 +129,13 @@ def ranks_of(actions: Any, n: int, rows: int, ignore: NDArray[np.bool_] | None =
         raise InvalidRanking(f"got an array of shape {actions.shape} and type {actions.dtype}; wanted {wanted}")
     if ignore is not None and ignore.any():
         actions = np.where(ignore[:, None], -1, actions)
-    ranks = np.zeros((rows, n + 1), np.int64)
     ranked = actions >= 0
     if actions.size and (actions.max() >= n or actions.min() < -1 or (ranked[:, 1:] & ~ranked[:, :-1]).any()):
         raise _first_fault(actions, n)
-    # Padding, -1, lands in the last column.
-    np.put_along_axis(ranks, actions, np.arange(1, actions.shape[1] + 1)[None], axis=1)
+    # Padding, -1, lands in the last column of the row before.
+    flat = np.zeros(rows * (n + 1), np.int64)
+    flat[np.arange(0, len(flat), n + 1)[:, None] + actions] = np.arange(1, actions.shape[1] + 1)
+    ranks = flat.reshape(rows, n + 1)
     if np.count_nonzero(ranks[:, :n]) != np.count_nonzero(ranked):
         raise _first_fault(actions, n)
     return ranks

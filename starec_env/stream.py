@@ -4,8 +4,9 @@ Everything random here is a pure function of (seed, user, turn number), so a tur
 concurrency and after any resume, whoever asks for it: the environments, a population of agents, or a baseline.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,8 +21,7 @@ Reward = Callable[[int | None], float]
 """What a 1-based rank is worth; None means the target was not ranked."""
 
 _Words = NDArray[np.uint64]
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_DENSE_BYTES = 256 * 2**20
+_GAMMA, _DELTA = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
 
 
 class Stream:
@@ -95,24 +95,34 @@ class Stream:
         Args:
             user: 0-based index of the user.
         """
-        index = np.arange(self.begin[user], self.end[user])
-        if not len(index):
-            return []
-        candidates, places = self.candidates(np.full(len(index), user), index)
-        candidates.flags.writeable = False
-        dataset, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
+        return self.turns_of(np.array([user]))[0]
+
+    def turns_of(self, users: NDArray[np.int64]) -> list[list[Turn]]:
+        """Several users' turns; one call for many is faster than many calls.
+
+        Args:
+            users: (n,) 0-based indices.
+        """
+        lengths = self.end[users] - self.begin[users]
+        who, stops = np.repeat(users, lengths), np.cumsum(lengths)
+        index = np.arange(len(who)) + np.repeat(self.end[users] - stops, lengths)
+        shown, places = self.candidates(who, index)
+        shown.flags.writeable = False
         rows = self.rows[index]
+        liked, numbers = self.liked[rows].view(np.bool_), self.numbers(who, index)
+        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), strict=True)
+        return [self._turns(*each, columns) for each in zip(users.tolist(), lengths.tolist(), strict=True)]
+
+    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int]]) -> list[Turn]:
+        data, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
         return [
             Turn(
-                Query(who, History(dataset, user, first, row), Candidates(dataset.items, shown), dataset.domain),
-                place,
+                Query(who, History(data, user, first, row), Candidates(data.items, shown), data.domain),
+                at,
                 liked,
                 number,
             )
-            for number, (row, shown, place, liked) in enumerate(
-                zip(rows.tolist(), candidates, places.tolist(), (self.liked[rows] == 1).tolist(), strict=True),
-                start=int(self.begin[user] - self._numbered_from[user]),
-            )
+            for row, shown, at, liked, number in islice(columns, n)
         ]
 
     def numbers(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -132,8 +142,9 @@ class Stream:
         """
         numbers = self.numbers(users, index)
         shown = np.empty((len(index), self.n_candidates), np.int32)
-        shown[:, :-1] = sample_negatives(self.seed, users, numbers, self.n_candidates - 1, self.seen)
-        places = _draws(_keys(self.seed, users, numbers, purpose=1), 1, self.n_candidates)[:, 0]
+        keys = _keys(self.seed, users, numbers)
+        shown[:, :-1] = _negatives(keys, users, self.n_candidates - 1, self.seen)
+        places = _below(keys >> np.uint64(32), self.n_candidates)
         each = np.arange(len(index))
         shown[:, -1] = shown[each, places]
         shown[each, places] = self.dataset.item_indices[self.rows[index]]
@@ -155,9 +166,11 @@ class Stream:
         firsts = np.maximum(self.dataset.starts[users], stops - length)
         columns = np.arange(length)
         at = firsts[:, None] + columns
-        inside = columns < (stops - firsts)[:, None]
-        items = np.where(inside, self.dataset.item_indices.take(at, mode="clip"), np.int32(-1))
-        return items, np.where(inside, self.liked.take(at, mode="clip"), np.int8(-1))
+        outside = columns >= (stops - firsts)[:, None]
+        items, liked = self.dataset.item_indices.take(at, mode="clip"), self.liked.take(at, mode="clip")
+        np.copyto(items, -1, where=outside)
+        np.copyto(liked, -1, where=outside)
+        return items, liked
 
 
 def judge(turn: Turn, ranking: Ranking, reward: Reward = position_reward) -> tuple[Feedback, float]:
@@ -204,23 +217,32 @@ def sample_negatives(
         InvalidOption: If a user has fewer than n unseen items.
     """
     seen.check(users, n)
-    keys = _keys(seed, users, turns)
+    return _negatives(_keys(seed, users, turns), users, n, seen)
+
+
+def _negatives(
+    keys: _Words, users: NDArray[np.int64], n: int, seen: "Seen", width: int | None = None
+) -> NDArray[np.int64]:
+    # How many draws are looked at, the width, doesn't change which are chosen.
+    width = width or n + n // 4 + 2
+    draws = _draws(keys, width, seen.n_items)
+    fresh = ~seen.contains(users, draws)
+    _drop_repeats(draws, fresh)
+    count = fresh.cumsum(axis=1, dtype=np.int32)
+    wanted, enough = fresh & (count <= n), count[:, -1] >= n
+    if enough.all():
+        return draws[wanted].reshape(-1, n)
     chosen = np.empty((len(users), n), np.int64)
-    pending, width = np.arange(len(users)), n + n // 4 + 2
-    while len(pending):
-        draws = _draws(keys[pending], width, seen.n_items)
-        fresh = ~seen.contains(users[pending], draws)
-        _drop_repeats(draws, fresh)
-        count = fresh.cumsum(axis=1, dtype=np.int32)
-        enough = count[:, -1] >= n
-        chosen[pending[enough]] = draws[fresh & (count <= n) & enough[:, None]].reshape(-1, n)
-        pending, width = pending[~enough], 2 * width
+    chosen[enough] = draws[wanted & enough[:, None]].reshape(-1, n)
+    chosen[~enough] = _negatives(keys[~enough], users[~enough], n, seen, 2 * width)
     return chosen
 
 
 def _drop_repeats(draws: NDArray[np.int64], fresh: NDArray[np.bool_]) -> None:
     ordered = np.sort(draws, axis=1)
     rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if not len(rows):
+        return
     order = np.argsort(draws[rows], axis=1, kind="stable")
     ordered = ordered[rows]
     r, c = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
@@ -233,16 +255,20 @@ def _seed_word(seed: int) -> np.uint64:
     return word
 
 
-def _keys(seed: int, users: NDArray[np.int64], turns: NDArray[np.int64], purpose: int = 0) -> _Words:
-    key = _mix(_seed_word(seed) + _GAMMA * users.astype(np.uint64))
-    return _mix(key + _GAMMA * (2 * turns + purpose).astype(np.uint64))
+def _keys(seed: int, users: NDArray[np.int64], turns: NDArray[np.int64]) -> _Words:
+    # Two odd multipliers: no two (user, turn) of any size met in practice have the same sum.
+    return _mix(_seed_word(seed) + _GAMMA * users.astype(np.uint64) + _DELTA * turns.astype(np.uint64))
 
 
 def _draws(keys: _Words, width: int, below: int) -> NDArray[np.int64]:
-    # Two draws a word; (x * below) >> 32 is uniform to within below / 2**32.
+    # Two draws a word, the low half first on any machine.
     words = _mix(keys[:, None] + _GAMMA * np.arange(1, width // 2 + 2, dtype=np.uint64))
-    halves = words.astype("<u8", copy=False).view("<u4")[:, :width]
-    return ((halves * np.uint64(below)) >> np.uint64(32)).astype(np.int64)
+    return _below(words.astype("<u8", copy=False).view("<u4")[:, :width], below)
+
+
+def _below(halves: NDArray[Any], n: int) -> NDArray[np.int64]:
+    # 32 random bits to 0 .. n - 1, uniform to within n / 2**32.
+    return ((halves * np.uint64(n)) >> np.uint64(32)).view(np.int64)
 
 
 def _mix(z: _Words) -> _Words:
@@ -258,32 +284,34 @@ def _mix(z: _Words) -> _Words:
 class Seen:
     """Which items each user ever interacted with, rows outside the user's window included.
 
-    A table of bytes answers fastest; where it would exceed `dense_bytes`, sorted keys answer the same in the memory of
-    the interactions.
+    A table of bytes has one for each user and item. Where that would exceed `most_bytes`, a smaller table indexed by a
+    hash answers "never" at once, and only its other answers are looked up among the sorted interactions.
     """
 
-    def __init__(self, dataset: Dataset, dense_bytes: int = _DENSE_BYTES) -> None:
+    def __init__(self, dataset: Dataset, most_bytes: int = 256 * 2**20) -> None:
         self.n_items, self._user_ids = dataset.n_items, dataset.user_ids
         users = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
-        keys = users * self.n_items + dataset.item_indices
-        self._table: NDArray[np.bool_] | None = None
-        if dataset.n_users * self.n_items <= dense_bytes:
-            self._table = np.zeros(dataset.n_users * self.n_items, np.bool_)
-            self._table[keys] = True
-            met = np.count_nonzero(self._table.reshape(dataset.n_users, -1), axis=1)
-        else:
-            self._keys = np.unique(keys)
-            met = np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
-        self._unseen = self.n_items - met
+        self._keys = np.unique(users * self.n_items + dataset.item_indices)
+        self._unseen = self.n_items - np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
+        cells = dataset.n_users * self.n_items
+        self._dense = cells <= most_bytes
+        bits = min(most_bytes, 16 * len(self._keys)).bit_length() - 1
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(cells if self._dense else 2**bits, np.bool_)
+        self._table[self._keys if self._dense else self._slots(self._keys)] = True
 
     def contains(self, users: NDArray[np.int64], items: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each user met the items of its row: (n,) users and (n, k) items give (n, k)."""
         keys = users[:, None] * self.n_items + items
-        if self._table is not None:
-            met: NDArray[np.bool_] = self._table.take(keys)
-        else:
-            met = np.equal(self._keys.take(np.searchsorted(self._keys, keys), mode="clip"), keys)
+        met: NDArray[np.bool_] = self._table.take(keys if self._dense else self._slots(keys))
+        if not self._dense:
+            asked = keys[met]
+            met[met] = self._keys.take(np.searchsorted(self._keys, asked), mode="clip") == asked
         return met
+
+    def _slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Fibonacci hashing: the product's high bits.
+        return ((keys.view(np.uint64) * _GAMMA) >> self._shift).view(np.int64)
 
     def check(self, users: NDArray[np.int64], n: int) -> None:
         """Raise InvalidOption, naming the user, if one of them has fewer than n items left unseen."""
