@@ -91,7 +91,7 @@ def title_table(candidates: Candidates) -> dict[str, int]:
         owners[title_key(title)].add(position)
         for alias in _aliases(title_key(item_title(item))):
             aliases[alias].add(position)
-    table = {alias: min(have) for alias, have in aliases.items() if len(have) == 1 and alias not in owners}
+    table = {alias: min(have) for alias, have in aliases.items() if alias and len(have) == 1 and alias not in owners}
     return table | {key: min(have) for key, have in owners.items() if len(have) == 1 and key}
 
 
@@ -119,8 +119,11 @@ def _aliases(key: str) -> tuple[str, ...]:
     match = _YEAR.fullmatch(key)
     name, year = match.groups() if match else (key, "")
     bare, remark = (part.strip() for part in (*name.split(" (", 1), "")[:2])
-    names = {name, bare}
-    if article := _ARTICLE.fullmatch(bare):
-        moved = ("" if article[2] == "l" else " ").join(article.group(2, 1))
-        names |= {moved, f"{moved} ({remark}" if remark else moved}
+    names = {name, bare, _article_first(name), moved := _article_first(bare)}
+    names.add(f"{moved} ({remark}" if remark else moved)
     return tuple(title_key(alias) for name in names for alias in (name, f"{name} {year}"))
+
+
+def _article_first(name: str) -> str:
+    article = _ARTICLE.fullmatch(name)
+    return ("" if article[2] == "l" else " ").join(article.group(2, 1)) if article else name
