@@ -130,8 +130,10 @@ def _attributes(row: Mapping[str, Any], maker: str) -> dict[str, str]:
     if isinstance(by, str) and (text := _FORMAT.sub("", clean_text(by))):
         found[maker] = text
     given = row.get("categories") or row.get("category") or []
-    flat = [part for entry in given for part in (entry if isinstance(entry, list) else [entry])]
-    names = dict.fromkeys(clean_text(part) for part in flat[1:] if isinstance(part, str))
+    paths = given if given and isinstance(given[0], list) else [given]  # 2014 has several paths, each from the top
+    names = dict.fromkeys(
+        clean_text(part) for path in paths if isinstance(path, list) for part in path[1:] if isinstance(part, str)
+    )
     if text := ", ".join(part for part in names if part):
         found["categories"] = text
     return found

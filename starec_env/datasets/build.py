@@ -16,7 +16,7 @@ from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
 _MILLISECONDS = 10**11
-"""Times above this are milliseconds: as seconds they would lie beyond the year 5000."""
+"""A median time above this is in milliseconds: as seconds it would lie beyond the year 5000."""
 _TAG = re.compile(r'\s*"*<(?=[a-zA-Z/!]).*', re.DOTALL)
 _LEFTOVER = re.compile(r'[\s"]*/>[\s"]*$')
 _YEAR = re.compile(r"\((\d{4})(?:[-\u2013]\d{0,4})?\)\s*$")
@@ -127,7 +127,7 @@ def _catalogue(catalogue: Mapping[Id, Item], met: Sequence[Id], notes: list[str]
 
 def _seconds(given: NDArray[Any], notes: list[str]) -> NDArray[np.int64]:
     times = np.asarray(given).astype(np.int64)
-    if times.max() > _MILLISECONDS:
+    if np.median(times) > _MILLISECONDS:
         notes.append("times are in milliseconds: turned into seconds")
         times = times // 1000
     return times
