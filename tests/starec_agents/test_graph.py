@@ -1,0 +1,157 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+from support import make_dataset
+
+from starec_agents.graph import Context, build_graph
+from starec_agents.llm import Completion, ScriptedChat
+from starec_agents.prompts import ranking_schema
+from starec_agents.scripted import scripted_user
+from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
+from starec_env.errors import EndpointError
+from starec_env.stream import Stream, judge
+from starec_env.types import Memory, Usage
+
+MEMORY = Memory(profile="Old.", history=("before",))
+TURN = Stream(make_dataset()).turns(0)[0]
+FIRST = "1. " + TURN.target_item.title
+REFLECTION = "<think>so</think>Updated User description: New."
+
+
+async def run_turn(graph, *replies, turn=TURN, **context):
+    """Both halves with scripted replies; returns the states they end with."""
+    context = Context(ScriptedChat(replies), **context)
+    ranked = await graph.ainvoke({"query": turn.query, "memory": MEMORY}, context=context)
+    feedback = judge(turn, ranked["ranking"])[0]
+    given = {key: ranked[key] for key in ("query", "memory", "ranking")}
+    return ranked, await graph.ainvoke({**given, "feedback": feedback}, context=context)
+
+
+async def test_the_fast_half_ranks_and_leaves_the_memory_alone():
+    ranked, _ = await run_turn(reflect_always(), FIRST, REFLECTION)
+    assert ranked["ranking"].order == (TURN.target,)
+    assert ranked["memory"] == MEMORY
+    assert [call.kind for call in ranked["calls"]] == ["rank"]
+    assert "agrees" not in ranked
+
+
+async def test_the_slow_half_compares_reflects_and_updates_the_memory():
+    _, learned = await run_turn(reflect_always(), FIRST, REFLECTION)
+    assert learned["agrees"]
+    event = f"{TURN.target_item.title}: ranked 1 of 20, liked"
+    assert learned["memory"] == Memory(profile="New.", history=("before", event))
+    assert [call.kind for call in learned["calls"]] == ["reflect"]
+
+
+async def test_a_reflection_that_says_nothing_keeps_the_profile_and_is_seen_in_the_calls():
+    _, learned = await run_turn(reflect_always(), "no ranking", "Updated User description: []")
+    assert learned["memory"].profile == "Old."
+    assert learned["memory"].history[-1] == f"{TURN.target_item.title}: not ranked, liked"
+    assert learned["profile"] is None
+    assert learned["calls"][0].completion == "Updated User description: []"
+
+
+@pytest.mark.parametrize(
+    ("graph", "answer", "calls", "profile", "events"),
+    [
+        (reflect_always, FIRST, 1, "New.", 2),
+        (reflect_always, "nothing", 1, "New.", 2),
+        (reflect_on_mismatch, FIRST, 0, "Old.", 2),
+        (reflect_on_mismatch, "nothing", 1, "New.", 2),
+        (append_history, FIRST, 0, "Old.", 2),
+        (append_history, "nothing", 0, "Old.", 2),
+        (rank_only, FIRST, 0, "Old.", 1),
+        (rank_only, "nothing", 0, "Old.", 1),
+    ],
+)
+async def test_each_variant_learns_its_own_way(graph, answer, calls, profile, events):
+    _, learned = await run_turn(graph(), answer, REFLECTION)
+    assert len(learned.get("calls", ())) == calls
+    assert (learned["memory"].profile, len(learned["memory"].history)) == (profile, events)
+
+
+async def test_a_disliked_item_that_was_ranked_high_is_a_mismatch():
+    turn = replace(TURN, liked=False)
+    _, learned = await run_turn(reflect_on_mismatch(), FIRST, REFLECTION, turn=turn)
+    assert not learned["agrees"]
+    assert "predicted liked" in learned["calls"][0].messages[1]["content"]
+    assert learned["memory"].history[-1].endswith("ranked 1 of 20, disliked")
+
+
+def test_a_variant_is_named_and_compiled_once():
+    names = ["reflect-always", "reflect-on-mismatch", "append-history", "rank-only"]
+    variants = (reflect_always, reflect_on_mismatch, append_history, rank_only)
+    assert [variant().name for variant in variants] == names
+    assert all(variant() is variant() for variant in variants)
+    assert build_graph("mine").name == "mine"
+
+
+async def test_a_call_keeps_all_that_the_model_returned():
+    answer = Completion(
+        text=FIRST,
+        reasoning="hm",
+        finish_reason="length",
+        usage=Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1),
+        latency=0.5,
+        model="m",
+        token_ids=(1, 2),
+        prompt_token_ids=(3,),
+        logprobs=(-0.1, -0.2),
+    )
+    context = Context(ScriptedChat(lambda messages, sampling: answer))
+    ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
+    call = ranked["calls"][0]
+    assert call.completion == FIRST
+    assert call.model_dump(exclude={"kind", "messages", "completion"}) == answer.model_dump(exclude={"text", "model"})
+    assert [message["role"] for message in call.messages] == ["system", "user"]
+    assert ranked["ranking"].text == f"<think>\nhm\n</think>\n{FIRST}"
+    assert ranked["ranking"].order == (TURN.target,)
+
+
+async def test_a_ranking_in_the_servers_reasoning_is_no_answer():
+    context = Context(ScriptedChat(lambda messages, sampling: Completion(text="", reasoning=FIRST)))
+    ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
+    assert (ranked["ranking"].order, ranked["ranking"].problems) == ((), ("no answer",))
+
+
+@pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("compact", False), ("compact", True)])
+async def test_sampling_goes_with_every_call_and_a_schema_with_structured_rankings_alone(answer_format, structured):
+    seen = []
+
+    def reply(messages, sampling):
+        seen.append(dict(sampling))
+        return REFLECTION
+
+    context = Context(ScriptedChat(reply), answer_format, structured, sampling={"temperature": 0.7, "seed": 3})
+    graph = reflect_always()
+    state = {"query": TURN.query, "memory": MEMORY}
+    ranked = await graph.ainvoke(state, context=context)
+    await graph.ainvoke(
+        {**state, "ranking": ranked["ranking"], "feedback": judge(TURN, ranked["ranking"])[0]}, context=context
+    )
+    schema = {"schema": ranking_schema(20)} if structured else {}
+    assert seen == [{"temperature": 0.7, "seed": 3, **schema}, {"temperature": 0.7, "seed": 3}]
+
+
+async def test_an_endpoints_error_comes_through_as_it_is():
+    def reply(messages, sampling):
+        raise EndpointError("down", "connection")
+
+    with pytest.raises(EndpointError, match="down") as caught:
+        await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=Context(ScriptedChat(reply)))
+    assert caught.value.kind == "connection"
+
+
+async def test_users_in_flight_on_one_graph_do_not_mix(tiny_dataset):
+    stream = Stream(tiny_dataset)
+    turns = [turn for user in stream.users.tolist() for turn in stream.turns(user)][:40]
+
+    async def ranks(latency):
+        context = Context(ScriptedChat(scripted_user(), latency=latency))
+        states = ({"query": turn.query, "memory": Memory(profile=str(i))} for i, turn in enumerate(turns))
+        jobs = (reflect_always().ainvoke(state, context=context) for state in states)
+        done = await asyncio.gather(*jobs) if latency else [await job for job in jobs]
+        return [(state["ranking"], state["memory"], len(state["calls"])) for state in done]
+
+    assert await ranks(0.001) == await ranks(0)
