@@ -129,8 +129,10 @@ def _attributes(row: Mapping[str, Any], maker: str) -> dict[str, str]:
     by = row.get("brand") or row.get("store")
     if isinstance(by, str) and (text := _FORMAT.sub("", clean_text(by))):
         found[maker] = text
-    given = row.get("categories") or row.get("category") or []
-    paths = given if given and isinstance(given[0], list) else [given]  # 2014 has several paths, each from the top
+    given = row.get("categories") or row.get("category")
+    paths = (
+        given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
+    )  # 2014 has several paths, each from the top
     names = dict.fromkeys(
         clean_text(part) for path in paths if isinstance(path, list) for part in path[1:] if isinstance(part, str)
     )

@@ -44,7 +44,7 @@ def test_the_2018_edition_gives_titles_artists_and_categories(tmp_path: Path) ->
             "brand": "Led Zeppelin",
             "category": ["CDs & Vinyl", "Rock", "Hard Rock"],
         },
-        {"asin": "B2", "title": "var x = getTime();", "brand": "", "category": []},
+        {"asin": "B2", "title": "var x = getTime();", "brand": ["?"], "category": {"a": 1}},
         {"asin": "B9", "title": "Never reviewed"},
     ]
     (tmp_path / "meta_CDs_and_Vinyl.json.gz").write_bytes(gzip.compress(lines(*meta)))
