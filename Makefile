@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 install: $(VENV)/.installed  ## create .venv and install starec into it
 
 demo: install  ## serve a small model, run a population of user agents, print its table and a story
-	$(BIN)/python -m starec_agents.demo
+	$(BIN)/python -m starec_env.cli demo
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import click
 from starec_env.errors import StarecError
 
 COMMANDS = {
+    "demo": ("starec_eval.demo:demo", "The whole cycle on this machine, in a few minutes."),
     "data": ("starec_env.datasets.commands:data", "List, fetch and check data sets."),
     "serve": ("starec_agents.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),

@@ -45,7 +45,8 @@ def test_imports_run_one_way(package: str) -> None:
 @pytest.mark.parametrize("package", ["starec_env", "starec_agents", "starec_eval"])
 def test_importing_a_package_pulls_in_nothing_heavy(package: str) -> None:
     code = f"import sys, {package}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
     assert not loaded & HEAVY
     if package == "starec_env":
         assert not loaded & {"pyarrow", "langgraph", "openai", "rich", "click", "pandas"}

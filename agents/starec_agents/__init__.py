@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from starec_agents.population import arun_population as arun_population
     from starec_agents.population import run_population as run_population
     from starec_agents.scripted import scripted_user as scripted_user
+    from starec_agents.store import read_steps as read_steps
+    from starec_agents.store import read_trajectories as read_trajectories
+    from starec_agents.variants import append_history as append_history
+    from starec_agents.variants import rank_only as rank_only
+    from starec_agents.variants import reflect_always as reflect_always
+    from starec_agents.variants import reflect_on_mismatch as reflect_on_mismatch
+    from starec_env.types import Endpoint as Endpoint
 
 _HOMES = {
     "UserAgent": "agent",
@@ -27,13 +34,21 @@ _HOMES = {
     "arun_population": "population",
     "run_population": "population",
     "scripted_user": "scripted",
+    "read_steps": "store",
+    "read_trajectories": "store",
+    "append_history": "variants",
+    "rank_only": "variants",
+    "reflect_always": "variants",
+    "reflect_on_mismatch": "variants",
 }
-__all__ = [*_HOMES, "variants"]  # noqa: PLE0604
+__all__ = [*_HOMES, "Endpoint", "variants"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     if name == "variants":
         return import_module("starec_agents.variants")
+    if name == "Endpoint":
+        return import_module("starec_env.types").Endpoint
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")

@@ -64,6 +64,7 @@ def load_graph(name: str) -> Any:
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, help="Seconds."
 )
+@click.option("--max-retries", type=click.IntRange(min=0), default=5, show_default=True, help="For faults that pass.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps answers for the next run.")
@@ -84,6 +85,7 @@ def simulate(**options: Any) -> int:
         temperature=options["temperature"],
         max_tokens=options["max_tokens"],
         timeout_s=options["timeout"],
+        max_retries=options["max_retries"],
         concurrency=options["concurrency"],
     )
     llm = OpenAIChat(endpoint, cache_dir=options["cache"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +20,7 @@ import numpy as np
 from starec_agents.progress import RunProgress
 from starec_agents.records import finish, write_candidates
 from starec_agents.store import Failure, RunStore
-from starec_env.errors import EndpointError, InvalidOption, RunError
+from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.stream import Stream, judge
 from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step
 
@@ -149,6 +150,13 @@ async def arun_population(
         **agent().settings,
     }
     store = RunStore(out, settings, resume=resume)
+    if store.damaged:
+        warnings.warn(
+            f"{store.steps_path}: line {', '.join(map(str, store.damaged))} could not be read; they were moved to "
+            "steps.damaged and their steps are done again",
+            StarecWarning,
+            stacklevel=2,
+        )
     store.run["sessions"][-1] |= {"python": platform.python_version(), "concurrency": concurrency}
     fields: dict[str, Any] = {}
     try:

@@ -111,25 +111,25 @@ class RunStore:
         if not self.steps_path.exists():
             return
         good: list[tuple[int, int]] = []
-        stop, torn = 0, False
+        stop = kept = 0  # where the next line begins: in the file as it is, and without the damaged lines
         with open(self.steps_path, "rb") as file:
             for number, line in enumerate(file, 1):
                 start, stop = stop, stop + len(line)
-                torn = not line.endswith(b"\n")
-                key = None if torn else _key_of(line)
+                if not line.endswith(b"\n"):
+                    break
+                key = _key_of(line)
                 if key is not None:
-                    self._offsets.setdefault(key[0], {})[key[1]] = start
+                    self._offsets.setdefault(key[0], {})[key[1]] = kept
                     good.append((start, stop))
-                elif not torn:
+                    kept += len(line)
+                else:
                     self.damaged.append(number)
                     with open(self.out / "steps.damaged", "ab") as aside:
                         aside.write(line)
         if self.damaged:
             self._rewrite(good)
-            self._offsets.clear()
-            self._index_steps()
-        elif torn:
-            os.truncate(self.steps_path, good[-1][1] if good else 0)
+        elif kept < stop:
+            os.truncate(self.steps_path, kept)
 
     def _rewrite(self, spans: Iterable[tuple[int, int]]) -> None:
         """Keep only these byte ranges of steps.jsonl, in this order."""

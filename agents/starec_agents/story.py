@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 def metrics_text(metrics: Mapping[str, Any], out: Path) -> str:
     """A run's metrics as a table in plain text, ending with where the files are."""
-    console = Console(width=100, file=None, record=True, quiet=True)
-    console.print(metrics_table(metrics, out))
-    return console.export_text().rstrip()
+    console = Console(width=110, file=StringIO())
+    with console.capture() as captured:
+        console.print(metrics_table(metrics, out))
+    return captured.get().rstrip()
 
 
 def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
@@ -35,20 +37,22 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
     title = f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, candidates {run['candidates_hash']}"
     table = Table(title=title, title_justify="left")
     for k in CUTOFFS:
-        table.add_column(f"NDCG@{k}", justify="right")
-    for name in ("valid", "users", "steps", "failed", "tokens in / out", "wall"):
-        table.add_column(name, justify="right")
+        table.add_column(f"NDCG@{k}", justify="right", no_wrap=True)
+    for name in ("valid", "users", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
         *(_percent(metrics[f"ndcg@{k}"], metrics[f"ndcg@{k}_se"]) for k in CUTOFFS),
         "-" if metrics["valid_share"] is None else f"{metrics['valid_share']:.0%}",
         f"{metrics['users']:,}",
         f"{metrics['steps']:,}",
-        f"{metrics['failures']:,}",
-        f"{metrics['prompt_tokens']:,} / {metrics['completion_tokens']:,}",
-        f"{metrics['wall_s']:.1f} s",
     )
-    where = Text("NDCG in percent ± standard error over users. Results are in ")
-    return Group(table, where.append(str(out), style="bold").append(" (starec show tells a user's story)"))
+    note = (
+        "NDCG in percent ± standard error over users. "
+        f"{metrics['failures']:,} users failed. {metrics['prompt_tokens']:,} tokens in, "
+        f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
+        f"Results are in {out} (starec show {out} --user ID tells a user's story)."
+    )
+    return Group(table, Text(note))
 
 
 def _percent(mean: float | None, error: float | None) -> str:

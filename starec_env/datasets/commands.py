@@ -23,7 +23,10 @@ _ABOUT = {
 
 @click.group()
 def data() -> None:
-    """Data sets: what there is, downloads, and a look at a folder's contents."""
+    """Data sets: what there is, downloads, and a look at a folder's contents.
+
+    Example: starec data list
+    """
 
 
 @data.command("list")

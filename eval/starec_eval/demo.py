@@ -1,0 +1,51 @@
+"""`starec demo`: the whole cycle in one command, on this machine, with a real (small) model and real users.
+
+It serves a model on loopback, runs a small population of user agents on the bundled ml-latest-small, prints the
+table beside random, popularity and item-kNN on the same candidates, tells one user's story, and stops the server.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from starec_agents import variants
+from starec_agents.agent import UserAgent
+from starec_agents.openai_chat import OpenAIChat
+from starec_agents.population import run_population
+from starec_agents.serve import local_server
+from starec_agents.story import metrics_table, story
+from starec_env import load_dataset, prepare
+
+
+@click.command()
+@click.option("--model", default="smollm2", show_default=True, help="What to serve; see starec serve.")
+@click.option("--users", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--turns", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: a new one under runs/]")
+def demo(model: str, users: int, turns: int, out: Path | None) -> None:
+    """Serve a small model, run a population of user agents, print its table and one user's story.
+
+    Example: starec demo --users 4 --turns 2
+    """
+    from starec_eval.commands import compare_run
+
+    console = Console()
+    if out is None:
+        Path("runs").mkdir(exist_ok=True)
+        out = Path(tempfile.mkdtemp(prefix="demo-", dir="runs"))
+    dataset = prepare(load_dataset("ml-latest-small"))
+    console.print(f"Serving {model} on loopback (the first time, its weights are fetched) ...")
+    with local_server(model=model) as endpoint:
+        console.print(f"{users} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
+        agent = UserAgent.factory(
+            OpenAIChat(endpoint), graph=variants.reflect_always(), answer_format="compact", structured=True
+        )
+        run = run_population(dataset, agent, users=users, turns=turns, out=out, concurrency=endpoint.concurrency)
+    console.print(metrics_table(run.metrics, run.out))
+    console.print(compare_run(run.out, dataset))
+    for panel in story(run.out, ""):
+        console.print(panel)

@@ -1,0 +1,149 @@
+"""The command line: light, scriptable, with the exit statuses and files it promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_endpoint import FakeEndpoint, scripted
+
+from starec_agents.store import read_steps
+from starec_env.cli import COMMANDS
+
+STAREC = [sys.executable, "-m", "starec_env.cli"]
+
+
+def starec(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*STAREC, *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint(scripted(), models=("scripted",)) as server:
+        yield server
+
+
+def simulate_args(endpoint: FakeEndpoint, out: Path, **options: object) -> list[object]:
+    given = {"users": 3, "turns": 2, "base-url": endpoint.url, "model": "scripted", "out": out, **options}
+    return ["simulate", "--quiet", *(part for name, value in given.items() for part in (f"--{name}", value))]
+
+
+def test_top_level_help_lists_every_command_without_importing_them() -> None:
+    code = "import sys\nfrom starec_env.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+    assert "starec_agents" not in done.stdout.split() and "langgraph" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_shows_an_example(command: str) -> None:
+    done = starec(command, "--help")
+    assert done.returncode == 0
+    assert "Example: starec" in " ".join(done.stdout.split())
+
+
+def test_simulate_prints_the_table_and_writes_the_files(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    done = starec(*simulate_args(endpoint, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "NDCG@10" in done.stdout and "run" in done.stdout
+    for name in ("run.json", "steps.jsonl", "candidates.parquet", "metrics.json", "trajectories.parquet"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("answers", ["paper", "compact"])
+@pytest.mark.parametrize("agent", ["rank-only", "append-history"])
+def test_agents_and_answer_formats_are_options(
+    agent: str, answers: str, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    done = starec(*simulate_args(endpoint, tmp_path / "run", agent=agent, **{"answer-format": answers}))
+    assert done.returncode == 0, done.stderr
+    steps = list(read_steps(tmp_path / "run"))
+    assert all(step.ranking.valid for step in steps)
+    assert {call.kind for step in steps for call in step.calls} == {"rank"}
+
+
+def test_a_graph_of_the_users_own_is_named_by_module_and_function(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from starec_agents.variants import rank_only\ndef graph(): return rank_only()\n")
+    args = simulate_args(endpoint, tmp_path / "run", agent="mine:graph")
+    assert starec(*args, cwd=tmp_path).returncode == 0
+    wrong = starec(*simulate_args(endpoint, tmp_path / "other", agent="mine:grpah"), cwd=tmp_path)
+    assert wrong.returncode == 1 and "MODULE:FUNCTION" in wrong.stderr
+
+
+def test_show_tells_a_story_and_suggests_the_nearest_user(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    starec(*simulate_args(endpoint, tmp_path / "run"))
+    user = next(read_steps(tmp_path / "run")).user_id
+    done = starec("show", tmp_path / "run", "--user", user)
+    assert done.returncode == 0 and f"user {user}, turn" in done.stdout and "The user took" in done.stdout
+    wrong = starec("show", tmp_path / "run", "--user", f"{user}9")
+    assert wrong.returncode == 1 and f"did you mean '{user}'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dataset": "ml-latest-smal"}, "did you mean 'ml-latest-small'"),
+        ({"agent": "starek"}, "did you mean 'starec'"),
+        ({"users": 100_000}, "users with a turn"),
+        ({"model": "absent"}, "scripted"),
+        ({"base-url": "http://127.0.0.1:9/v1"}, "127.0.0.1:9"),
+        ({"base-url": "http://no-such-host.invalid/v1"}, "no-such-host.invalid"),
+    ],
+)
+def test_bad_options_end_with_one_line_that_helps(
+    options: dict[str, object], said: str, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    done = starec(*simulate_args(endpoint, tmp_path / "run", **options))
+    assert done.returncode not in (0, 130)
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    with FakeEndpoint(scripted(), models=("scripted",), latency=0.1) as slow:
+        args = simulate_args(slow, tmp_path / "run", users=12, concurrency=2)
+        process = subprocess.Popen([*STAREC, *map(str, args)], stderr=subprocess.PIPE, text=True)
+        steps = tmp_path / "run" / "steps.jsonl"
+        while not (steps.exists() and steps.stat().st_size) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].count("Traceback") == 0
+        assert process.returncode == 130
+        before = len(list(read_steps(tmp_path / "run")))
+        assert 0 < before < 24
+        assert starec(*args).returncode == 1  # not without --resume
+        asked = slow.requests
+        assert starec(*args, "--resume").returncode == 0
+        assert len(list(read_steps(tmp_path / "run"))) == 24
+        assert slow.requests - asked <= 2 * (24 - before) + 2
+
+
+def test_users_that_fail_make_the_exit_status_say_so(tmp_path: Path) -> None:
+    def reply(body: dict[str, object]) -> str:
+        raise RuntimeError("every answer is a 500")
+
+    with FakeEndpoint(reply, models=("scripted",)) as broken:
+        done = starec(*simulate_args(broken, tmp_path / "run", users=2, turns=1, **{"max-retries": 0}))
+    assert done.returncode == 3
+    assert "2 users failed" in done.stderr and "--resume" in done.stderr
+
+
+def test_the_api_key_is_nowhere_in_a_runs_files(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    os.environ["STAREC_TEST_KEY"] = "sk-very-secret"
+    try:
+        args = simulate_args(endpoint, tmp_path / "run", **{"api-key-env": "STAREC_TEST_KEY"})
+        done = starec(*args)
+    finally:
+        del os.environ["STAREC_TEST_KEY"]
+    assert done.returncode == 0
+    assert endpoint.headers[-1]["authorization"] == "Bearer sk-very-secret"
+    for path in (tmp_path / "run").iterdir():
+        assert b"sk-very-secret" not in path.read_bytes(), path
+    assert "sk-very-secret" not in done.stdout + done.stderr
