@@ -287,7 +287,7 @@ def user_with_turns(stream: Stream, user_id: Id) -> int:
     user = stream.dataset.user_index(user_id)
     if stream.begin[user] == stream.end[user]:
         raise InvalidOption(
-            f"user {user_id!r} has no turn with these options, as {len(stream.users):,} of "
+            f"user {user_id!r} has no turn with these options, which {len(stream.users):,} of "
             f"{stream.dataset.n_users:,} users have: lower min_history, or choose another user"
         )
     return user

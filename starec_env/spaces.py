@@ -172,7 +172,7 @@ def _position(given: object, action: object, n: int) -> int:
 
 
 def _invalid(action: object, n: int, why: str) -> InvalidRanking:
-    shown = repr(action)
+    shown = " ".join(repr(action).split())
     shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
     return InvalidRanking(f"{shown} is no ranking, as {why}; wanted at most {n} distinct positions from 0 to {n - 1}")
 

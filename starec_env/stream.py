@@ -41,10 +41,12 @@ class Stream:
         min_history: Interactions that come before the first turn; an agent starts its memory from them.
 
     Attributes:
-        users: (users with a turn,) their 0-based indices, ascending.
-        begin: (users,) index into `rows` of each user's first turn.
-        end: (users,) index into `rows` after each user's last turn.
-        rows: (turns,) the row of the data set that each turn asks for.
+        rows: The row of the data set that each turn asks for, user after user; held-out turns included.
+        begin: (n_users,) index into `rows` of each user's first turn.
+        end: (n_users,) index into `rows` after each user's last turn.
+        users: 0-based indices of the users who have a turn, ascending.
+        liked: (n_interactions,) 1 or 0 for each row of the data set.
+        seed: May be set anew at any time.
 
     Raises:
         InvalidOption: If an option is out of its range, no user has a turn, or a user has met too much of the
