@@ -158,6 +158,9 @@ class Dataset:
         digest.update("\0".join(f"{item.id}\t{item.title}" for item in self.items).encode())
         return digest.hexdigest()
 
+    def __deepcopy__(self, memo: object) -> Dataset:
+        return self  # it never changes, and Gymnasium copies an environment's arguments with its spec
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name!r}, {self.n_users:,} users, {self.n_items:,} items, "
