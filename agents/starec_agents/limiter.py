@@ -19,6 +19,11 @@ class Pool:
     Args:
         most: The limit's upper bound; 1 is the lower.
         limit: Where to start, e.g. what an earlier pool had learned.
+
+    Attributes:
+        limit: The limit now; its whole part counts.
+        in_flight: Slots taken.
+        answers: Requests answered so far.
     """
 
     def __init__(self, most: int, limit: float = 32.0) -> None:
@@ -31,12 +36,19 @@ class Pool:
         self._paused_until = 0.0
         self._down_until = 0.0
         self._down = EndpointError("")
+        self._fruitless = -1
 
-    async def acquire(self) -> int:
-        """Wait for a slot, first come first served; give what `release` returned here back to it.
+    async def acquire(self, *, again: bool = False) -> int:
+        """Wait for a slot, first come first served.
+
+        Args:
+            again: A request that had a slot before goes ahead of those that had none: its call is the older.
+
+        Returns:
+            A ticket to be given back with `release`.
 
         Raises:
-            EndpointError: The endpoint was declared down (see `fail`).
+            EndpointError: The endpoint was declared down (see `give_up`).
         """
         now = asyncio.get_running_loop().time()
         if now < self._down_until:
@@ -45,7 +57,10 @@ class Pool:
             self.in_flight += 1
             return self._cuts
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(slot)
+        if again:
+            self._waiting.appendleft(slot)
+        else:
+            self._waiting.append(slot)
         try:
             await slot
         except asyncio.CancelledError:
@@ -79,12 +94,27 @@ class Pool:
             self._paused_until = loop.time() + seconds
             loop.call_later(seconds, self._wake)
 
-    def fail(self, error: EndpointError, seconds: float) -> None:
-        """Declare the endpoint down: all who wait, and all who come within `seconds`, get the error at once.
+    def give_up(self, error: EndpointError, answers: int, seconds: float) -> None:
+        """Note that a call has used up its retries; the second one that saw nobody answered declares the endpoint down.
 
-        Without this each of a thousand waiting users would spend its own full patience on a dead endpoint.
+        Then the queue fails at once, and so do all who come within `seconds`. Without this, each of a thousand waiting
+        users would spend its own full patience on a dead endpoint. One such call may just have met its own poison.
+
+        Args:
+            error: What the call failed with.
+            answers: The pool's `answers` when the call began.
+            seconds: How long to leave the endpoint alone.
         """
-        self._down, self._down_until = error, asyncio.get_running_loop().time() + seconds
+        if answers != self.answers:
+            return
+        if self._fruitless == answers:
+            self._down_until = asyncio.get_running_loop().time() + seconds
+            self.fail_queue(error)
+        self._fruitless = answers
+
+    def fail_queue(self, error: EndpointError) -> None:
+        """Raise an error in all who wait."""
+        self._down = error
         while self._waiting:
             slot = self._waiting.popleft()
             if not slot.done():

@@ -16,7 +16,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ MAX_WAIT_S = 60.0
 CONNECT_S = 10.0
 """Longest wait for a connection."""
 DOWN_S = 5.0
-"""How long an endpoint that outlasted a request's patience is left alone; requests in that time fail at once."""
+"""How long an endpoint that outlasted two calls' patience is left alone; requests in that time fail at once."""
 MAX_BODY = 32 * 2**20
 """Longest answer that is read, in bytes."""
 KEEP_ALIVE_S = 4.0
@@ -50,6 +50,8 @@ KEEP_ALIVE_S = 4.0
 _OPTIONS = ("temperature", "top_p", "max_tokens", "seed", "stop", "logprobs", "schema")
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_open_clients: dict[openai.AsyncOpenAI, AsyncGenerator[openai.AsyncOpenAI, None]] = {}
+"""Clients and what closes them at the end of their event loops, for models that are dropped without `aclose`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,17 @@ class _Session:
     client: openai.AsyncOpenAI
     pool: Pool
     keeper: AsyncGenerator[openai.AsyncOpenAI, None]
-    key: str | None
+    key: str | None = field(repr=False)
 
 
 class OpenAIChat:
     """A model on an OpenAI-compatible server.
 
-    Requests in flight are bounded by one adaptive pool (`limiter.Pool`), first come first served. Faults that can pass
-    (connection, time-out, 429, 5xx; once, a garbled answer) are retried after growing jittered waits, or after the
-    server's Retry-After, which the whole pool then obeys; the others fail at once. So one call takes at most
-    (max_retries + 1) * timeout_s of asking and max_retries * 75 s of waiting, its turns in the queue apart. When a
-    call has used that up and no other was answered meanwhile, the whole queue fails with it.
+    Requests in flight are bounded by one adaptive pool (`limiter.Pool`), in the order of the calls. Faults that can
+    pass (connection, time-out, 429, 5xx; once, a garbled answer) are retried after growing jittered waits, or after
+    the server's Retry-After, which the whole pool then obeys; the others fail at once. So one call takes at most
+    (max_retries + 1) * timeout_s of asking and max_retries * 75 s of waiting, its turns in the queue apart. When two
+    calls have used that up and none was answered meanwhile, the whole queue fails with them.
 
     One object serves any number of event loops, with a client and a pool each, closed when the loop ends or by
     `aclose`. The key is read from its environment variable when a client is made, and shown in no error or repr.
@@ -166,7 +168,7 @@ class OpenAIChat:
         """Close the running event loop's client; a later call opens another."""
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
-            session.pool.fail(EndpointError(f"{self!r} was closed while a request waited", "connection"), 0.0)
+            session.pool.fail_queue(EndpointError(f"{self!r} was closed while a request waited", "connection"))
             await session.keeper.aclose()
 
     async def __aenter__(self) -> OpenAIChat:
@@ -201,7 +203,7 @@ class OpenAIChat:
         started = time.perf_counter()
 
         async def post(client: openai.AsyncOpenAI) -> Completion:
-            # The raw response: openai's own types cost a third of the CPU, and take half an answer for a whole one.
+            # The raw response: openai's own types cost as much CPU again, and take half an answer for a whole one.
             response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
             return read_completion(response, time.perf_counter() - started)
 
@@ -223,7 +225,7 @@ class OpenAIChat:
         pool, attempt = session.pool, 0
         answers_before = pool.answers
         while True:
-            ticket = await pool.acquire()
+            ticket = await pool.acquire(again=attempt > 0)
             answered = congested = False
             try:
                 self.requests += 1
@@ -237,10 +239,9 @@ class OpenAIChat:
                 congested = fault.congested
             finally:
                 pool.release(ticket, answered=answered, congested=congested)
-            passes = math.isinf(fault.retries)
             if attempt >= min(retries, fault.retries):
-                if passes and attempt and pool.answers == answers_before:
-                    pool.fail(fault.error, DOWN_S)
+                if attempt and math.isinf(fault.retries):
+                    pool.give_up(fault.error, answers_before, DOWN_S)
                 raise fault.error
             wait = min(FIRST_WAIT_S * 4.0**attempt, MAX_WAIT_S) * random.uniform(0.75, 1.25)
             if fault.pause is not None:
@@ -259,6 +260,7 @@ class OpenAIChat:
             key = _read_key(self.endpoint)
             keeper = _open(self.endpoint, key)
             client = await anext(keeper)  # doesn't give way to other tasks, so there is no second session
+            _open_clients[client] = keeper
             self._sessions[loop] = _Session(client, Pool(self.endpoint.concurrency, learned), keeper, key)
         return self._sessions[loop]
 
@@ -278,8 +280,8 @@ class OpenAIChat:
 async def _open(endpoint: Endpoint, key: str | None) -> AsyncGenerator[openai.AsyncOpenAI, None]:
     """Yield a client, and close it when the generator is closed.
 
-    An event loop that ends closes the generators begun in it (asyncio.run does so), which is the only moment when a
-    client that its user forgot can still be closed; so too when the last reference to the generator goes.
+    An event loop that ends closes the generators begun in it (asyncio.run does so): the only moment when a client that
+    its user forgot to close still can be.
     """
     client = openai.AsyncOpenAI(
         api_key=key or "EMPTY",
@@ -295,6 +297,7 @@ async def _open(endpoint: Endpoint, key: str | None) -> AsyncGenerator[openai.As
     try:
         yield client
     finally:
+        _open_clients.pop(client, None)
         await client.close()
 
 

@@ -179,15 +179,15 @@ def understand(error: Exception, endpoint: Endpoint, key: str | None) -> Fault:
     roots = list(_causes(error))
     if any(isinstance(root, (aiohttp.ClientResponseError, httpx2.DecodingError)) for root in roots):
         return fault(f"{where} doesn't speak proper HTTP: {_short(str(roots[-1]))}", "bad_answer", retries=1)
-    return fault(f"no connection to {where}: {_why_unreachable(roots)}", "connection")
+    return fault(f"no answer from {where}: {_why_unreachable(roots)}", "connection")
 
 
 def _status_fault(error: openai.APIStatusError, endpoint: Endpoint, key: str | None) -> Fault:
     status, kind, where = error.status_code, kind_of_status(error.status_code), public(endpoint.base_url)
-    said = _short(error.message)
+    said = _short(error.message.partition(" - ")[2]) or "without a reason"
     if kind == "auth":
-        mend = f"set the environment variable {endpoint.api_key_env} to a key that it accepts"
-        text = f"{where} refused {'the key' if key else 'a request without key'} (status {status}: {said}); {mend}"
+        state = "holds a key that it refuses" if key else "is unset or empty"
+        text = f"{where} wants a valid key (status {status}: {said}): {endpoint.api_key_env} {state}"
     elif kind == "not_found":
         text = f"{where} has no model {endpoint.model!r}, or no chat API (status 404: {said})"
     else:

@@ -1,0 +1,145 @@
+import asyncio
+
+import pytest
+
+from starec_agents.limiter import Pool
+from starec_env.errors import EndpointError
+
+
+async def holding(pool: Pool, count: int) -> list[int]:
+    return [await pool.acquire() for _ in range(count)]
+
+
+async def settled() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_the_limit_doubles_with_each_round_of_answers_up_to_the_most() -> None:
+    pool, rounds = Pool(50, limit=8), []
+    crowd = [asyncio.create_task(pool.acquire()) for _ in range(200)]
+    for _ in range(4):
+        await settled()
+        rounds.append(pool.in_flight)
+        for _ in range(pool.in_flight):
+            pool.release(0, answered=True)
+    assert rounds == [8, 16, 32, 50]
+    for task in crowd:
+        task.cancel()
+
+
+async def test_after_the_first_refusal_the_limit_grows_by_an_eighth_a_round() -> None:
+    pool = Pool(64, limit=32)
+    pool.release(await pool.acquire(), congested=True)
+    crowd = [asyncio.create_task(pool.acquire()) for _ in range(40)]
+    await settled()
+    for _ in range(16):
+        pool.release(0, answered=True)
+    assert pool.limit == 18
+    for task in crowd:
+        task.cancel()
+
+
+async def test_the_limit_does_not_grow_while_it_is_not_the_bottleneck() -> None:
+    pool = Pool(64, limit=8)
+    for _ in range(100):
+        pool.release(await pool.acquire(), answered=True)
+    assert pool.limit == 8
+
+
+async def test_a_burst_of_refusals_halves_the_limit_once() -> None:
+    pool = Pool(64, limit=32)
+    for ticket in await holding(pool, 32):
+        pool.release(ticket, congested=True)
+    assert pool.limit == 16
+    pool.release(await pool.acquire(), congested=True)
+    assert pool.limit == 8
+
+
+async def test_the_limit_never_falls_below_one_and_recovers() -> None:
+    pool = Pool(4)
+    for _ in range(5):
+        pool.release(await pool.acquire(), congested=True)
+    assert pool.limit == 1
+    for _ in range(200):
+        for ticket in await holding(pool, int(pool.limit)):
+            pool.release(ticket, answered=True)
+        pool.limit = min(pool.limit, 4)
+    assert pool.limit == 4
+
+
+async def test_those_who_wait_are_served_in_order_and_the_cancelled_are_skipped() -> None:
+    pool, served = Pool(1), []
+
+    async def visit(number: int) -> None:
+        ticket = await pool.acquire()
+        served.append(number)
+        await asyncio.sleep(0)
+        pool.release(ticket)
+
+    tasks = [asyncio.create_task(visit(number)) for number in range(6)]
+    await settled()
+    tasks[3].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert served == [0, 1, 2, 4, 5]
+    assert pool.in_flight == 0
+
+
+async def test_one_who_comes_again_goes_first() -> None:
+    pool = Pool(1)
+    ticket = await pool.acquire()
+    first, again = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire(again=True))
+    await settled()
+    pool.release(ticket)
+    await settled()
+    assert again.done()
+    assert not first.done()
+    first.cancel()
+
+
+async def test_a_slot_granted_to_one_who_is_cancelled_at_that_moment_is_passed_on() -> None:
+    pool = Pool(1)
+    ticket = await pool.acquire()
+    first, second = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
+    await settled()
+    pool.release(ticket)
+    first.cancel()
+    await asyncio.wait_for(second, 5)
+    assert first.cancelled()
+    assert pool.in_flight == 1
+
+
+async def test_a_pause_holds_everyone_back_and_then_ends() -> None:
+    pool = Pool(4)
+    pool.pause(0.02)
+    waiting = [asyncio.create_task(pool.acquire()) for _ in range(3)]
+    await settled()
+    assert pool.in_flight == 0
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert pool.in_flight == 3
+
+
+async def test_when_two_calls_saw_nobody_answered_all_who_wait_and_come_get_the_error() -> None:
+    pool, error = Pool(1), EndpointError("it is down", "timeout")
+    await pool.acquire()
+    waiting = [asyncio.create_task(pool.acquire()) for _ in range(3)]
+    await settled()
+    pool.give_up(error, answers=0, seconds=60)
+    await settled()
+    assert not any(task.done() for task in waiting)
+    pool.give_up(error, answers=0, seconds=60)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["it is down"] * 3
+    with pytest.raises(EndpointError, match="it is down") as caught:
+        await pool.acquire()
+    assert caught.value.kind == "timeout"
+
+
+async def test_calls_that_fail_while_others_are_answered_do_no_harm() -> None:
+    pool, error = Pool(4), EndpointError("poison", "server")
+    for _ in range(5):
+        before = pool.answers
+        pool.give_up(error, before, seconds=60)
+        pool.release(await pool.acquire(), answered=True)
+        pool.give_up(error, before, seconds=60)
+    assert await pool.acquire() == 0

@@ -1,0 +1,462 @@
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_endpoint import FAULTS, FakeEndpoint, completion
+
+from starec_agents import openai_chat
+from starec_agents.llm import Completion
+from starec_agents.openai_chat import OpenAIChat
+from starec_env.errors import EndpointError, InvalidOption, UnknownName
+from starec_env.types import Endpoint, Usage
+
+HI = [{"role": "user", "content": "Hi there"}]
+KEY = "sk-very-secret"
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_chat, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint() as running:
+        yield running
+
+
+def chat(server: FakeEndpoint, cache_dir: Path | None = None, **options: Any) -> OpenAIChat:
+    return OpenAIChat(Endpoint(**{"base_url": server.url, "model": "fake", **options}), cache_dir=cache_dir)
+
+
+async def ask(llm: OpenAIChat, text: str = "Hi there", **sampling: Any) -> Completion:
+    return await llm.complete([{"role": "user", "content": text}], **sampling)
+
+
+async def fails(llm: OpenAIChat) -> EndpointError:
+    with pytest.raises(EndpointError) as caught:
+        await ask(llm)
+    assert llm.in_flight == 0
+    return caught.value
+
+
+async def test_an_answer_brings_text_usage_and_model(server: FakeEndpoint) -> None:
+    async with chat(server) as llm:
+        answer = await ask(llm)
+        assert (answer.text, answer.finish_reason, answer.model) == ("Hello.", "stop", "fake")
+        assert answer.usage == Usage(prompt_tokens=2, completion_tokens=1, cached_tokens=1)
+        assert answer.latency > 0
+        await ask(llm)
+        assert llm.usage == Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=2)
+        assert (llm.requests, llm.retries, dict(llm.models)) == (2, 0, {"fake": 2})
+
+
+async def test_sampling_is_always_sent_explicitly(server: FakeEndpoint) -> None:
+    async with chat(server, temperature=0.6, top_p=0.9, max_tokens=77) as llm:
+        await ask(llm)
+        await ask(llm, temperature=0.0, top_p=1.0, max_tokens=5, seed=3, stop=["\n"])
+    plain, given = server.bodies
+    assert plain == {"model": "fake", "messages": HI, "temperature": 0.6, "top_p": 0.9, "max_tokens": 77}
+    assert given == {**plain, "temperature": 0.0, "top_p": 1.0, "max_tokens": 5, "seed": 3, "stop": ["\n"]}
+
+
+async def test_extra_body_adds_fields_and_none_removes_them(server: FakeEndpoint) -> None:
+    extra = {"top_k": 0, "max_tokens": None, "max_completion_tokens": 9}
+    async with chat(server, extra_body=extra) as llm:
+        await ask(llm, max_tokens=5)
+    assert {"top_k": 0, "max_completion_tokens": 9}.items() <= server.bodies[0].items()
+    assert "max_tokens" not in server.bodies[0]
+
+
+async def test_an_unknown_sampling_option_is_refused_with_the_nearest(server: FakeEndpoint) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'temperature'"):
+        await ask(chat(server), temprature=0.0)
+
+
+async def test_a_schema_becomes_the_response_format(server: FakeEndpoint) -> None:
+    schema = {"type": "object"}
+    async with chat(server) as llm:
+        await ask(llm, schema=schema)
+    sent = server.bodies[0]["response_format"]
+    assert (sent["type"], sent["json_schema"]["schema"]) == ("json_schema", schema)
+
+
+async def test_token_ids_and_logprobs_come_only_when_asked_for() -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        said = completion("3 1")
+        if body.get("return_token_ids"):
+            said["prompt_token_ids"] = [1, 2, 3]
+            said["choices"][0]["token_ids"] = [7, 8]
+        if body.get("logprobs"):
+            said["choices"][0]["logprobs"] = {"content": [{"token": "3", "logprob": -0.5}, {"logprob": -1}]}
+        return said
+
+    with FakeEndpoint(reply) as server:
+        async with chat(server) as llm:
+            plain, asked = await ask(llm), await ask(llm, logprobs=True)
+    assert (plain.token_ids, plain.logprobs) == (None, None)
+    assert (asked.prompt_token_ids, asked.token_ids, asked.logprobs) == ((1, 2, 3), (7, 8), (-0.5, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("400", "bad_request"), ("422", "bad_request"), ("401", "auth"), ("403", "auth"), ("404", "not_found")],
+)
+async def test_a_fault_that_cannot_pass_fails_at_once(fault: str, kind: str) -> None:
+    with FakeEndpoint(faults=[fault]) as server:
+        async with chat(server) as llm:
+            error = await fails(llm)
+        assert (error.kind, server.requests) == (kind, 1)
+        assert server.url in str(error)
+
+
+@pytest.mark.parametrize("fault", ["429", "429-after", "429-date", "500", "503", "502-html", "cut", "cut-body"])
+async def test_a_fault_that_can_pass_is_tried_again(fault: str) -> None:
+    with FakeEndpoint(faults=[fault], retry_after=0.01) as server:
+        async with chat(server) as llm:
+            assert (await ask(llm)).text == "Hello."
+        assert (server.requests, llm.requests, llm.retries) == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("429", "rate_limit"), ("500", "server"), ("503", "server"), ("cut", "connection"), ("cut-body", "connection")],
+)
+async def test_a_fault_that_stays_fails_once_the_retries_are_used_up(fault: str, kind: str) -> None:
+    with FakeEndpoint(faults={fault: 1}) as server:
+        async with chat(server, max_retries=2) as llm:
+            assert (await fails(llm)).kind == kind
+        assert server.requests == 3
+
+
+@pytest.mark.parametrize("fault", ["slow", "endless"])
+async def test_an_answer_that_does_not_end_times_out_and_is_asked_again(fault: str) -> None:
+    with FakeEndpoint(faults=[fault]) as server:
+        async with chat(server, timeout_s=0.3) as llm:
+            assert (await ask(llm)).text == "Hello."
+    with FakeEndpoint(faults={fault: 1}) as server:
+        async with chat(server, timeout_s=0.3, max_retries=0) as llm:
+            error = await fails(llm)
+    assert error.kind == "timeout"
+    assert "timeout_s=0.3" in str(error)
+
+
+async def test_an_answer_that_floods_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_chat, "MAX_BODY", 2**21)
+    with FakeEndpoint(faults={"flood": 1}) as server:
+        async with chat(server, max_retries=0) as llm:
+            error = await fails(llm)
+    assert error.kind == "bad_answer"
+    assert "more than 2,097,152 bytes" in str(error)
+
+
+GARBAGE = "nothing half-json html deep list error-200 empty null number surrogate no-http no-gzip".split()
+
+
+@pytest.mark.parametrize("fault", GARBAGE)
+async def test_a_garbled_answer_is_asked_for_once_more_and_then_is_an_error(fault: str) -> None:
+    with FakeEndpoint(faults={fault: 1}) as server:
+        async with chat(server) as llm:
+            error = await fails(llm)
+        assert (error.kind, server.requests) == ("bad_answer", 2)
+        assert server.url in str(error)
+        assert len(str(error)) < 500
+        assert str(error).isprintable()
+
+
+async def test_odd_answers_are_answers() -> None:
+    faults = ["wrong-type", "reasoning", "length", "no-usage", "huge"]
+    with FakeEndpoint(faults=faults) as server:
+        async with chat(server) as llm:
+            plain, thought, cut, free, huge = [await ask(llm) for _ in faults]
+    assert plain.text == "Hello."
+    assert (thought.text, thought.reasoning, thought.finish_reason) == ("", "Let me see.", "stop")
+    assert (cut.text, cut.finish_reason) == ("Hello.", "length")
+    assert free.usage == Usage()
+    assert len(huge.text) == 2**20
+    assert llm.retries == 0
+
+
+async def test_a_model_that_is_changed_under_the_run_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeEndpoint(faults=["ok", "renamed"]) as server:
+        async with chat(server) as llm:
+            assert [(await ask(llm)).model for _ in range(2)] == ["fake", "another"]
+    assert dict(llm.models) == {"fake": 1, "another": 1}
+    assert "now answers as 'another', before as fake" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("base_url", "reason"),
+    [
+        ("http://127.0.0.1:1/v1", "nothing listens there"),
+        ("http://localhost:1/v1", "nothing listens there"),
+        ("http://no-such-host.invalid/v1", "host name is unknown"),
+        ("https://127.0.0.1:{port}/v1", "TLS failed"),
+    ],
+)
+async def test_an_endpoint_that_cannot_be_reached_says_why(server: FakeEndpoint, base_url: str, reason: str) -> None:
+    base_url = base_url.format(port=server.port)
+    async with chat(server, base_url=base_url, max_retries=1) as llm:
+        error = await fails(llm)
+    assert error.kind == "connection"
+    assert base_url in str(error)
+    assert reason in str(error)
+
+
+async def test_a_server_that_is_killed_and_started_again_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_chat, "FIRST_WAIT_S", 0.02)
+    server = FakeEndpoint(latency=0.05).start()
+    async with chat(server) as llm:
+        asked = [asyncio.create_task(ask(llm, str(number))) for number in range(20)]
+        await asyncio.sleep(0.03)
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(0.05)
+        server.start()
+        answers = await asyncio.gather(*asked)
+    server.stop()
+    assert [answer.text for answer in answers] == ["Hello."] * 20
+    assert llm.retries >= 20
+
+
+@pytest.mark.parametrize("base_url", ["localhost:8000/v1", "", "http://", "ftp://host/v1", "http://[::1/v1"])
+def test_a_base_url_that_is_none_is_refused(base_url: str) -> None:
+    with pytest.raises(InvalidOption, match="isn't a URL"):
+        OpenAIChat(Endpoint(base_url=base_url, model="fake"))
+
+
+async def test_what_cannot_be_sent_is_a_bad_request(server: FakeEndpoint) -> None:
+    async with chat(server) as llm:
+        for content in ("\ud800", object()):
+            with pytest.raises(EndpointError) as caught:
+                await llm.complete([{"role": "user", "content": content}])  # type: ignore[dict-item]
+            assert caught.value.kind == "bad_request"
+    assert server.requests == 0
+
+
+async def test_an_absurd_retry_after_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_chat, "MAX_WAIT_S", 0.01)
+    with FakeEndpoint(faults=["429-after", "429-date"], retry_after=1e9) as server:
+        async with chat(server) as llm:
+            assert (await ask(llm)).text == "Hello."
+
+
+async def test_cancelling_a_call_passes_through_and_frees_its_place() -> None:
+    with FakeEndpoint(faults=["slow"]) as server:
+        async with chat(server, concurrency=1) as llm:
+            first = asyncio.create_task(ask(llm))
+            waiting = asyncio.create_task(ask(llm))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            first.cancel()
+            for task in (first, waiting):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert llm.in_flight == 0
+            assert (await ask(llm)).text == "Hello."
+
+
+async def test_requests_are_sent_in_the_order_they_came(server: FakeEndpoint) -> None:
+    async with chat(server, concurrency=1) as llm:
+        await asyncio.gather(*(ask(llm, str(number)) for number in range(30)))
+    assert [int(body["messages"][0]["content"]) for body in server.bodies] == list(range(30))
+
+
+async def test_concurrency_is_never_exceeded() -> None:
+    with FakeEndpoint(latency=0.01) as server:
+        async with chat(server, concurrency=7) as llm:
+            await asyncio.gather(*(ask(llm, str(number)) for number in range(60)))
+    assert server.peak == 7
+
+
+async def test_the_limit_settles_on_what_the_server_bears_without_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_chat, "FIRST_WAIT_S", 0.02)
+    with FakeEndpoint(capacity=8, latency=0.005) as server:
+        async with chat(server, concurrency=256) as llm:
+            answers = await asyncio.gather(*(ask(llm, str(number)) for number in range(400)))
+    assert len(answers) == 400
+    assert server.peak <= 32
+    assert llm.retries < 100
+
+
+async def test_a_dead_endpoint_costs_one_patience_and_not_one_for_each_who_waits() -> None:
+    with FakeEndpoint(faults={"slow": 1}) as server:
+        async with chat(server, concurrency=4, timeout_s=0.2, max_retries=1) as llm:
+            outcomes = await asyncio.gather(*(ask(llm, str(n)) for n in range(100)), return_exceptions=True)
+        assert {outcome.kind for outcome in outcomes if isinstance(outcome, EndpointError)} == {"timeout"}
+        assert all(isinstance(outcome, EndpointError) for outcome in outcomes)
+        assert server.requests < 30
+
+
+async def test_every_call_ends_in_an_answer_or_an_endpoint_error_under_every_fault_at_once() -> None:
+    shares = {name: 0.4 / len(FAULTS) for name in FAULTS if name != "flood"}
+    with FakeEndpoint(faults=shares, retry_after=0.001) as server:
+        async with chat(server, timeout_s=0.3) as llm:
+            asked = (ask(llm, str(number)) for number in range(400))
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+    assert all(isinstance(outcome, (Completion, EndpointError)) for outcome in outcomes)
+    odd = ("ok", "wrong-type", "reasoning", "length", "no-usage", "huge", "renamed")
+    assert len(answers) == sum(server.faulted[name] for name in odd) >= 300
+    assert len(set(server.faulted)) > 25
+
+
+def test_one_model_serves_several_event_loops_and_leaves_nothing_open(server: FakeEndpoint) -> None:
+    program = f"""
+import asyncio
+from starec_agents.openai_chat import OpenAIChat
+from starec_env.types import Endpoint
+
+llm = OpenAIChat(Endpoint(base_url={server.url!r}, model="fake"))
+
+async def ask(model):
+    return (await model.complete([dict(role="user", content="Hi")])).text
+
+async def forgetful():
+    return await ask(OpenAIChat(llm.endpoint))
+
+async def closing():
+    async with llm:
+        await ask(llm)
+    return await ask(llm)
+
+for task in (ask(llm), ask(llm), forgetful(), closing()):
+    assert asyncio.run(task) == "Hello."
+"""
+    command = [sys.executable, "-X", "dev", "-W", "always::ResourceWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.requests == 5
+
+
+async def test_a_call_that_waits_when_the_model_is_closed_fails_plainly() -> None:
+    with FakeEndpoint(faults=["slow"]) as server:
+        llm = chat(server, concurrency=1, max_retries=0)
+        asked = [asyncio.create_task(ask(llm)) for _ in range(2)]
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        await llm.aclose()
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, EndpointError)
+            assert outcome.kind == "connection"
+
+
+async def test_the_key_is_sent_and_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FakeEndpoint(key=KEY) as server:
+        monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+        async with chat(server, api_key_env="MY_KEY") as llm:
+            assert (await ask(llm)).text == "Hello."
+            assert KEY not in repr(llm) + repr(vars(llm)) + caplog.text
+    with FakeEndpoint(key="another") as server:  # its refusal quotes the key that it got
+        async with chat(server, api_key_env="MY_KEY") as llm:
+            error = await fails(llm)
+    assert error.kind == "auth"
+    assert "MY_KEY holds a key that it refuses" in str(error)
+    assert KEY not in str(error) + caplog.text
+    assert error.__cause__ is None
+
+
+async def test_without_a_key_a_placeholder_is_sent_and_a_refusal_names_the_variable() -> None:
+    with FakeEndpoint(key="EMPTY") as server:
+        async with chat(server, api_key_env="NO_SUCH_KEY") as llm:
+            assert (await ask(llm)).text == "Hello."
+    with FakeEndpoint(key=KEY) as server:
+        async with chat(server, api_key_env="NO_SUCH_KEY") as llm:
+            assert "NO_SUCH_KEY is unset" in str(await fails(llm))
+
+
+async def test_a_key_that_no_header_can_carry_is_an_auth_error(
+    server: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "clé")
+    error = await fails(chat(server))
+    assert error.kind == "auth"
+    assert "clé" not in str(error)
+
+
+async def test_secrets_in_the_base_url_are_not_shown(server: FakeEndpoint) -> None:
+    async with chat(server, base_url=f"http://me:pa55@127.0.0.1:{server.port}/v2", max_retries=0) as llm:
+        error = await fails(llm)
+    assert "pa55" not in str(error) + repr(llm)
+
+
+async def test_check_lists_the_models_of_a_good_endpoint(server: FakeEndpoint) -> None:
+    async with chat(server) as llm:
+        assert await llm.check() == ["fake"]
+    assert server.requests == 0
+
+
+async def test_check_raises_early_for_a_model_that_is_not_served_and_names_the_nearest() -> None:
+    with FakeEndpoint(models=["Qwen2.5-7B", "Llama-3-8B"]) as server:
+        async with chat(server, model="Qwen2.5-7b") as llm:
+            with pytest.raises(EndpointError, match=r"did you mean 'Qwen2\.5-7B'") as caught:
+                await llm.check()
+    assert caught.value.kind == "not_found"
+
+
+async def test_check_raises_early_for_a_dead_endpoint_a_wrong_key_and_a_wrong_path(server: FakeEndpoint) -> None:
+    for options, kind in (
+        ({"base_url": "http://127.0.0.1:1/v1"}, "connection"),
+        ({"base_url": server.url.removesuffix("/v1")}, "not_found"),
+    ):
+        async with chat(server, **options) as llm:
+            with pytest.raises(EndpointError) as caught:
+                await llm.check()
+        assert caught.value.kind == kind
+    assert "does base_url lack its /v1?" in str(caught.value)
+    with FakeEndpoint(key=KEY) as locked:
+        async with chat(locked) as llm:
+            with pytest.raises(EndpointError) as caught:
+                await llm.check()
+    assert caught.value.kind == "auth"
+
+
+async def test_check_tries_the_model_where_the_server_has_no_list() -> None:
+    with FakeEndpoint(models=None) as server:
+        async with chat(server) as llm:
+            assert await llm.check() == []
+        assert server.requests == 1
+
+
+async def test_the_cache_answers_only_what_is_meant_to_repeat(server: FakeEndpoint, tmp_path: Path) -> None:
+    async with chat(server, tmp_path) as llm:
+        first = await ask(llm)
+        again = await ask(llm)
+        assert again == first.model_copy(update={"latency": 0.0})
+        assert (server.requests, llm.cache_hits) == (1, 1)
+        assert llm.usage == first.usage
+        for _ in range(2):
+            await ask(llm, temperature=0.7, seed=1)
+        assert server.requests == 2
+        for _ in range(2):
+            await ask(llm, temperature=0.7)
+        assert server.requests == 4
+    async with chat(server, tmp_path) as llm:
+        assert await ask(llm) == again
+        await ask(llm, max_tokens=3)
+    assert server.requests == 5
+
+
+async def test_the_cache_keeps_no_failure(tmp_path: Path) -> None:
+    with FakeEndpoint(faults=["400"]) as server:
+        async with chat(server, tmp_path) as llm:
+            await fails(llm)
+            assert (await ask(llm)).text == "Hello."
+        assert server.requests == 2
+
+
+async def test_calls_at_once_share_one_cache(server: FakeEndpoint, tmp_path: Path) -> None:
+    async with chat(server, tmp_path) as one, chat(server, tmp_path) as two:
+        for _ in range(2):
+            asked = (ask(llm, str(number)) for llm in (one, two) for number in range(50))
+            assert {answer.text for answer in await asyncio.gather(*asked)} == {"Hello."}
+    assert one.cache_hits + two.cache_hits >= 100
