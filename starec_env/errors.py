@@ -44,6 +44,10 @@ class RunError(StarecError):
     """Raised when a run's folder can't be used: it belongs to other settings, is locked, or is damaged."""
 
 
+class TrainingError(StarecError):
+    """Raised when training can't start as asked, or must stop before time is wasted."""
+
+
 class MissingExtra(StarecError, ImportError):
     """Raised when a feature needs an optional dependency that isn't installed."""
 

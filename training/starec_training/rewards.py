@@ -1,0 +1,152 @@
+"""What an answer is worth (4.2.2): a ranking by its positive's place, a memory update by the ranking that follows it.
+
+Each function has TRL's signature for rewards and gives None for rows of the other task, which TRL leaves out of that
+row's reward. Advantages are normalised within each prompt's group, so the two tasks may share a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from starec_agents.llm import ChatModel, Message
+from starec_agents.parsing import parse_profile
+from starec_env.errors import InvalidOption, TrainingError
+from starec_env.scoring import ndcg, position_reward
+from starec_env.stream import Reward
+from starec_training.rows import Snapshot, read_snapshot
+
+RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]
+"""Answers ranking prompts by the current policy: prompts in, texts out, in order."""
+
+Conversation = Sequence[Message]
+
+
+RewardFunction = Callable[..., list[float | None]]
+"""TRL's reward function for conversations; None stands for "not my task"."""
+
+
+def ndcg_reward(rank: int | None) -> float:
+    """NDCG itself as the reward, 0 to 1: without the plateaus of the position reward, so fewer groups tie."""
+    return ndcg(rank, k=10**9)
+
+
+REWARDS: dict[str, Reward] = {"position": position_reward, "ndcg": ndcg_reward}
+"""Rewards of a rank by name; the paper's is "position"."""
+
+
+def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
+    """The reward of rankings: what the place of the true item is worth; an item that isn't ranked has no place."""
+
+    def ranking(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
+        given: list[float | None] = [None] * len(completions)
+        scores, valid = [], []
+        for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
+            if (state := read_snapshot(text)).task == "rank":
+                answer = state.shown.parse(completion[-1]["content"], state.answer_format)
+                rank = answer.rank_of(state.shown.target)
+                given[place] = _finite(reward(rank), state)
+                scores.append(ndcg(rank, 10))
+                valid.append(float(answer.valid))
+        _log(trl, {"rank/ndcg@10": scores, "rank/valid": valid})
+        return given
+
+    return ranking
+
+
+def memory_reward(rank: RankPrompts, reward: Reward = position_reward, samples: int = 1) -> RewardFunction:
+    """The reward of memory updates: what the follow-up rankings with the new profile are worth, averaged (4.2.2).
+
+    All updates of a group are followed by the same rankings, and differ in the profile alone. An answer that holds no
+    profile earns what an unranked positive does; the paper doesn't say.
+
+    Args:
+        rank: The current policy: `starec_training.policy.ranker`, or `served` with the server that holds it.
+        reward: Of the follow-up's rank.
+        samples: Rankings drawn for each follow-up; more than 1 only helps if `rank` samples.
+    """
+    if samples < 1:
+        raise InvalidOption(f"samples={samples}: at least one follow-up ranking pays a memory update")
+
+    def memory(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
+        given: list[float | None] = [None] * len(completions)
+        asked: list[tuple[int, Snapshot, int]] = []
+        prompts: list[list[Message]] = []
+        usable, lengths = [], []
+        for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
+            if (state := read_snapshot(text)).task != "reflect":
+                continue
+            profile = parse_profile(completion[-1]["content"])
+            usable.append(float(profile is not None))
+            if profile is None:
+                given[place] = _finite(reward(None), state)
+                continue
+            lengths.append(float(len(profile)))
+            for number, prompt in enumerate(state.follow_up_prompts(profile)):
+                asked += [(place, state, number)] * samples
+                prompts += [prompt] * samples
+        ranks = _follow_up_ranks(rank, asked, prompts)
+        for place in {place for place, _, _ in asked}:
+            mine = [number for number, (owner, _, _) in enumerate(asked) if owner == place]
+            given[place] = fmean(_finite(reward(ranks[number]), asked[number][1]) for number in mine)
+        scores = [ndcg(found, 10) for found in ranks]
+        _log(trl, {"memory/ndcg@10": scores, "memory/usable": usable, "memory/characters": lengths})
+        return given
+
+    return memory
+
+
+def _follow_up_ranks(
+    rank: RankPrompts, asked: Sequence[tuple[int, Snapshot, int]], prompts: Sequence[Conversation]
+) -> list[int | None]:
+    if not prompts:
+        return []
+    texts = rank(prompts)
+    if len(texts) != len(prompts):
+        raise TrainingError(f"the follow-up policy gave {len(texts)} answers to {len(prompts)} prompts")
+    return [
+        state.follow_ups[number].rank(text, state.answer_format)
+        for (_, state, number), text in zip(asked, texts, strict=True)
+    ]
+
+
+def _finite(value: float, state: Snapshot) -> float:
+    if not isfinite(value):
+        raise TrainingError(
+            f"the reward of user {state.user_id!r}, turn {state.turn} ({state.task}) is {value}: a reward function "
+            "must give a finite number for every rank, None included"
+        )
+    return value
+
+
+def _log(trl: dict[str, Any], metrics: dict[str, list[float]]) -> None:
+    # TRL passes log_metric; it averages over the logging step and over processes.
+    if log := trl.get("log_metric"):
+        for name, values in metrics.items():
+            if values:
+                log(name, fmean(values))
+
+
+def served(llm: ChatModel, **sampling: Any) -> RankPrompts:
+    """Have a server that holds the current policy rank the follow-ups, all at once, through the ordinary client.
+
+    In TRL's vLLM server mode that is the server that TRL generates on: its weights are synchronised before each
+    generation, so the follow-ups are on-policy. It calls no collective, so no process waits for one without updates.
+
+    Args:
+        llm: The client, e.g. `OpenAIChat(Endpoint(base_url=..., model=...))`; its faults stop the training, which
+            resumes from its last checkpoint.
+        sampling: temperature, max_tokens and so on of the follow-ups.
+    """
+    # A client belongs to one event loop, and TRL calls rewards from where a loop may be running (a notebook).
+    thread, runner = ThreadPoolExecutor(max_workers=1), asyncio.Runner()
+
+    async def ask(prompts: Sequence[Conversation]) -> list[str]:
+        answers = await asyncio.gather(*(llm.complete(prompt, **sampling) for prompt in prompts))
+        return [answer.text for answer in answers]
+
+    return lambda prompts: thread.submit(lambda: runner.run(ask(prompts))).result()

@@ -1,0 +1,384 @@
+"""Trajectories become training rows: one a model call, each with what is needed to score any answer to it.
+
+A row is a *state snapshot*: the prompt that a node of the agent graph saw, and what the environment knows about that
+moment. GRPO samples a group of answers to one such prompt. Supervised training takes the recorded answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from starec_agents.llm import Message
+from starec_agents.parsing import parse_ranking
+from starec_agents.prompts import MAX_HISTORY, rank_messages
+from starec_agents.store import read_run, read_steps, write_text
+from starec_env.errors import InvalidOption, TrainingError
+from starec_env.stream import Stream
+from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
+
+if TYPE_CHECKING:
+    import datasets
+
+Task = Literal["rank", "reflect"]
+"""The two tasks of 4.2.2 by the names that the graph gives its calls: ranking, and memory update."""
+
+TASKS: tuple[Task, ...] = ("rank", "reflect")
+
+
+class Shown(BaseModel):
+    """Candidates in the order shown, and which of them the user really took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidates: tuple[Item, ...]
+    target: int
+    """0-based candidate position of the true item."""
+
+    @model_validator(mode="after")
+    def _positive_is_among_them(self) -> Shown:
+        ids = [item.id for item in self.candidates]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a candidate is listed twice")
+        if not 0 <= self.target < len(ids):
+            raise ValueError(f"the positive is not among the candidates: target {self.target} of {len(ids)}")
+        return self
+
+    @classmethod
+    def of(cls, turn: Turn) -> Shown:
+        """What a turn showed."""
+        return cls(candidates=tuple(turn.query.candidates), target=turn.target)
+
+    def parse(self, text: str, answer_format: str) -> Ranking:
+        """Read a ranking of these candidates from a model's answer."""
+        return parse_ranking(
+            text, Candidates(self.candidates, np.arange(len(self.candidates), dtype=np.int32)), answer_format
+        )
+
+    def rank(self, text: str, answer_format: str) -> int | None:
+        """1-based rank that an answer gives to the true item; None if it doesn't rank it."""
+        return self.parse(text, answer_format).rank_of(self.target)
+
+
+class Case(Shown):
+    """A whole turn: all that a ranker may see, and the answer. A follow-up ranking is made from it."""
+
+    user: User
+    history: tuple[tuple[Item, float], ...]
+    """What the user had done before, oldest first, with ratings."""
+    domain: str
+
+    @classmethod
+    def of(cls, turn: Turn) -> Case:
+        """The case that a turn is."""
+        query = turn.query
+        return cls(
+            candidates=tuple(query.candidates),
+            target=turn.target,
+            user=query.user,
+            history=tuple(zip(query.history.items, query.history.ratings.tolist(), strict=True)),
+            domain=query.domain,
+        )
+
+    def query(self) -> Query:
+        """The query as it was: `rank_messages` makes the same prompt of it."""
+        items = [item for item, _ in self.history] + list(self.candidates)
+        n = len(self.history)
+        stream = Dataset(
+            name="case",
+            domain=self.domain,
+            items=items,
+            user_ids=np.array([self.user.id]),
+            indptr=np.array([0, n]),
+            item_indices=np.arange(n, dtype=np.int32),
+            ratings=np.array([rating for _, rating in self.history], np.float32),
+            timestamps=np.zeros(n, np.int64),
+            demographics=[self.user.demographics],
+        )
+        shown = Candidates(items, np.arange(n, len(items), dtype=np.int32))
+        return Query(self.user, History(stream, 0, 0, n), shown, self.domain)
+
+
+class Snapshot(BaseModel):
+    """What the environment knows of the moment a prompt was made: it suffices to score any answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: Task
+    user_id: Id
+    turn: int
+    """0-based number of the turn in the user's whole stream."""
+    shown: Shown
+    answer_format: str = "paper"
+    structured: bool = False
+    max_history: int = MAX_HISTORY
+    memory: Memory = Memory()
+    """As it was when the prompt was made."""
+    event: str | None = None
+    """Memory update: the line that the turn added to the memory's history."""
+    follow_ups: tuple[Case, ...] = ()
+    """Memory update: the user's next turns, which the new profile is to help with."""
+
+    @property
+    def key(self) -> tuple[str, Id, int]:
+        """What tells this prompt from the others of its population."""
+        return self.task, self.user_id, self.turn
+
+    def follow_up_prompts(self, profile: str) -> list[list[Message]]:
+        """The ranking prompts of the follow-ups, with a new profile in the memory (4.2.2)."""
+        memory = self.memory.updated(profile=profile, event=self.event)
+        return [
+            rank_messages(case.query(), memory, self.answer_format, self.structured, self.max_history)
+            for case in self.follow_ups
+        ]
+
+
+@lru_cache(maxsize=4096)
+def read_snapshot(text: str) -> Snapshot:
+    """A snapshot from its JSON text; the completions of a group share one text, so it is parsed once."""
+    return Snapshot.model_validate_json(text)
+
+
+class Row(BaseModel):
+    """A training row: a prompt, the answer that was recorded, and the snapshot."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: tuple[Mapping[str, str], ...]
+    completion: str
+    """The answer, with its thought between <think> tags if the server had returned it apart."""
+    snapshot: Snapshot
+    lineage: Mapping[str, Any] = Field(default_factory=dict)
+    """Where the answer came from: model, graph, and what screening and rethinking did to it."""
+
+    @property
+    def task(self) -> Task:
+        """Which task the prompt sets."""
+        return self.snapshot.task
+
+
+@dataclass
+class Rows:
+    """Rows, and why others were left out."""
+
+    rows: list[Row] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> how many."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        kept = Counter(row.task for row in self.rows)
+        parts = [f"{len(self.rows):,} rows"] + [f"{task} {kept[task]:,}" for task in TASKS]
+        return ", ".join(parts + [f"dropped ({reason}) {count:,}" for reason, count in self.dropped.items()])
+
+    def kept(self, choose: Mapping[int, str]) -> Rows:
+        """These rows without some; `choose` gives a row's place and the reason why it goes."""
+        rows = [row for place, row in enumerate(self.rows) if place not in choose]
+        return Rows(rows, self.dropped + Counter(choose.values()))
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Rows from a JSONL file.
+
+    Raises:
+        TrainingError: A line isn't a row; says which and why, e.g. that its positive is not among its candidates.
+    """
+    rows = Rows()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise TrainingError(f"can't read rows from {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.rows.append(Row.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise TrainingError(f"{path}, line {number} is no training row: {where}: {first['msg']}") from None
+    if not rows.rows:
+        raise TrainingError(f"{path} holds no rows: collect or teach first")
+    return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSONL; the file appears when it is complete."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(path), "".join(row.model_dump_json() + "\n" for row in rows))
+
+
+def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
+    """Rows as a Hugging Face data set that TRL's trainers take.
+
+    Columns: `prompt` and `completion` (conversations), `task`, and `snapshot` (JSON text).
+    """
+    import datasets
+
+    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "task": [], "snapshot": []}
+    for row in rows:
+        columns["prompt"].append([dict(message) for message in row.prompt])
+        columns["completion"].append([{"role": "assistant", "content": row.completion}])
+        columns["task"].append(row.task)
+        columns["snapshot"].append(row.snapshot.model_dump_json())
+    return datasets.Dataset.from_dict(columns)
+
+
+def run_rows(
+    out: str | Path,
+    dataset: Dataset,
+    *,
+    heldout: Collection[Id] = (),
+    follow_ups: int = 1,
+    follow: Literal["next", "same"] = "next",
+) -> Rows:
+    """Training rows from a population's run.
+
+    Args:
+        out: The run's folder.
+        dataset: The prepared data set that it ran on.
+        heldout: Users kept for testing: none of them may be in the run.
+        follow_ups: How many of the user's next turns pay a memory update.
+        follow: "next": the user's next turns; an update that no turn of the run follows is dropped. "same": the
+            candidates of the turn itself, which the paper's "a relevant candidate set" (4.2.2) can also mean; it pays
+            for merely repeating the answer in the profile.
+
+    Raises:
+        TrainingError: The run was made on other data, or a held-out user is in it.
+        RunError: The folder holds no run.
+    """
+    if follow_ups < 1:
+        raise InvalidOption(f"follow_ups={follow_ups}: a memory update is paid by at least one follow-up ranking")
+    run = read_run(out)
+    if run["dataset"]["hash"] != dataset.hash:
+        raise TrainingError(
+            f"{out} ran on other data than {dataset!r} (hash {run['dataset']['hash']}, not {dataset.hash}): load and "
+            "prepare the data set as that run did"
+        )
+    settings = ("n_candidates", "seed", "split", "targets", "turns", "min_history")
+    stream = Stream(dataset, **{name: run[name] for name in settings})
+    formats = ("answer_format", "structured", "max_history")
+    common: dict[str, Any] = {name: run[name] for name in formats if name in run}
+    lineage = {"run": Path(out).name, "model": run["model"], "graph": run["graph"]}
+    rows = Rows()
+    for user_id, steps in _by_user(read_steps(out)):
+        check_apart([user_id], heldout)
+        turns = {turn.number: turn for turn in stream.turns(dataset.user_index(user_id))}
+        for step in steps:
+            turn = turns[step.turn]
+            if step.candidates != tuple(item.id for item in turn.query.candidates):
+                raise TrainingError(f"{out}: user {user_id!r}, turn {step.turn} showed other candidates than {dataset}")
+            later = [turn for number, turn in turns.items() if number > step.turn and turn.liked][:follow_ups]
+            for call in step.calls:
+                _add(rows, call, step, turn, later if follow == "next" else [turn], common, lineage)
+    return rows
+
+
+def _by_user(steps: Iterable[Step]) -> Iterator[tuple[Id, list[Step]]]:
+    users: dict[Id, dict[int, Step]] = {}
+    for step in steps:
+        users.setdefault(step.user_id, {})[step.turn] = step  # a resumed run's later record of a turn wins
+    return ((user_id, list(found.values())) for user_id, found in users.items())
+
+
+def _add(
+    rows: Rows,
+    call: Call,
+    step: Step,
+    turn: Turn,
+    later: Sequence[Turn],
+    common: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+) -> None:
+    if call.kind not in TASKS:
+        rows.dropped[f"another kind of call: {call.kind}"] += 1
+    elif call.kind == "rank" and not turn.liked:
+        rows.dropped["no positive: the target was disliked"] += 1
+    elif call.kind == "reflect" and not later:
+        rows.dropped["no turn follows the memory update"] += 1
+    else:
+        updates = call.kind == "reflect"
+        snapshot = Snapshot(
+            task="reflect" if updates else "rank",
+            user_id=step.user_id,
+            turn=step.turn,
+            shown=Shown.of(turn),
+            memory=step.memory_before,
+            event=next(iter(step.memory.history[len(step.memory_before.history) :]), None) if updates else None,
+            follow_ups=tuple(map(Case.of, later)) if updates else (),
+            **common,
+        )
+        thought = f"<think>\n{call.reasoning}\n</think>\n" if call.reasoning else ""
+        rows.rows.append(
+            Row(prompt=call.messages, completion=thought + call.completion, snapshot=snapshot, lineage=lineage)
+        )
+
+
+def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
+    """Raise TrainingError if a held-out user is among the training users; 7 and "7" are the same user."""
+    test = {str(user) for user in heldout}
+    mixed = sorted({str(user) for user in training} & test)
+    if mixed:
+        raise TrainingError(
+            f"{len(mixed):,} held-out users are among the training rows, e.g. {', '.join(mixed[:3])}: leave them out "
+            "of the population that training learns from"
+        )
+
+
+def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_length: int | None = None) -> Rows:
+    """Rows whose prompt, and prompt with completion, are within limits; the others are dropped and counted.
+
+    Args:
+        rows: The rows.
+        tokenizer: Counts tokens, by its chat template.
+        max_prompt: Most tokens of a prompt (the paper's reinforcement training: 4096).
+        max_length: Most tokens of prompt and completion together (the paper's SFT: 16384).
+
+    Raises:
+        TrainingError: The tokenizer has no chat template, or no row is left.
+    """
+    check_chat_template(tokenizer)
+    goes: dict[int, str] = {}
+    for place, row in enumerate(rows):
+        prompt = _length(tokenizer, row.prompt, add_generation_prompt=True)
+        if max_prompt is not None and prompt > max_prompt:
+            goes[place] = f"prompt over {max_prompt} tokens"
+        elif max_length is not None:
+            answer = {"role": "assistant", "content": row.completion}
+            if prompt > max_length or _length(tokenizer, [*row.prompt, answer]) > max_length:
+                goes[place] = f"prompt and answer over {max_length} tokens"
+    kept = rows.kept(goes)
+    if not len(kept):
+        raise TrainingError(f"no row is left ({kept}): raise the limit, or show a shorter history")
+    return kept
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Raise TrainingError unless the tokenizer can render a conversation."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise TrainingError(
+            "the tokenizer has no chat template, so prompts can't be rendered as the server renders them: use an "
+            "instruction-tuned model, or set tokenizer.chat_template"
+        )
+
+
+def _length(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: bool) -> int:
+    conversation = [dict(message) for message in messages]
+    return len(tokenizer.apply_chat_template(conversation, return_dict=False, **options))
+
+
+def save_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON; the file appears when it is complete."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(path), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
