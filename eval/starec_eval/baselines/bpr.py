@@ -1,0 +1,88 @@
+"""BPR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.types import Dataset, Id
+from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.sequential import import_torch
+
+_BATCH, _FOLD_STEPS, _FOLD_LR, _FOLD_NEGATIVES = 1024, 60, 0.05, 8
+
+
+@dataclass
+class BPR(Scorer):
+    """Score of c: `p_u . q_c + b_c`, trained by `-log sigmoid(score(taken) - score(not taken))`.
+
+    Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback". A user whom training didn't meet
+    gets a vector fitted to the history by the same loss, items held fixed.
+    """
+
+    name: ClassVar[str] = "bpr"
+    size: int = 64
+    lr: float = 5e-3
+    l2: float = 1e-3
+    epochs: int = 60
+    train: TrainOn = "sample"
+    seed: int = 0
+    users: dict[Id, int] = field(init=False, repr=False)
+    tables: tuple[Any, Any, Any] = field(init=False, repr=False)
+    """User vectors (users, size), item vectors (items + 1, size) and item biases (items + 1,); the last row is PAD."""
+
+    def fit(self, train: Dataset) -> Self:
+        """Train on every interaction with one uniform negative each, epoch by epoch."""
+        torch = import_torch(self.label)
+        self.users = {uid: row for row, uid in enumerate(train.user_ids.tolist())}
+        owners = torch.from_numpy(np.repeat(np.arange(train.n_users), np.diff(train.indptr)))
+        taken = torch.from_numpy(train.item_indices.astype(np.int64))
+        draw = torch.Generator().manual_seed(self.seed)
+        p, q = (0.1 * torch.randn(n, self.size, generator=draw) for n in (train.n_users, train.n_items + 1))
+        b = torch.zeros(train.n_items + 1)
+        optimizer = torch.optim.Adam([t.requires_grad_() for t in (p, q, b)], lr=self.lr)
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(taken), generator=draw).split(_BATCH):
+                other = torch.randint(train.n_items, (len(rows),), generator=draw)
+                optimizer.zero_grad()
+                self._loss(torch, p[owners[rows]], q, b, taken[rows], other).mean().backward()
+                optimizer.step()
+        self.tables = (p.detach(), q.detach(), b.detach())
+        return self
+
+    def _loss(self, torch: Any, user: Any, q: Any, b: Any, taken: Any, other: Any) -> Any:
+        # (...,) losses; user is (..., size).
+        i, j = q[taken], q[other]
+        margin = (user * (i - j)).sum(-1) + b[taken] - b[other]
+        weight = user.square().sum(-1) + i.square().sum(-1) + j.square().sum(-1)
+        return self.l2 * weight - torch.nn.functional.logsigmoid(margin)
+
+    def scores(self, batch: Batch) -> Scores:
+        """Scores by the user's vector, trained or folded in."""
+        torch = import_torch(self.label)
+        p, q, b = self.tables
+        known = np.array([self.users.get(user, -1) for user in batch.users])
+        vectors = p[known]
+        if (known < 0).any():
+            vectors[known < 0] = self._folded(torch, batch.history[known < 0])
+        candidates = torch.from_numpy(batch.candidates.astype(np.int64))
+        found: Scores = ((q[candidates] @ vectors[:, :, None])[:, :, 0] + b[candidates]).numpy()
+        return found
+
+    def _folded(self, torch: Any, history: NDArray[np.integer]) -> Any:
+        # Fixed negatives by age, so that a query's vector doesn't depend on its batch.
+        _, q, b = self.tables
+        taken = torch.from_numpy(history.astype(np.int64))[:, :, None]
+        draw = torch.Generator().manual_seed(self.seed)
+        other = torch.randint(len(q) - 1, (history.shape[1], _FOLD_NEGATIVES), generator=draw).flip(0)[None]
+        real = (taken != PAD).float()
+        vectors = torch.zeros(len(history), self.size, requires_grad=True)
+        optimizer = torch.optim.Adam([vectors], lr=_FOLD_LR)
+        for _ in range(_FOLD_STEPS):
+            optimizer.zero_grad()
+            (self._loss(torch, vectors[:, None, None], q, b, taken, other) * real).sum().backward()
+            optimizer.step()
+        return vectors.detach()

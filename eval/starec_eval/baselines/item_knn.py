@@ -1,0 +1,42 @@
+"""Item-based nearest neighbours with recency."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.types import Dataset
+from starec_eval.baselines.pairs import PairCounts, history_sums
+from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn
+
+
+@dataclass
+class ItemKNN(Scorer):
+    """Score of c: the sum over history items h of `decay^age(h) * n_ch / (sqrt(n_c n_h) + shrinkage)`.
+
+    n_ch counts the sequences that hold both, n_c those that hold c (Sarwar et al. 2001, "Item-based collaborative
+    filtering"; shrinkage as in Ferrari Dacrema et al. 2019). The newest history item has age 0.
+    """
+
+    name: ClassVar[str] = "item-knn"
+    shrinkage: float = 20.0
+    decay: float = 0.8
+    train: TrainOn = "sample"
+    seed: int = 0
+    pairs: PairCounts = field(init=False, repr=False)
+    roots: Scores = field(init=False, repr=False)
+
+    def fit(self, train: Dataset) -> Self:
+        """Count pairs."""
+        self.pairs = PairCounts.of(train)
+        self.roots = np.sqrt(np.bincount(train.item_indices, minlength=train.n_items))
+        return self
+
+    def scores(self, batch: Batch) -> Scores:
+        """The decayed sums of similarities."""
+        return history_sums(batch, self.decay**batch.ages, self._similarity)
+
+    def _similarity(self, a: NDArray[np.integer], b: NDArray[np.integer]) -> Scores:
+        cosine: Scores = self.pairs(a, b) / (self.roots[a] * self.roots[b] + self.shrinkage)
+        return cosine

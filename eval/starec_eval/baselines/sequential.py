@@ -1,0 +1,136 @@
+"""Training shared by the neural sequence models: one causal pass scores every position of a sequence at once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.errors import InvalidOption, MissingExtra
+from starec_env.types import Dataset
+from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores
+
+_POPULARITY_POWER = 0.7
+_VALIDATION_USERS, _VALIDATION_NEGATIVES = 1000, 100
+
+
+def import_torch(method: str) -> Any:
+    """Import torch, or raise MissingExtra naming the extra that brings it."""
+    try:
+        import torch
+    except ImportError as missing:
+        raise MissingExtra(f"the {method} baseline", "baselines") from missing
+    return torch
+
+
+@dataclass(kw_only=True)
+class Sequential(Scorer):
+    """Next-item model: `score(c) = hidden(history) . embedding(c) + bias(c)`, trained by sampled softmax.
+
+    Each position predicts the next item against shared uniform negatives. The bias starts at 0.7 log popularity,
+    which spares the first epochs. A sequence's last item is held out; training stops when ranking it against 100
+    negatives no longer improves, and the best epoch's weights are kept.
+    """
+
+    size: int = 64
+    lr: float = 2e-3
+    batch_size: int = 64
+    negatives: int = 512
+    epochs: int = 100
+    patience: int = 6
+    max_length: int = 50
+    net: Any = field(default=None, init=False, repr=False)
+
+    def build(self, torch: Any, n_items: int) -> Any:
+        """The network: a ModuleDict whose "item" embeds index + 1, with 0 for padding."""
+        raise NotImplementedError
+
+    def encode(self, torch: Any, net: Any, sequences: Any) -> Any:
+        """(batch, length) of index + 1, padded on the right, to (batch, length, size) states, each seeing no future."""
+        raise NotImplementedError
+
+    def fit(self, train: Dataset) -> Self:
+        """Train with early stopping; the caller's torch random state is left as it was."""
+        torch = import_torch(self.label)
+        sequences = _sequences(train, self.max_length + 1)
+        if not len(sequences):
+            raise InvalidOption(f"{self.label}: no training sequence has the 3 interactions it needs")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            net = self.build(torch, train.n_items)
+            counts = torch.from_numpy(np.bincount(train.item_indices, minlength=train.n_items)).float()
+            bias = _POPULARITY_POWER * torch.cat([torch.zeros(1), counts.clamp(min=0.5).log()])
+            net["bias"] = torch.nn.Embedding.from_pretrained(bias[:, None], freeze=False)
+            self.net = self._train(torch, net, torch.from_numpy(sequences), train.n_items)
+        return self
+
+    def _train(self, torch: Any, net: Any, sequences: Any, n_items: int) -> Any:
+        lengths = (sequences > 0).sum(1)
+        last = sequences.gather(1, lengths[:, None] - 1)
+        seen = sequences.scatter(1, lengths[:, None] - 1, 0)  # without the last item, which validates
+        checked = torch.randperm(len(seen))[:_VALIDATION_USERS]
+        rivals = torch.randint(1, n_items + 1, (len(checked), _VALIDATION_NEGATIVES))
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
+        best, best_weights, waited = -1.0, None, 0
+        for _ in range(self.epochs):
+            net.train()
+            for rows in torch.randperm(len(seen)).split(self.batch_size):
+                optimizer.zero_grad()
+                self._loss(torch, net, seen[rows], n_items).backward()
+                optimizer.step()
+            found = self._validate(torch, net, seen[checked], torch.cat([last[checked], rivals], 1))
+            waited += 1
+            if found > best:
+                best, best_weights, waited = found, copy.deepcopy(net.state_dict()), 0
+            if waited >= self.patience:
+                break
+        net.load_state_dict(best_weights)
+        return net.eval()
+
+    def _loss(self, torch: Any, net: Any, sequences: Any, n_items: int) -> Any:
+        target = sequences[:, 1:]
+        real = target > 0
+        hidden, target = self.encode(torch, net, sequences[:, :-1])[real], target[real]
+        rivals = torch.randint(1, n_items + 1, (self.negatives,))
+        mine = (hidden * net["item"](target)).sum(-1) + net["bias"](target)[:, 0]
+        others = hidden @ net["item"](rivals).T + net["bias"](rivals)[:, 0]
+        others = others.masked_fill(rivals == target[:, None], -torch.inf)
+        return (torch.cat([mine[:, None], others], 1).logsumexp(1) - mine).mean()
+
+    def _validate(self, torch: Any, net: Any, sequences: Any, candidates: Any) -> float:
+        scores = self._score(torch, net, sequences, candidates)
+        ranks = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
+        return float((1.0 / torch.log2(1.0 + ranks)).mean())
+
+    def _score(self, torch: Any, net: Any, sequences: Any, candidates: Any) -> Any:
+        net.eval()
+        with torch.no_grad():
+            last = ((sequences > 0).sum(1) - 1).clamp(min=0)
+            hidden = self.encode(torch, net, sequences)[torch.arange(len(last)), last]
+            return (net["item"](candidates) @ hidden[:, :, None])[:, :, 0] + net["bias"](candidates)[:, :, 0]
+
+    def scores(self, batch: Batch) -> Scores:
+        """Scores from the state after the newest history item."""
+        torch = import_torch(self.label)
+        sequences = torch.from_numpy(_right_padded(batch.history[:, -self.max_length :]))
+        candidates = torch.from_numpy(batch.candidates.astype(np.int64) + 1)
+        parts = zip(sequences.split(512), candidates.split(512), strict=True)
+        return np.concatenate([self._score(torch, self.net, s, c).numpy() for s, c in parts])
+
+
+def _sequences(train: Dataset, longest: int) -> NDArray[np.int64]:
+    # (users, length) of index + 1, right-padded with 0: the newest `longest` of each with at least 3 interactions.
+    stops, lengths = train.indptr[1:], np.diff(train.indptr)
+    stops, lengths = stops[lengths >= 3], np.minimum(lengths[lengths >= 3], longest)
+    rows = (stops - lengths)[:, None] + np.arange(lengths.max(initial=0))
+    inside = rows < stops[:, None]
+    return np.where(inside, train.item_indices[np.where(inside, rows, 0)].astype(np.int64) + 1, 0)
+
+
+def _right_padded(history: NDArray[np.integer]) -> NDArray[np.int64]:
+    # A batch's histories are padded on the left with PAD; the networks take index + 1, padded on the right with 0.
+    order = np.argsort(history == PAD, axis=1, kind="stable")
+    return np.take_along_axis(history, order, axis=1).astype(np.int64) + 1

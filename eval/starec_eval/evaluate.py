@@ -1,0 +1,234 @@
+"""Run rankers through a protocol's cases, whatever they are: scorers at once, agents concurrently and resumably."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.errors import RunError, StarecError
+from starec_env.types import Ranker, Ranking
+from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
+from starec_eval.cases import Cases
+from starec_eval.protocol import Protocol
+from starec_eval.table import Results, Scored
+
+Report = Callable[[str, int, int], None]
+"""Told of progress: method, cases done, cases in all."""
+
+
+def evaluate(
+    rankers: Iterable[Ranker | tuple[str, Ranker]],
+    protocol: Protocol,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    concurrency: int = 64,
+    report: Report | None = None,
+) -> Results:
+    """Fit and evaluate rankers on one protocol; works inside a running event loop too.
+
+    Args:
+        rankers: Scorers, or anything with `rank(query)` or an async `arank(query)`; a pair gives it a name.
+        protocol: Says who is trained on, and holds the cases.
+        out: A folder that keeps each method's ranks as they come, so that a killed run can go on.
+        resume: Take what `out` has; without it, ranks that are there are an error.
+        concurrency: Cases of an async ranker in flight.
+        report: Called as cases finish.
+
+    Returns:
+        A row a method. A method that fails has its error in its row, and the others go on.
+
+    Raises:
+        RunError: `out` holds ranks of other settings, or of any and `resume` is False.
+    """
+    named = [ranker if isinstance(ranker, tuple) else (_name(ranker), ranker) for ranker in rankers]
+    run = _Run(protocol, Path(out) if out else None, resume, concurrency, report or (lambda *_: None))
+    return Results(protocol.describe(), protocol.cases, [run.method(name, ranker) for name, ranker in named])
+
+
+@dataclass
+class _Run:
+    protocol: Protocol
+    out: Path | None
+    resume: bool
+    concurrency: int
+    report: Report
+
+    def method(self, name: str, ranker: Ranker) -> Scored:
+        begun = time.perf_counter()
+        log = _Log(self.out, name, self._settings(name, ranker), self.resume, len(self.protocol.cases))
+        try:
+            if not log.complete:
+                self._rank(name, ranker, log)
+                log.seconds += time.perf_counter() - begun
+            return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases))
+        except Exception as error:
+            text = str(error) if isinstance(error, StarecError) else f"{type(error).__name__}: {error}"
+            return Scored(name, np.full(len(log.ranks), np.nan), time.perf_counter() - begun, error=text)
+        finally:
+            log.close()
+
+    def _settings(self, name: str, ranker: Ranker) -> Mapping[str, Any]:
+        shown = repr(ranker) if isinstance(ranker, Scorer) else str(getattr(ranker, "settings", type(ranker).__name__))
+        return {**self.protocol.describe(), "method": name, "settings": shown}
+
+    def _rank(self, name: str, ranker: Ranker, log: _Log) -> None:
+        cases = self.protocol.cases
+        if isinstance(ranker, Scorer):
+            on = ranker.train or self.protocol.reading.popularity
+            ranker.fitted(self.protocol.training(on))
+            log.all(score_ranks(ranker, cases))
+        elif hasattr(ranker, "arank"):
+            _run_async(lambda: self._rank_async(name, ranker, log))
+        else:
+            for case in log.todo:
+                log.add(case, ranker.rank(cases.query(case)), cases)
+                self.report(name, log.done, len(cases))
+
+    async def _rank_async(self, name: str, ranker: Any, log: _Log) -> None:
+        cases, failed, waiting = self.protocol.cases, [], iter(log.todo)
+
+        async def work() -> None:
+            for case in waiting:
+                try:
+                    log.add(case, await ranker.arank(cases.query(case)), cases)
+                except StarecError as error:
+                    failed.append(f"user {cases.user_ids[case]!r}: {error}")
+                self.report(name, log.done, len(cases))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.concurrency):
+                group.create_task(work())
+        if close := getattr(ranker, "aclose", None):
+            await close()
+        if failed:
+            raise RunError(f"{len(failed):,} of {len(cases):,} cases failed, the first: {failed[0]}")
+
+
+def score_ranks(scorer: Scorer, cases: Cases) -> NDArray[np.float64]:
+    """(cases,) 1-based ranks of the targets by a fitted scorer, ties broken by its seed."""
+    batch = cases.batch()
+    scores = check_scores(scorer.scores(batch), batch, scorer.label)
+    return ranks_of(scores, cases.targets, batch, scorer.seed)
+
+
+def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, tuple[str, ...]]:
+    """The target's 1-based rank in a ranking, None if missing, and what was wrong with the ranking.
+
+    A ranking that repeats a position or names one that doesn't exist ranks nothing. What is missing is noted.
+    """
+    order = ranking.order
+    if len(set(order)) < len(order) or any(not 0 <= position < n for position in order):
+        return None, (*ranking.problems, f"not a ranking of {n}: {list(order)}")
+    problems = ranking.problems
+    if len(order) < n and not any(problem.startswith(("missing", "no answer")) for problem in problems):
+        problems = (*problems, f"missing: {n - len(order)}")
+    return ranking.rank_of(target), problems
+
+
+class _Log:
+    """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case."""
+
+    def __init__(self, out: Path | None, name: str, settings: Mapping[str, Any], resume: bool, n: int) -> None:
+        self.ranks = np.full(n, np.nan)
+        self.finished = np.zeros(n, bool)
+        self.seconds = 0.0
+        self._problems: dict[int, tuple[str, ...]] = {}
+        self._file: TextIO | None = None
+        if out is None:
+            return
+        path = out / "ranks" / f"{name.replace('/', '_')}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = json.loads(json.dumps(settings, default=str))
+        kept = self._read(path, head, resume) if path.exists() else []
+        self._file = open(path, "w", encoding="utf-8")
+        for line in [head, *kept]:
+            self._write(line)
+
+    def _read(self, path: Path, head: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
+        if not resume:
+            raise RunError(
+                f"{path.parents[1]} holds ranks already: pass resume=True (--resume) or choose another folder"
+            )
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        if lines and lines[0] != head:
+            different = [key for key in head if lines[0].get(key) != head[key]]
+            raise RunError(f"{path} was made with another {', '.join(different)}: choose another folder")
+        for line in lines[1:]:
+            if "seconds" in line:
+                self.seconds += line["seconds"]
+            else:
+                self._set(line["case"], line["rank"], tuple(line["problems"]))
+        return lines[1:]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.finished.all())
+
+    @property
+    def todo(self) -> list[int]:
+        pending: list[int] = np.flatnonzero(~self.finished).tolist()
+        return pending
+
+    @property
+    def done(self) -> int:
+        return int(self.finished.sum())
+
+    def add(self, case: int, ranking: Ranking, cases: Cases) -> None:
+        rank, problems = judged(ranking, int(cases.targets[case]), cases.candidates.shape[1])
+        self._set(case, rank, problems)
+        self._write({"case": case, "rank": rank, "problems": problems})
+
+    def all(self, ranks: NDArray[np.float64]) -> None:
+        self.ranks, self.finished = ranks, np.ones(len(ranks), bool)
+        for case, rank in enumerate(ranks.tolist()):
+            self._write({"case": case, "rank": int(rank), "problems": []})
+
+    def _set(self, case: int, rank: int | None, problems: tuple[str, ...]) -> None:
+        self.ranks[case] = np.nan if rank is None else rank
+        self.finished[case] = True
+        if problems:
+            self._problems[case] = problems
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def violations(self, cases: Cases) -> list[str]:
+        return [
+            f"user {cases.user_ids[case]!r}, repetition {cases.repetition[case]}: {'; '.join(problems)}"
+            for case, problems in sorted(self._problems.items())
+            if any(not problem.startswith("tied") for problem in problems)
+        ]
+
+    def close(self) -> None:
+        if self._file:
+            self._write({"seconds": self.seconds})
+            self._file.close()
+
+
+def _run_async(start: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await start()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(run())
+        return
+    with ThreadPoolExecutor(1) as pool:  # e.g. a notebook, whose loop is busy with us
+        pool.submit(asyncio.run, run()).result()
+
+
+def _name(ranker: Ranker) -> str:
+    return ranker.label if isinstance(ranker, Scorer) else str(getattr(ranker, "name", type(ranker).__name__))

@@ -1,0 +1,207 @@
+"""The classical rankers, against plain references and patterns they must find."""
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from support import make_dataset
+
+from starec_env.errors import InvalidOption, MissingExtra, UnknownName
+from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
+from starec_eval.baselines.pairs import PairCounts
+from starec_eval.baselines.scorer import PAD, ranks_of
+from starec_eval.evaluate import score_ranks
+from starec_eval.metrics import ndcg
+from starec_eval.protocol import Protocol, Reading
+
+QUICK = {"gru4rec": {"epochs": 2}, "sasrec": {"epochs": 2}, "bpr": {"epochs": 2}}
+
+
+WITHOUT_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'starec[baselines]'")
+
+
+def marked(*names):
+    return [pytest.param(name, marks=[WITHOUT_TORCH] if name in QUICK else []) for name in names]
+
+
+@pytest.fixture(scope="module")
+def train():
+    return make_dataset(n_users=40, n_items=50, length=16, seed=3)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    dataset = make_dataset(n_users=40, n_items=50, length=16, seed=4)
+    return Protocol(dataset, Reading(min_interactions=1), users=40).cases
+
+
+def matrix(train):
+    return np.stack([np.bincount(row, minlength=50) for row in train.item_indices.reshape(40, 16)]).astype(float)
+
+
+def cyclic(n_users=120, n_items=30, length=12):
+    """Each user walks through the catalogue in order from a place of the user's own."""
+    dataset = make_dataset(n_users=n_users, n_items=n_items, length=length)
+    starts = np.random.default_rng(0).integers(n_items, size=n_users)
+    walks = (starts[:, None] + np.arange(length)) % n_items
+    return replace(dataset, item_indices=walks.ravel().astype(np.int32), ratings=np.full(walks.size, 5, np.float32))
+
+
+@pytest.mark.parametrize("name", marked(*BASELINES))
+def test_a_query_ranks_as_it_does_in_a_batch_and_twice_the_same(name, train, cases):
+    scorer = BASELINES[name](seed=7, **QUICK.get(name, {})).fit(train)
+    ranks = score_ranks(scorer, cases)
+    again = BASELINES[name](seed=7, **QUICK.get(name, {})).fit(train)
+    for case in range(0, len(cases), 17):
+        ranking = again.rank(cases.query(case))
+        assert sorted(ranking.order) == list(range(20))
+        assert ranking.rank_of(int(cases.targets[case])) == ranks[case]
+
+
+def test_equal_scores_are_ordered_by_the_seed_and_never_by_place(cases):
+    batch = cases.batch()
+    first = np.zeros(len(cases), int)
+    ranks = [ranks_of(np.zeros(batch.candidates.shape), first, batch, seed) for seed in range(50)]
+    assert np.mean(ranks) == pytest.approx(10.5, abs=0.3)
+    assert np.bincount(np.concatenate(ranks).astype(int))[1:].min() > 0.6 * 50 * len(cases) / 20
+    assert (ranks[0] != ranks[1]).any()
+
+
+def test_ranks_of_ties_are_a_permutation(cases):
+    batch, scores = cases.batch(), np.zeros(cases.candidates.shape)
+    scores[:, 5] = 1
+    ranks = np.stack([ranks_of(scores, np.full(len(cases), place), batch, 0) for place in range(20)], axis=1)
+    assert (np.sort(ranks, axis=1) == np.arange(1, 21)).all() and (ranks[:, 5] == 1).all()
+
+
+def test_random_scores_what_chance_expects(cases):
+    ranks = np.concatenate([score_ranks(Random(seed=seed), cases) for seed in range(500)])
+    found = [100 * ndcg(ranks, k).mean() for k in (1, 5, 10, 20)]
+    assert found == pytest.approx([5.0, 14.7, 22.7, 35.2], abs=0.5)
+
+
+def test_popularity_counts_interactions(train, cases):
+    scores = Pop().fit(train).scores(cases.batch())
+    assert (scores == matrix(train).sum(axis=0)[cases.candidates]).all()
+
+
+def test_pair_counts_agree_with_a_double_loop(train):
+    near = PairCounts.of(train, window=3)
+    expected = np.zeros((50, 50))
+    for row in train.item_indices.reshape(40, 16).tolist():
+        for i, a in enumerate(row):
+            for b in row[i + 1 : i + 4]:
+                expected[a, b] += 1
+                expected[b, a] += 1
+    everything = np.arange(50)
+    assert (near(everything[:, None], everything[None, :]) == expected).all()
+    assert (near(np.array([3]), np.array([PAD])) == 0).all()
+
+
+def test_item_knn_is_the_decayed_sum_of_shrunk_cosines(train, cases):
+    x = matrix(train)
+    together = x.T @ x
+    np.fill_diagonal(together, 0)
+    counts = x.sum(axis=0)
+    similarity = together / (np.sqrt(np.outer(counts, counts)) + 20)
+    scores = ItemKNN().fit(train).scores(cases.batch())
+    for case in range(0, len(cases), 13):
+        history = cases.query(case).history.item_indices[::-1]
+        expected = sum(0.8**age * similarity[cases.candidates[case], item] for age, item in enumerate(history))
+        assert scores[case] == pytest.approx(expected)
+
+
+def test_ease_is_the_closed_form(train, cases):
+    x = matrix(train)
+    inverse = np.linalg.inv(x.T @ x + 200 * np.eye(50))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    scores = EASE().fit(train).scores(cases.batch())
+    history = cases.query(0).history.item_indices
+    assert scores[0] == pytest.approx(weights[history][:, cases.candidates[0]].sum(axis=0))
+
+
+def test_ease_scores_items_that_training_never_met_zero(train, cases):
+    fewer = replace(train, item_indices=train.item_indices % 25)
+    scores = EASE().fit(fewer).scores(cases.batch())
+    assert (scores[cases.candidates >= 25] == 0).all() and (scores[cases.candidates < 25] != 0).any()
+
+
+@pytest.mark.parametrize("name", marked("markov", "item-knn", "gru4rec", "sasrec"))
+def test_sequence_models_find_what_comes_next(name):
+    dataset = cyclic()
+    protocol = Protocol(dataset, Reading(min_interactions=1), users=40, n_train=80, n_candidates=15)
+    settings = {"epochs": 25, "lr": 1e-2, "dropout": 0.1} if name in QUICK else {}
+    ranks = score_ranks(BASELINES[name](**settings).fit(protocol.training("sample")), protocol.cases)
+    assert ndcg(ranks, 10).mean() > 0.8
+
+
+@WITHOUT_TORCH
+@pytest.mark.parametrize("known", [True, False])
+def test_bpr_finds_a_users_taste_whether_it_met_the_user_or_not(known):
+    dataset, rng = make_dataset(n_users=120, n_items=60, length=14), np.random.default_rng(1)
+    halves = np.stack([rng.permutation(30)[:14] + 30 * (user % 2) for user in range(120)])
+    dataset = replace(dataset, item_indices=halves.ravel().astype(np.int32), ratings=np.full(1680, 5, np.float32))
+    protocol = Protocol(dataset, Reading(min_interactions=1, transductive=known), users=40, n_train=80)
+    ranks = score_ranks(BPR().fit(protocol.training("sample")), protocol.cases)
+    assert ndcg(ranks, 10).mean() > 0.45 > 2 * 0.2
+
+
+@WITHOUT_TORCH
+def test_training_leaves_the_callers_torch_random_state_alone(train):
+    import torch
+
+    torch.manual_seed(1)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(1)
+    BASELINES["gru4rec"](epochs=1).fit(train)
+    assert torch.rand(3).tolist() == expected
+
+
+def test_without_torch_the_error_names_the_extra(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in QUICK:
+        with pytest.raises(MissingExtra, match=r"starec\[baselines\]"):
+            BASELINES[name]().fit(train)
+
+
+class Broken(Scorer):
+    name = "broken"
+
+    def scores(self, batch):
+        return np.where(np.arange(len(batch))[:, None] == 4, np.nan, np.zeros(batch.candidates.shape))
+
+
+def test_a_nan_score_is_an_error_that_names_user_and_method(cases):
+    with pytest.raises(InvalidOption, match=f"broken gave user {cases.user_ids[4]} a NaN"):
+        score_ranks(Broken(), cases)
+
+
+def test_an_ensemble_by_rank_is_bordas_count_and_by_score_the_mean_of_standard_scores(train, cases):
+    members = [ItemKNN().fit(train), Markov().fit(train)]
+    batch = cases.batch()
+    parts = [member.scores(batch) for member in members]
+    scaled = [(part - part.mean(1, keepdims=True)) / part.std(1, keepdims=True) for part in parts]
+    assert Ensemble(members).scores(batch) == pytest.approx(np.mean(scaled, axis=0))
+    pop = Pop().fit(train)
+    counts, places = pop.scores(batch), Ensemble([pop], by="rank").scores(batch)
+    assert places.sum(axis=1) == pytest.approx(-190)
+    above = counts[:, :, None] > counts[:, None, :]
+    assert (above == (places[:, :, None] > places[:, None, :])).all()
+
+
+def test_methods_are_built_by_name_and_an_ensemble_shares_its_members():
+    knn, full, mix, everything = build(["item-knn", "item-knn-full", "ensemble", "ensemble-full"], seed=3)
+    assert (knn.label, full.label, full.train, mix.label, knn.seed) == (
+        "item-knn",
+        "item-knn-full",
+        "full",
+        "ensemble",
+        3,
+    )
+    assert mix.members == [knn] and everything.members == [full]
+    assert [member.label for member in build(["ensemble"])[0].members] == [*list(BASELINES)[2:]]
+    with pytest.raises(UnknownName, match="did you mean 'sasrec'"):
+        build(["sasrek"])

@@ -1,0 +1,225 @@
+"""The protocol: who is tested on what, and who is trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import make_dataset
+
+from starec_env.datasets import prepare
+from starec_env.errors import DataError, InvalidOption, UnknownName
+from starec_env.stream import Stream
+from starec_eval.protocol import READINGS, Protocol, Reading, sequences
+
+ROOMY = Reading(min_interactions=2, max_length=12)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset(n_users=60, n_items=80, length=20)
+
+
+@pytest.fixture(scope="module")
+def protocol(dataset):
+    return Protocol(dataset, ROOMY, users=30)
+
+
+def items_of(protocol, user, rows=slice(None)):
+    dataset = protocol.dataset
+    return set(dataset.item_indices[dataset.indptr[user] : dataset.indptr[user + 1]][rows].tolist())
+
+
+def test_a_user_has_three_lists_of_one_positive_and_nineteen_negatives(protocol):
+    cases = protocol.cases
+    assert len(cases) == 90 and cases.candidates.shape[1] == 20
+    assert np.bincount(cases.users)[cases.users].tolist() == [3] * 90
+    assert all(len(set(row)) == 20 for row in cases.candidates.tolist())
+    assert (cases.target_items == protocol.dataset.item_indices[cases.stop]).all()
+
+
+def test_repetitions_have_their_own_negatives_and_orders(protocol):
+    of_one = protocol.cases.candidates[protocol.cases.users == protocol.cases.users[0]]
+    assert len({frozenset(row) for row in of_one.tolist()}) == 3
+    assert len(np.unique(protocol.cases.targets)) > 10
+
+
+def test_the_first_repetition_shows_what_the_environment_shows_at_the_held_out_turn(dataset):
+    protocol = Protocol(dataset, ROOMY, users=30, seed=5)
+    stream = Stream(prepare(dataset, min_interactions=2, max_length=12), seed=5)
+    for case in np.flatnonzero(protocol.cases.repetition == 0).tolist():
+        turn, query = stream.turns(int(protocol.cases.users[case]))[-1], protocol.cases.query(case)
+        assert query.candidates.indices.tolist() == turn.query.candidates.indices.tolist()
+        assert query.history.item_indices.tolist() == turn.query.history.item_indices.tolist()
+        assert query.user == turn.query.user and protocol.cases.targets[case] == turn.target
+
+
+def test_the_same_seed_gives_the_same_candidates_and_another_seed_others(dataset, protocol):
+    assert Protocol(dataset, ROOMY, users=30).cases.hash == protocol.cases.hash
+    assert Protocol(dataset, ROOMY, users=30, seed=1).cases.hash != protocol.cases.hash
+
+
+@pytest.mark.parametrize("negatives", ["history", "truncated", "target"])
+def test_negatives_exclude_exactly_what_the_reading_says(dataset, negatives):
+    protocol = Protocol(dataset, replace(ROOMY, negatives=negatives), users=30, repetitions=20)
+    cases, met_earlier, in_window = protocol.cases, 0, 0
+    for user, target, shown in zip(cases.users, cases.target_items, cases.candidates, strict=True):
+        others = set(shown.tolist()) - {target}
+        met_earlier += len(others & items_of(protocol, user, slice(-12)))
+        in_window += len(others & items_of(protocol, user, slice(-12, None)))
+    assert (met_earlier > 0) == (negatives != "history")
+    assert (in_window > 0) == (negatives == "target")
+
+
+def test_liked_sequences_hold_likes_only_and_dislikes_still_exclude(dataset):
+    protocol = Protocol(dataset, replace(ROOMY, sequences="liked"), users=20)
+    for case in range(len(protocol.cases)):
+        query, user = protocol.cases.query(case), protocol.cases.users[case]
+        assert all(interaction.liked for interaction in query.history)
+        others = set(query.candidates.indices.tolist()) - {protocol.cases.target_items[case]}
+        assert not others & items_of(protocol, user)
+
+
+def test_the_catalogue_universe_draws_items_that_the_filter_drops(dataset):
+    rare = replace(dataset, items=(*dataset.items, *(replace(dataset.items[0], id=9000 + i) for i in range(80))))
+    drawn = Protocol(rare, replace(ROOMY, universe="catalogue"), users=30).cases
+    assert (drawn.candidates >= 80).any() and (drawn.target_items < 80).all()
+    assert (Protocol(rare, ROOMY, users=30).cases.candidates < 80).all()
+
+
+def test_shuffled_time_ties_move_only_rows_of_equal_time(dataset):
+    tied = replace(dataset, timestamps=dataset.timestamps // 4)
+    shuffled = sequences(tied, replace(ROOMY, time_ties="shuffled"), seed=1)
+    assert (shuffled.timestamps == tied.timestamps).all()
+    assert (shuffled.item_indices != tied.item_indices).any()
+    assert (sequences(tied, ROOMY).item_indices == tied.item_indices).all()
+
+
+@pytest.mark.parametrize("on", ["sample", "full"])
+@pytest.mark.parametrize("transductive", [False, True])
+def test_training_never_holds_a_test_users_target_or_anything_later(dataset, on, transductive):
+    protocol = Protocol(dataset, replace(ROOMY, transductive=transductive), users=30, n_train=10)
+    train = protocol.training(on)
+    for user, stop in zip(protocol.cases.users.tolist(), protocol.cases.stop.tolist(), strict=True):
+        held_out = protocol.dataset.item_indices[stop : protocol.dataset.indptr[user + 1]]
+        row = np.flatnonzero(train.user_ids == protocol.dataset.user_ids[user])
+        assert bool(len(row)) == (transductive or on == "full")
+        for r in row:
+            assert not set(train.item_indices[train.indptr[r] : train.indptr[r + 1]].tolist()) & set(held_out.tolist())
+    assert train.n_users == {"sample": 10 + 30 * transductive, "full": 60}[on]
+
+
+def test_training_users_are_not_tested_and_can_be_given_by_a_file(dataset, tmp_path):
+    assert not set(Protocol(dataset, ROOMY).train_users) & set(Protocol(dataset, ROOMY).cases.users)
+    (tmp_path / "users").write_text("3\n5\n")
+    protocol = Protocol(dataset, ROOMY, users=[1, 2], train_users=tmp_path / "users")
+    assert protocol.training("sample").user_ids.tolist() == [3, 5]
+    (tmp_path / "users").write_text("3\n999\n")
+    with pytest.raises(UnknownName, match="999"):
+        Protocol(dataset, ROOMY, users=[1, 2], train_users=tmp_path / "users")
+
+
+def test_candidates_survive_the_file_and_so_does_their_hash(protocol, dataset, tmp_path):
+    protocol.cases.write(tmp_path / "c.parquet")
+    again = Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet")
+    assert again.cases.hash == protocol.cases.hash
+    for case in (0, 40, 89):
+        ours, theirs = protocol.cases.query(case), again.cases.query(case)
+        assert list(ours.history) == list(theirs.history) and list(ours.candidates) == list(theirs.candidates)
+    assert again.training("full").n_interactions == protocol.training("full").n_interactions
+
+
+def test_ids_may_be_text_in_a_file_and_numbers_in_the_data_set(protocol, dataset, tmp_path):
+    text = {
+        name: pa.array([[str(i) for i in v] if isinstance(v, list) else str(v) for v in column.to_pylist()])
+        for name, column in zip(protocol.cases.table.column_names, protocol.cases.table.columns, strict=True)
+        if name not in ("repetition", "turn")
+    }
+    pq.write_table(pa.table({**text, "repetition": protocol.cases.table["repetition"]}), tmp_path / "c.parquet")
+    cases = Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet").cases
+    assert (cases.target_items == protocol.cases.target_items).all()
+
+
+def spoil(column, change):
+    def spoiled(rows):
+        rows[4][column] = change(rows[4])
+        return rows
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "cause"),
+    [
+        (spoil("user_id", lambda row: 77777), "user 77777 is not in tiny"),
+        (spoil("target", lambda row: 31337), "target 31337 is not in tiny"),
+        (spoil("history", lambda row: [*row["history"], 31337]), "item 31337 of its history is not in tiny"),
+        (spoil("candidates", lambda row: [31337, *row["candidates"][1:]]), "item 31337 of its candidates"),
+        (spoil("candidates", lambda row: row["candidates"][:19]), "19 candidates, wanted 20"),
+        (spoil("candidates", lambda row: [*row["candidates"], 100]), "21 candidates where the first row has 20"),
+        (spoil("candidates", lambda row: [row["candidates"][1], *row["candidates"][1:]]), "is repeated"),
+        (spoil("target", lambda row: row["history"][0]), "is not among the candidates"),
+        (lambda rows: [*rows[:4], rows[0]], "repetition 0, turn .* is there twice"),
+    ],
+)
+def test_a_wrong_candidates_file_gets_an_error_that_names_row_user_and_cause(
+    protocol, dataset, tmp_path, spoiled, cause
+):
+    rows = spoiled(protocol.cases.table.slice(0, 6).to_pylist())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=f"c.parquet, row 5: user {rows[4]['user_id']}: .*{cause}"):
+        Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet")
+
+
+def test_a_file_without_the_columns_or_that_is_no_parquet_is_refused(dataset, tmp_path):
+    pq.write_table(pa.table({"user_id": [1]}), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="lacks the columns repetition, history"):
+        Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet")
+    (tmp_path / "c.csv").write_text("user_id\n1\n")
+    with pytest.raises(DataError, match="Parquet"):
+        Protocol(dataset, ROOMY, candidates=tmp_path / "c.csv")
+
+
+def test_a_history_item_that_the_user_never_rated_counts_as_liked(protocol, dataset, tmp_path):
+    row = protocol.cases.table.slice(0, 1).to_pylist()[0]
+    unmet = next(item.id for item in dataset.items if item.id not in row["candidates"] + row["history"])
+    pq.write_table(pa.Table.from_pylist([{**row, "history": [unmet, *row["history"]]}]), tmp_path / "c.parquet")
+    history = list(Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet").cases.query(0).history)
+    assert history[0].item_id == unmet and history[0].liked
+    assert history[1:] == list(protocol.cases.query(0).history)
+
+
+def test_a_test_user_without_a_positive_is_named(dataset):
+    ratings = dataset.ratings.copy()
+    ratings[:20] = 1
+    sour = replace(dataset, ratings=ratings)
+    with pytest.raises(InvalidOption, match="user 1 has no target"):
+        Protocol(sour, ROOMY, users=[2, 1])
+    assert (
+        0
+        not in Protocol(
+            sour, ROOMY, users=len(Stream(prepare(sour, min_interactions=2, max_length=12)).users)
+        ).cases.users
+    )
+
+
+def test_impossible_settings_say_what_would_do(dataset):
+    with pytest.raises(DataError, match="lower min_interactions"):
+        Protocol(dataset, Reading(min_interactions=500))
+    with pytest.raises(InvalidOption, match="users=99"):
+        Protocol(dataset, ROOMY, users=99)
+    with pytest.raises(InvalidOption, match="did you mean 'history'"):
+        Reading(negatives="histroy")
+    with pytest.raises(InvalidOption, match="paper"):
+        Protocol(dataset, "papers")
+    with pytest.raises(InvalidOption, match="no user is left to train on"):
+        Protocol(dataset, ROOMY, users=30, train_users=[]).training("sample")
+
+
+def test_every_reading_is_described_with_its_table(protocol):
+    about = protocol.describe()
+    assert set(about["reading"]) == set(vars(READINGS["paper"]))
+    loaded, prepared, sample = about["counts"]
+    assert (loaded["users"], loaded["interactions"], prepared["interactions"]) == (60, 1200, 720)
+    assert prepared["sparsity"] == 1 - 720 / (60 * prepared["items"]) and sample["users"] == 30

@@ -1,0 +1,79 @@
+"""The table in every form: what it says must be what was measured."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from support import make_dataset
+
+from starec_env.errors import StarecWarning, UnknownName
+from starec_eval.metrics import ndcg
+from starec_eval.protocol import Protocol, Reading
+from starec_eval.table import Results, Scored
+
+
+@pytest.fixture(scope="module")
+def results():
+    protocol = Protocol(make_dataset(n_users=60, n_items=80, length=20), Reading(min_interactions=2), users=25)
+    rng = np.random.default_rng(0)
+    good = rng.integers(1, 6, len(protocol.cases)).astype(float)
+    like = np.where(rng.random(len(good)) < 0.05, good + 1, good)
+    methods = [
+        Scored("poor_one", np.full(len(good), 15.0), 1.25),
+        Scored("good", good),
+        Scored("alike", like, violations=["user 3, repetition 1: missing: 2"]),
+        Scored("broken", np.full(len(good), np.nan), error="user 5: the server is gone"),
+    ]
+    return Results(protocol.describe(), protocol.cases, methods)
+
+
+def test_rows_hold_each_metric_in_percent_with_its_error_users_and_seconds(results):
+    poor, good, _, broken = results.rows
+    assert poor["ndcg@20"] == 25 and poor["ndcg@20_se"] == 0 and poor["ndcg@10"] == 0 and poor["seconds"] == 1.25
+    assert good["ndcg@10"] == pytest.approx(100 * ndcg(results.methods[1].ranks, 10).mean(), abs=1e-3)
+    assert good["users"] == 25 and good["cases"] == 75 and good["hr@5"] == 100
+    assert broken["ndcg@1"] is None and broken["error"] == "user 5: the server is gone"
+
+
+def test_every_form_marks_best_and_second_and_the_failed_method(results):
+    best, second = f"{results.rows[1]['ndcg@10']:.1f}", f"{results.rows[2]['ndcg@10']:.1f}"
+    markdown, latex = results.to_markdown(), results.to_latex()
+    assert re.search(rf"good .*\*\*{best} ± ", markdown) and re.search(rf"alike .*<u>{second} ± ", markdown)
+    assert re.search(rf"\\textbf{{{best} \$\\pm\$", latex) and re.search(rf"\\underline{{{second} \$\\pm\$", latex)
+    assert r"poor\_one & " in latex and latex.count(r"\\") == 5 and r"\toprule" in latex
+    assert "| broken | failed | failed |" in markdown
+    assert "broken failed: user 5: the server is gone" in str(results)
+
+
+def test_every_table_prints_hash_reading_counts_and_seed(results):
+    for text in (results.to_markdown(), results.to_latex(), " ".join(str(results).split())):
+        assert results.cases.hash in text and "negatives=history" in text and "seed 0" in text
+        assert "1,200 interactions, sparsity 75.00 %" in text
+
+
+def test_a_gap_smaller_than_its_error_is_noted_and_warned_of(results):
+    notes = "\n".join(results.notes())
+    assert "good over alike at NDCG@10" in notes and "smaller than its error" in notes and "good over poor" not in notes
+    with pytest.warns(StarecWarning, match="good over alike"):
+        results.compare("alike")["good"].check("good over alike")
+    with pytest.raises(UnknownName, match="alike"):
+        results.compare("alikee")
+    with pytest.raises(UnknownName):
+        results.compare("broken")
+
+
+def test_the_files_hold_what_the_table_shows(results, tmp_path):
+    results.write(tmp_path)
+    whole = json.loads((tmp_path / "results.json").read_text())
+    assert whole["rows"] == results.rows and whole["candidates"] == results.cases.hash
+    assert whole["reading"]["negatives"] == "history" and whole["seed"] == 0 and len(whole["counts"]) == 3
+    table = pq.read_table(tmp_path / "per_user.parquet")
+    mine = table.filter(np.array([name == "good" for name in table["method"].to_pylist()]))
+    assert mine.num_rows == 25
+    assert 100 * np.mean(mine["ndcg@10"].to_numpy()) == pytest.approx(results.rows[1]["ndcg@10"], abs=1e-3)
+    assert pa_csv.read_csv(tmp_path / "per_user.csv").num_rows == table.num_rows == 75
+    assert pq.read_schema(tmp_path / "candidates.parquet").metadata[b"starec_hash"].decode() == results.cases.hash
+    assert "alike: user 3, repetition 1: missing: 2" in (tmp_path / "violations.txt").read_text()
