@@ -19,7 +19,7 @@ ANSWER_FORMATS = ("paper", "compact")
 """How a ranking is written: numbered titles with explanations after a thought, or the candidates' labels alone."""
 MAX_HISTORY = 40
 """Interactions that prompts show unless told otherwise (5.1.1 keeps as many)."""
-MAX_PROFILE = 4_000
+MAX_PROFILE = 2_000
 """Characters of a profile that are kept and shown."""
 
 _MAX_EVENTS = 10
