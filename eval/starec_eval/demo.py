@@ -17,6 +17,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.openai_chat import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.serve import local_server
+from starec_agents.store import read_steps
 from starec_agents.story import metrics_table, story
 from starec_env import load_dataset, prepare
 
@@ -47,5 +48,6 @@ def demo(model: str, users: int, turns: int, out: Path | None) -> None:
         run = run_population(dataset, agent, users=users, turns=turns, out=out, concurrency=endpoint.concurrency)
     console.print(metrics_table(run.metrics, run.out))
     console.print(compare_run(run.out, dataset))
-    for panel in story(run.out, ""):
+    first = next(read_steps(run.out), None)
+    for panel in story(run.out, str(first.user_id)) if first else ():
         console.print(panel)

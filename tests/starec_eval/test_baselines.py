@@ -115,7 +115,7 @@ def test_item_knn_is_the_decayed_sum_of_shrunk_cosines(train, cases):
 
 def test_ease_is_the_closed_form(train, cases):
     x = matrix(train)
-    inverse = np.linalg.inv(x.T @ x + 200 * np.eye(50))
+    inverse = np.linalg.inv(x.T @ x + 500 * np.eye(50))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
     scores = EASE().fit(train).scores(cases.batch())

@@ -12,7 +12,8 @@ from starec_env.types import Dataset, Id
 from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores, TrainOn
 from starec_eval.baselines.sequential import import_torch
 
-_BATCH, _FOLD_STEPS, _FOLD_LR, _FOLD_NEGATIVES = 1024, 60, 0.05, 8
+_BATCH = 4096
+_FOLD_STEPS, _FOLD_LR, _FOLD_NEGATIVES, _FOLD_BATCH = 60, 0.05, 4, 256
 
 
 @dataclass
@@ -25,8 +26,8 @@ class BPR(Scorer):
 
     name: ClassVar[str] = "bpr"
     size: int = 64
-    lr: float = 5e-3
-    l2: float = 1e-3
+    lr: float = 1e-2
+    l2: float = 1e-2
     epochs: int = 60
     train: TrainOn = "sample"
     seed: int = 0
@@ -67,7 +68,8 @@ class BPR(Scorer):
         known = np.array([self.users.get(user, -1) for user in batch.users])
         vectors = p[known]
         if (known < 0).any():
-            vectors[known < 0] = self._folded(torch, batch.history[known < 0])
+            histories, place = batch.distinct_histories()
+            vectors[known < 0] = self._folded(torch, histories)[place[known < 0]]
         candidates = torch.from_numpy(batch.candidates.astype(np.int64))
         found: Scores = ((q[candidates] @ vectors[:, :, None])[:, :, 0] + b[candidates]).numpy()
         return found
@@ -75,14 +77,21 @@ class BPR(Scorer):
     def _folded(self, torch: Any, history: NDArray[np.integer]) -> Any:
         # Fixed negatives by age, so that a query's vector doesn't depend on its batch.
         _, q, b = self.tables
-        taken = torch.from_numpy(history.astype(np.int64))[:, :, None]
         draw = torch.Generator().manual_seed(self.seed)
-        other = torch.randint(len(q) - 1, (history.shape[1], _FOLD_NEGATIVES), generator=draw).flip(0)[None]
-        real = (taken != PAD).float()
-        vectors = torch.zeros(len(history), self.size, requires_grad=True)
+        other = torch.randint(len(q) - 1, (history.shape[1], _FOLD_NEGATIVES), generator=draw).flip(0)
+        parts = torch.from_numpy(history.astype(np.int64)).split(_FOLD_BATCH)
+        return torch.cat([self._fold(torch, taken, other, q, b) for taken in parts])
+
+    def _fold(self, torch: Any, taken: Any, other: Any, q: Any, b: Any) -> Any:
+        apart = (q[taken][:, :, None] - q[other]).flatten(1, 2)
+        bias = (b[taken][:, :, None] - b[other]).flatten(1, 2)
+        real = (taken != PAD).float()[:, :, None].expand(-1, -1, _FOLD_NEGATIVES).flatten(1, 2)
+        vectors = torch.zeros(len(taken), self.size, requires_grad=True)
         optimizer = torch.optim.Adam([vectors], lr=_FOLD_LR)
         for _ in range(_FOLD_STEPS):
             optimizer.zero_grad()
-            (self._loss(torch, vectors[:, None, None], q, b, taken, other) * real).sum().backward()
+            margin = (apart @ vectors[:, :, None])[:, :, 0] + bias
+            loss = self.l2 * vectors.square().sum(1, keepdim=True) - torch.nn.functional.logsigmoid(margin)
+            (loss * real).sum().backward()
             optimizer.step()
         return vectors.detach()

@@ -21,7 +21,7 @@ class EASE(Scorer):
     """
 
     name: ClassVar[str] = "ease"
-    l2: float = 200.0
+    l2: float = 500.0
     train: TrainOn = "sample"
     seed: int = 0
     weights: Scores = field(init=False, repr=False)

@@ -41,6 +41,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.candidates)
 
+    def distinct_histories(self) -> tuple[Indices, NDArray[np.intp]]:
+        """The different histories, and (queries,) each query's place among them: repetitions share one."""
+        histories, place = np.unique(self.history, axis=0, return_inverse=True)
+        return histories, place.ravel()
+
     @property
     def ages(self) -> NDArray[np.int64]:
         """(longest,) how many interactions ago each history column is: 0 for the newest."""

@@ -101,24 +101,30 @@ class Sequential(Scorer):
         return (torch.cat([mine[:, None], others], 1).logsumexp(1) - mine).mean()
 
     def _validate(self, torch: Any, net: Any, sequences: Any, candidates: Any) -> float:
-        scores = self._score(torch, net, sequences, candidates)
+        net.eval()
+        with torch.no_grad():
+            scores = self._score(net, self._states(torch, net, sequences), candidates)
         ranks = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
         return float((1.0 / torch.log2(1.0 + ranks)).mean())
 
-    def _score(self, torch: Any, net: Any, sequences: Any, candidates: Any) -> Any:
-        net.eval()
-        with torch.no_grad():
-            last = ((sequences > 0).sum(1) - 1).clamp(min=0)
-            hidden = self.encode(torch, net, sequences)[torch.arange(len(last)), last]
-            return (net["item"](candidates) @ hidden[:, :, None])[:, :, 0] + net["bias"](candidates)[:, :, 0]
+    def _states(self, torch: Any, net: Any, sequences: Any) -> Any:
+        # (batch, size) states after each sequence's last item.
+        last = ((sequences > 0).sum(1) - 1).clamp(min=0)
+        return self.encode(torch, net, sequences)[torch.arange(len(last)), last]
+
+    def _score(self, net: Any, states: Any, candidates: Any) -> Any:
+        return (net["item"](candidates) @ states[:, :, None])[:, :, 0] + net["bias"](candidates)[:, :, 0]
 
     def scores(self, batch: Batch) -> Scores:
         """Scores from the state after the newest history item."""
         torch = import_torch(self.label)
-        sequences = torch.from_numpy(_right_padded(batch.history[:, -self.max_length :]))
+        histories, place = batch.distinct_histories()
+        sequences = torch.from_numpy(_right_padded(histories[:, -self.max_length :]))
         candidates = torch.from_numpy(batch.candidates.astype(np.int64) + 1)
-        parts = zip(sequences.split(512), candidates.split(512), strict=True)
-        return np.concatenate([self._score(torch, self.net, s, c).numpy() for s, c in parts])
+        with torch.no_grad():
+            states = torch.cat([self._states(torch, self.net, part) for part in sequences.split(256)])
+            found: Scores = self._score(self.net, states[torch.from_numpy(place)], candidates).numpy()
+        return found
 
 
 def _sequences(train: Dataset, longest: int) -> NDArray[np.int64]:
