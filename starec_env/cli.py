@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": ("starec_agents.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
     "show": ("starec_agents.commands:show", "Print one user's story from a run."),
+    "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
 }
 """Sub-command -> ("module:function", one line of help)."""

@@ -336,6 +336,12 @@ def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
         )
 
 
+def with_turns(dataset: Dataset, users: Iterable[Id], **stream: Any) -> list[Id]:
+    """Those users that have a turn under some settings of Stream; a population refuses the others by name."""
+    able = set(Stream(dataset, **stream).users.tolist())
+    return [user for user in users if dataset.user_index(user) in able]
+
+
 def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_length: int | None = None) -> Rows:
     """Rows whose prompt, and prompt with completion, are within limits; the others are dropped and counted.
 

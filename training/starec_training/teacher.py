@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile, split_thought
+from starec_agents.titles import item_title
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
 from starec_env.scoring import LIKED_CUTOFF, ndcg
 from starec_training.rows import Row, Rows, Task
@@ -96,8 +97,8 @@ class TeachReport(BaseModel):
             flaws = ", ".join(f"{kind} {count}" for kind, count in Counter(report.flaws).most_common()) or "none"
             kept = report.passed + sum(report.gained)
             lines.append(
-                f"{task}: {kept} of {report.samples} samples kept; {report.passed} passed at once; gained by rethinking: "
-                f"{gained}; flaws of first answers: {flaws}"
+                f"{task}: {kept} of {report.samples} samples kept; {report.passed} passed at once; "
+                f"gained by rethinking: {gained}; flaws of first answers: {flaws}"
             )
         return "\n".join(lines)
 
@@ -227,11 +228,11 @@ class _Teacher:
         rank = ranking.rank_of(shown.target)
         if ndcg(rank, 10) >= self.screening.min_ndcg:
             return None
-        title = shown.candidates[shown.target].title
+        title = item_title(shown.candidates[shown.target])
         return Flaw(
             "misranked",
-            f"You ranked {title} at place {rank}, but the user chose it next. Find in the user's profile and history what "
-            "speaks for it, and what you overrated. Don't mention this remark.",
+            f"You ranked {title} at place {rank}, but the user chose it next. Find in the user's profile and history "
+            "what speaks for it, and what you overrated. Don't mention this remark.",
         )
 
     async def _update_flaw(self, row: Row, text: str) -> Flaw | None:
