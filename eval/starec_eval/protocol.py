@@ -254,10 +254,10 @@ def sequences(dataset: Dataset, reading: Reading, seed: int = 0, *, full_catalog
     passed &= np.isin(base.user_ids, filtered.user_ids)[owner]
     if reading.sequences == "liked":
         passed &= base.ratings > LIKED_ABOVE
-    place = np.arange(base.n_interactions)
+    order = np.arange(base.n_interactions)
     if reading.time_ties == "shuffled":
-        place = np.random.default_rng(seed).permutation(place)
-    order = np.lexsort((place, base.timestamps, passed, owner))
+        order = np.lexsort((np.random.default_rng(seed).permutation(order), base.timestamps, owner))
+    order = order[np.argsort(2 * owner + passed[order], kind="stable")]
     length = np.minimum(np.bincount(owner[passed], minlength=base.n_users), reading.max_length)
     return replace(
         base,
