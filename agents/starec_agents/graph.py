@@ -104,11 +104,12 @@ async def update_memory(state: State) -> State:
     return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
 
 
-def _half(state: State) -> str:
+# The routes are async too: LangGraph sends synchronous ones through a thread pool.
+async def _half(state: State) -> str:
     return "fast_rank" if state.get("feedback") is None else "compare"
 
 
-def _unless_agreed(state: State) -> str:
+async def _unless_agreed(state: State) -> str:
     return "update_memory" if state["agrees"] else "reflect"
 
 

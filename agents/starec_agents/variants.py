@@ -37,6 +37,10 @@ def rank_only() -> Graph:
     """Fast thinking alone: the memory stays as it began."""
     graph = StateGraph(State, context_schema=Context)
     graph.add_node(fast_rank)
-    graph.add_conditional_edges(START, lambda state: END if state.get("feedback") else "fast_rank", [END, "fast_rank"])
+    graph.add_conditional_edges(START, _unless_feedback, [END, "fast_rank"])
     graph.add_edge("fast_rank", END)
     return graph.compile(name="rank-only")
+
+
+async def _unless_feedback(state: State) -> str:
+    return END if state.get("feedback") else "fast_rank"

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from starec_agents import variants
 from starec_agents.agent import UserAgent
 from starec_agents.openai_chat import OpenAIChat
 from starec_agents.population import run_population
@@ -20,6 +19,9 @@ from starec_agents.serve import local_server
 from starec_agents.store import read_steps
 from starec_agents.story import metrics_table, story
 from starec_env import load_dataset, prepare
+
+_MAX_TOKENS = 200
+"""Per answer: a small model that loops would otherwise fill the whole context."""
 
 
 @click.command()
@@ -43,7 +45,7 @@ def demo(model: str, users: int, turns: int, out: Path | None) -> None:
     with local_server(model=model) as endpoint:
         console.print(f"{users} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
         agent = UserAgent.factory(
-            OpenAIChat(endpoint), graph=variants.reflect_always(), answer_format="compact", structured=True
+            OpenAIChat(endpoint), answer_format="compact", structured=True, max_tokens=_MAX_TOKENS
         )
         run = run_population(dataset, agent, users=users, turns=turns, out=out, concurrency=endpoint.concurrency)
     console.print(metrics_table(run.metrics, run.out))
