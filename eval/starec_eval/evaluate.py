@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+from typing import Protocol as Typed
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.errors import RunError, StarecError
-from starec_env.types import Ranker, Ranking
+from starec_env.types import Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
 from starec_eval.cases import Cases
 from starec_eval.protocol import Protocol
@@ -25,8 +26,19 @@ Report = Callable[[str, int, int], None]
 """Told of progress: method, cases done, cases in all."""
 
 
+class AsyncRanker(Typed):
+    """A ranker that is awaited. It may also have `abegin(protocol)`, awaited first, and `aclose()`, awaited last."""
+
+    async def arank(self, query: Query) -> Ranking:
+        """Rank the candidates of a query, best first."""
+        ...
+
+
+AnyRanker = Ranker | AsyncRanker
+
+
 def evaluate(
-    rankers: Iterable[Ranker | tuple[str, Ranker]],
+    rankers: Iterable[AnyRanker | tuple[str, AnyRanker]],
     protocol: Protocol,
     *,
     out: str | Path | None = None,
@@ -63,7 +75,7 @@ class _Run:
     concurrency: int
     report: Report
 
-    def method(self, name: str, ranker: Ranker) -> Scored:
+    def method(self, name: str, ranker: AnyRanker) -> Scored:
         begun = time.perf_counter()
         log = _Log(self.out, name, self._settings(name, ranker), self.resume, len(self.protocol.cases))
         try:
@@ -77,22 +89,22 @@ class _Run:
         finally:
             log.close()
 
-    def _settings(self, name: str, ranker: Ranker) -> Mapping[str, Any]:
+    def _settings(self, name: str, ranker: AnyRanker) -> Mapping[str, Any]:
         shown = repr(ranker) if isinstance(ranker, Scorer) else str(getattr(ranker, "settings", type(ranker).__name__))
         return {**self.protocol.describe(), "method": name, "settings": shown}
 
-    def _rank(self, name: str, ranker: Ranker, log: _Log) -> None:
+    def _rank(self, name: str, ranker: AnyRanker, log: _Log) -> None:
         cases = self.protocol.cases
         if isinstance(ranker, Scorer):
             on = ranker.train or self.protocol.reading.popularity
             ranker.fitted(self.protocol.training(on))
             log.all(score_ranks(ranker, cases))
-        elif hasattr(ranker, "arank"):
-            _run_async(lambda: self._rank_async(name, ranker, log))
-        else:
+        elif isinstance(ranker, Ranker) and not hasattr(ranker, "arank"):
             for case in log.todo:
                 log.add(case, ranker.rank(cases.query(case)), cases)
                 self.report(name, log.done, len(cases))
+        else:
+            _run_async(lambda: self._rank_async(name, ranker, log))
 
     async def _rank_async(self, name: str, ranker: Any, log: _Log) -> None:
         cases, failed, waiting = self.protocol.cases, [], iter(log.todo)
@@ -105,11 +117,13 @@ class _Run:
                     failed.append(f"user {cases.user_ids[case]!r}: {error}")
                 self.report(name, log.done, len(cases))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.concurrency):
-                group.create_task(work())
-        if close := getattr(ranker, "aclose", None):
-            await close()
+        try:
+            if begin := getattr(ranker, "abegin", None):
+                await begin(self.protocol)
+            await asyncio.gather(*(work() for _ in range(self.concurrency)))
+        finally:
+            if close := getattr(ranker, "aclose", None):
+                await close()
         if failed:
             raise RunError(f"{len(failed):,} of {len(cases):,} cases failed, the first: {failed[0]}")
 
@@ -230,5 +244,5 @@ def _run_async(start: Callable[[], Awaitable[None]]) -> None:
         pool.submit(asyncio.run, run()).result()
 
 
-def _name(ranker: Ranker) -> str:
+def _name(ranker: AnyRanker) -> str:
     return ranker.label if isinstance(ranker, Scorer) else str(getattr(ranker, "name", type(ranker).__name__))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.datasets import prepare
-from starec_env.errors import InvalidOption, check_choice
+from starec_env.errors import InvalidOption, check_choice, unknown
 from starec_env.stream import Seen, Stream
 from starec_env.types import LIKED_ABOVE, Dataset, Id
 from starec_eval.baselines.scorer import TrainOn
@@ -60,6 +60,26 @@ class Reading:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    def with_settings(self, pairs: Sequence[str]) -> Reading:
+        """Another reading with some settings changed, each given as "name=value".
+
+        Raises:
+            InvalidOption: A value is none of the setting's.
+            UnknownName: There is no such setting.
+        """
+        changed: dict[str, Any] = {}
+        for name, _, value in (pair.partition("=") for pair in pairs):
+            if name not in asdict(self):
+                raise unknown("setting of a reading", name, asdict(self))
+            kind = type(getattr(self, name))
+            try:
+                changed[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            except (KeyError, ValueError):
+                raise InvalidOption(
+                    f"{name}={value!r}: wanted {'true or false' if kind is bool else 'a number'}"
+                ) from None
+        return replace(self, **changed)
 
 
 READINGS: Mapping[str, Reading] = {

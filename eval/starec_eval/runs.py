@@ -10,14 +10,14 @@ import numpy as np
 
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import RunError
-from starec_env.types import Dataset, Ranker
-from starec_eval.evaluate import Report, evaluate, judged
+from starec_env.types import Dataset
+from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
 
 
 def evaluate_run(
-    run: str | Path, dataset: Dataset, rankers: Iterable[Ranker], *, report: Report | None = None
+    run: str | Path, dataset: Dataset, rankers: Iterable[AnyRanker], *, report: Report | None = None
 ) -> Results:
     """The agent of a `starec simulate` run and some rankers on exactly the same turns and candidates.
 
