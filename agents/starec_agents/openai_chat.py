@@ -226,30 +226,28 @@ class OpenAIChat:
         answers_before = pool.answers
         while True:
             ticket = await pool.acquire(again=attempt > 0)
-            answered = congested = False
             try:
                 self.requests += 1
                 self.retries += attempt > 0
                 async with asyncio.timeout(self.endpoint.timeout_s):
                     answer = await request(session.client)
-                answered = True
-                return answer
             except EXPECTED as error:
                 fault = understand(error, self.endpoint, session.key)
-                congested = fault.congested
-            finally:
-                pool.release(ticket, answered=answered, congested=congested)
+                pause = None if fault.pause is None else min(fault.pause, MAX_WAIT_S)
+                pool.release(ticket, congested=fault.congested, pause=pause)
+            except BaseException:  # cancellation
+                pool.release(ticket)
+                raise
+            else:
+                pool.release(ticket, answered=True)
+                return answer
             if attempt >= min(retries, fault.retries):
                 if attempt and math.isinf(fault.retries):
                     pool.give_up(fault.error, answers_before, DOWN_S)
                 raise fault.error
             wait = min(FIRST_WAIT_S * 4.0**attempt, MAX_WAIT_S) * random.uniform(0.75, 1.25)
-            if fault.pause is not None:
-                pause = min(fault.pause, MAX_WAIT_S)
-                pool.pause(pause)
-                wait = max(wait, pause * random.uniform(1.0, 1.25))
             attempt += 1
-            await asyncio.sleep(wait)
+            await asyncio.sleep(max(wait, (pause or 0.0) * random.uniform(1.0, 1.25)))
 
     async def _session(self) -> _Session:
         loop = asyncio.get_running_loop()
