@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_agents.progress import RunProgress
 from starec_agents.records import finish, write_candidates
 from starec_agents.store import Failure, RunStore
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.stream import Stream, judge
-from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step
+from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step, Turn
 
 
 class Agent(Protocol):
@@ -44,6 +45,19 @@ class Agent(Protocol):
 
     async def alearn(self, feedback: Feedback) -> Memory:
         """Learn from what the user really did (slow thinking); returns the new memory."""
+        ...
+
+
+class Turns(Protocol):
+    """Where a population's turns come from; `Stream` has it, and so has the evaluation's protocol."""
+
+    @property
+    def users(self) -> NDArray[np.integer]:
+        """0-based indices of the users who have a turn."""
+        ...
+
+    def turns(self, user: int) -> list[Turn]:
+        """A user's turns in order, with rising numbers."""
         ...
 
 
@@ -102,6 +116,11 @@ async def arun_population(
     concurrency: int = 64,
     resume: bool = False,
     progress: bool = True,
+    stream: Turns | None = None,
+    about: Mapping[str, Any] | None = None,
+    memories: Mapping[Id, Memory] | None = None,
+    learn_last: bool = True,
+    on_step: Callable[[Step], object] | None = None,
 ) -> Run:
     """Run user agents through their streams and record every step.
 
@@ -119,6 +138,12 @@ async def arun_population(
         concurrency: Users in flight.
         resume: Go on with the run in `out`: finished steps are kept, failed users are tried again.
         progress: Show a progress bar on stderr.
+        stream: Turns to use instead of drawing them; `turns`, `n_candidates`, `targets`, `split` and `min_history`
+            then only describe.
+        about: More that makes this run itself (JSON types): recorded, and compared on resuming.
+        memories: Memories to begin with, by user id; users without one start their own.
+        learn_last: Whether agents learn from their last turn too, which no later ranking can gain from.
+        on_step: Called with each finished step.
 
     Raises:
         InvalidOption: An option is out of range.
@@ -126,7 +151,7 @@ async def arun_population(
     """
     if concurrency < 1:
         raise InvalidOption(f"concurrency={concurrency}: at least one user must be in flight")
-    stream = Stream(
+    stream = stream or Stream(
         dataset,
         n_candidates=n_candidates,
         seed=seed,
@@ -148,6 +173,7 @@ async def arun_population(
         "split": split,
         "min_history": min_history,
         **agent().settings,
+        **(about or {}),
     }
     store = RunStore(out, settings, resume=resume)
     if store.damaged:
@@ -163,22 +189,27 @@ async def arun_population(
         if "candidates_hash" not in store.run:
             fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
         with RunProgress(total=len(chosen), visible=progress, store=store) as shown:
-            await _Population(stream, agent, store, shown, concurrency).run(chosen)
+            population = _Population(stream, agent, store, shown, concurrency, memories or {}, learn_last, on_step)
+            await population.run(chosen)
         metrics = await asyncio.to_thread(finish, store, dataset, chosen)
         return Run(store.out, metrics)
     finally:
         store.close(**fields)
 
 
+@dataclass
 class _Population:
     """The users in flight, and the count of failures that stops a run whose endpoint is gone."""
 
-    def __init__(
-        self, stream: Stream, agent: Callable[[], Agent], store: RunStore, shown: RunProgress, concurrency: int
-    ) -> None:
-        self.stream, self.agent, self.store, self.shown = stream, agent, store, shown
-        self.concurrency = concurrency
-        self.failed_in_a_row = 0
+    stream: Turns
+    agent: Callable[[], Agent]
+    store: RunStore
+    shown: RunProgress
+    concurrency: int
+    memories: Mapping[Id, Memory]
+    learn_last: bool
+    on_step: Callable[[Step], object] | None
+    failed_in_a_row: int = 0
 
     async def run(self, users: Sequence[int]) -> None:
         """Run all users, `concurrency` at a time; the first error that isn't a user's own ends all."""
@@ -199,14 +230,15 @@ class _Population:
         user_id = turns[0].query.user.id
         done, memory = self.store.done(user_id, [turn.number for turn in turns])
         agent = self.agent()
-        agent.memory = memory
+        agent.memory = memory or self.memories.get(user_id)
         turn = turns[0]
         try:
             for turn in turns[done:]:
                 ranking = await agent.arank(turn.query)
                 before = agent.memory or Memory()
                 feedback, reward = judge(turn, ranking)
-                after = await agent.alearn(feedback)
+                learns = self.learn_last or turn is not turns[-1]
+                after = await agent.alearn(feedback) if learns else before
                 step = Step(
                     user_id=user_id,
                     turn=turn.number,
@@ -222,6 +254,8 @@ class _Population:
                 self.store.append(step)
                 self.failed_in_a_row = 0
                 self.shown.step(step)
+                if self.on_step:
+                    self.on_step(step)
         except RunError:
             raise
         except Exception as error:
@@ -240,7 +274,7 @@ class _Population:
             )
 
 
-def _choose(dataset: Dataset, stream: Stream, users: int | Sequence[Id] | None, seed: int) -> list[int]:
+def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, seed: int) -> list[int]:
     """User indices in the order they are run: as given, or a sample by seed."""
     able = stream.users
     if isinstance(users, Sequence):

@@ -14,11 +14,11 @@ import numpy as np
 from starec_agents.store import RunStore, read_steps, write_parquet, write_text
 from starec_env.scoring import CUTOFFS, ndcg
 from starec_env.stream import Stream
-from starec_env.types import Dataset, Id, Step
+from starec_env.types import LIKED_ABOVE, Dataset, Id, Step
 
 
 def write_candidates(out: Path, dataset: Dataset, stream: Stream, users: Sequence[int]) -> dict[str, Any]:
-    """Save what every user will be shown: `candidates.parquet`, and the items' titles in `items.parquet`.
+    """Save what every user will be shown: `candidates.parquet`, and the items' titles and more in `items.parquet`.
 
     Returns:
         `candidates_hash` (16 hex digits over users, turns, targets and candidates in order) and `n_turns`.
@@ -40,6 +40,7 @@ def write_candidates(out: Path, dataset: Dataset, stream: Stream, users: Sequenc
                     "user_id": query.user.id,
                     "turn": turn.number,
                     "history": [item.id for item in query.history.items],
+                    "history_liked": (query.history.ratings > LIKED_ABOVE).tolist(),
                     "target": turn.target_item.id,
                     "candidates": [item.id for item in query.candidates],
                 }
@@ -54,13 +55,18 @@ def write_candidates(out: Path, dataset: Dataset, stream: Stream, users: Sequenc
             ("user_id", user_type),
             ("turn", pa.int32()),
             ("history", pa.list_(id_type)),
+            ("history_liked", pa.list_(pa.bool_())),
             ("target", id_type),
             ("candidates", pa.list_(id_type)),
         ]
     )
     write_parquet(out / "candidates.parquet", rows(), schema)
-    titles = ({"id": dataset.items[i].id, "title": dataset.items[i].title} for i in np.flatnonzero(shown).tolist())
-    write_parquet(out / "items.parquet", titles, pa.schema([("id", id_type), ("title", pa.string())]))
+    items = (dataset.items[i] for i in np.flatnonzero(shown).tolist())
+    told = ({"id": item.id, "title": item.title, "attributes": list(item.attributes.items())} for item in items)
+    text = pa.string()
+    write_parquet(
+        out / "items.parquet", told, pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
+    )
     return {"candidates_hash": digest.hexdigest(), "n_turns": count}
 
 
