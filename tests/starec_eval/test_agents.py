@@ -45,9 +45,7 @@ def test_agents_rank_every_list_with_the_memory_of_their_warmup(dataset, tmp_pat
     assert row["error"] is None and row["violations"] == 0 and row["method"] == "starec"
     steps = list(read_steps(tmp_path / "warm"))
     assert 10 < len(steps) <= 20 and {step.user_id for step in steps} <= set(protocol.cases.user_ids)
-    held_out = {
-        str(user): item for user, item in zip(protocol.cases.user_ids, protocol.cases.target_items, strict=True)
-    }
+    held_out = {user: item for user, item in zip(protocol.cases.user_ids, protocol.cases.target_items, strict=True)}
     for step in steps:
         assert step.candidates[step.target] != protocol.dataset.items[held_out[step.user_id]].id
     assert ranker._memories[steps[-1].user_id] == steps[-1].memory != steps[-1].memory_before
