@@ -20,7 +20,7 @@ from langgraph.runtime import Runtime
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile, parse_ranking
 from starec_agents.prompts import MAX_HISTORY, event_line, rank_messages, ranking_schema, reflect_messages
-from starec_env.types import Call, Feedback, Memory, Query, Ranking
+from starec_env.types import Call, Candidates, Feedback, Memory, Query, Ranking
 
 
 class State(TypedDict, total=False):
@@ -49,6 +49,11 @@ class Context:
     max_history: int = MAX_HISTORY
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def asks_scores(self) -> bool:
+        """Whether the answer is a JSON object of scores that the server enforces."""
+        return self.structured and self.answer_format == "compact"
+
 
 Graph = CompiledStateGraph[State, Context, State, State]
 
@@ -71,16 +76,30 @@ async def call_model(context: Context, kind: str, messages: Sequence[Message], *
     )
 
 
+async def ask_ranking(context: Context, candidates: Candidates, messages: Sequence[Message]) -> tuple[Ranking, Call]:
+    """Have the model answer a ranking prompt, and read the answer.
+
+    Args:
+        context: Has the model, the answer format and the sampling options.
+        candidates: What is to be ranked, in the order that the prompt shows.
+        messages: The prompt.
+
+    Raises:
+        EndpointError: No usable answer could be had.
+    """
+    schema = {"schema": ranking_schema(len(candidates))} if context.asks_scores else {}
+    call = await call_model(context, "rank", messages, **schema)
+    ranking = parse_ranking(call.completion, candidates, context.answer_format)
+    if call.reasoning:
+        ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})
+    return ranking, call
+
+
 async def fast_rank(state: State, runtime: Runtime[Context]) -> State:
     """Rank the candidates by the memory (4.1.2)."""
     context, query = runtime.context, state["query"]
-    structured = context.structured and context.answer_format == "compact"
-    messages = rank_messages(query, state["memory"], context.answer_format, structured, context.max_history)
-    schema = {"schema": ranking_schema(len(query.candidates))} if structured else {}
-    call = await call_model(context, "rank", messages, **schema)
-    ranking = parse_ranking(call.completion, query.candidates, context.answer_format)
-    if call.reasoning:
-        ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})
+    messages = rank_messages(query, state["memory"], context.answer_format, context.asks_scores, context.max_history)
+    ranking, call = await ask_ranking(context, query.candidates, messages)
     return {"ranking": ranking, "calls": (call,)}
 
 

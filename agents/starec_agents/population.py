@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from starec_agents.progress import RunProgress
-from starec_agents.records import finish, write_candidates
+from starec_agents.records import Turns, finish, write_candidates
 from starec_agents.store import Failure, RunStore
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.stream import Stream, judge
-from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step, Turn
+from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step
 
 
 class Agent(Protocol):
@@ -45,19 +44,6 @@ class Agent(Protocol):
 
     async def alearn(self, feedback: Feedback) -> Memory:
         """Learn from what the user really did (slow thinking); returns the new memory."""
-        ...
-
-
-class Turns(Protocol):
-    """Where a population's turns come from; `Stream` has it, and so has the evaluation's protocol."""
-
-    @property
-    def users(self) -> NDArray[np.integer]:
-        """0-based indices of the users who have a turn."""
-        ...
-
-    def turns(self, user: int) -> list[Turn]:
-        """A user's turns in order, with rising numbers."""
         ...
 
 

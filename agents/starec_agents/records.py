@@ -7,17 +7,30 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_agents.store import RunStore, read_steps, write_parquet, write_text
 from starec_env.scoring import CUTOFFS, ndcg
-from starec_env.stream import Stream
-from starec_env.types import LIKED_ABOVE, Dataset, Id, Step
+from starec_env.types import LIKED_ABOVE, Dataset, Id, Step, Turn
 
 
-def write_candidates(out: Path, dataset: Dataset, stream: Stream, users: Sequence[int]) -> dict[str, Any]:
+class Turns(Protocol):
+    """Where a population's turns come from; `Stream` has it, and so has the evaluation's protocol."""
+
+    @property
+    def users(self) -> NDArray[np.integer]:
+        """0-based indices of the users who have a turn."""
+        ...
+
+    def turns(self, user: int) -> list[Turn]:
+        """A user's turns in order, with rising numbers."""
+        ...
+
+
+def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence[int]) -> dict[str, Any]:
     """Save what every user will be shown: `candidates.parquet`, and the items' titles and more in `items.parquet`.
 
     Returns:
