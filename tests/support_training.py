@@ -1,7 +1,56 @@
 """What tests of training share beside the fixtures: `from support_training import Words`."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[1]
+AGENT: dict[str, Any] = {"answer_format": "compact", "max_history": 2}
+"""Short prompts for a tiny policy."""
+
+
+def losses(out: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm by step, from the last checkpoint's log."""
+    last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    log = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in log if "loss" in entry}
+
+
+def logged(out: Path, name: str) -> list[float]:
+    """A metric's values at the steps that have it."""
+    last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    log = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in log if entry.get(name) is not None]
+
+
+def environment() -> dict[str, str]:
+    """For child processes: one thread each, this checkout's packages."""
+    roots = [str(ROOT), *(str(ROOT / folder) for folder in ("agents", "training", "eval"))]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def kill_at_checkpoint(command: Sequence[str], checkpoint: Path, timeout: float = 240) -> None:
+    """Run `starec` with a command until a checkpoint is there, then kill -9."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "starec_env.cli", *command],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + timeout
+    while not (checkpoint / "trainer_state.json").exists():
+        if child.poll() is not None or time.monotonic() > deadline:
+            child.kill()
+            raise AssertionError(f"no {checkpoint.name} came: {child.communicate()[0][-3000:]}")
+        time.sleep(0.01)
+    child.kill()
+    child.communicate()
 
 
 class Words:

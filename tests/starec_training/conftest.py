@@ -3,10 +3,10 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import make_dataset
+from support_training import AGENT
 
 sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]  # tests/vllm is on the path: TRL would take it for vLLM
 pytest.importorskip("trl", reason="needs the 'train' extra")
@@ -28,7 +28,6 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-AGENT: dict[str, Any] = {"answer_format": "compact", "max_history": 2}
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +48,7 @@ def evidence(films: Dataset, train_users: list[Id]) -> Evidence:
 
 @pytest.fixture(scope="session")
 def taught(films: Dataset, evidence: Evidence, train_users: list[Id], tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    """The blind teacher's rows, compact: 4 candidates, 4 films of history."""
+    """The blind teacher's rows, compact: 4 candidates, 2 films of history."""
     out = tmp_path_factory.mktemp("taught") / "run"
     options = {"users": train_users, "n_candidates": 4, "split": "train", "progress": False}
     run_population(films, BlindTeacher(evidence).agent(**AGENT), out=out, **options)

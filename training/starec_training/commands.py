@@ -121,15 +121,18 @@ def _stage(function: Any) -> Any:
     return train.command(context_settings=options)(click.argument("args", nargs=-1, type=click.UNPROCESSED)(function))
 
 
-def _parse(args: Sequence[str], classes: tuple[type, ...], stage: str, settings: dict[str, Any]) -> tuple[Any, ...]:
+def _parse(
+    args: Sequence[str], classes: tuple[type, ...], stage: str, settings: dict[str, Any], *, partly: bool = False
+) -> tuple[Any, ...]:
+    """Our arguments and TRL's; `settings` are the defaults. Partly: leave what these classes don't know."""
     try:
         from trl import TrlParser
     except ImportError:
         raise MissingExtra(f"starec train {stage}", "train") from None
-    parser = TrlParser(classes, prog=f"starec train {stage}")
+    parser = TrlParser(classes, prog=f"starec train {stage}", add_help=not partly)
     parser.set_defaults_with_config(**settings)
     try:
-        found: tuple[Any, ...] = parser.parse_args_and_config(list(args))
+        found: tuple[Any, ...] = parser.parse_args_and_config(list(args), return_remaining_strings=partly)
     except (ValueError, OSError) as error:
         raise TrainingError(f"starec train {stage}: {error}") from None
     return found
@@ -187,13 +190,13 @@ def sft(args: Sequence[str]) -> int:
     Example: starec train sft --model smollm2 --lora_rank 16 --rows runs/taught --output_dir runs/sft
     """
     try:
-        from trl import SFTConfig, TrlParser
+        from trl import SFTConfig
 
         from starec_training.sft import paper_settings, train_sft
     except ImportError:
         raise MissingExtra("starec train sft", "train") from None
-    asked = TrlParser(SftArguments, add_help=False).parse_args_and_config(list(args), return_remaining_strings=True)
-    given, config = _parse(args, (SftArguments, SFTConfig), "sft", paper_settings(asked[0].size))
+    size = _parse(args, (SftArguments,), "sft", {}, partly=True)[0].size
+    given, config = _parse(args, (SftArguments, SFTConfig), "sft", paper_settings(size))
     rows = _rows(given.rows)
     heldout = read_users(given.users_file)["heldout"] if given.users_file else []
     final = train_sft(given.model, rows, config, adapter=_lora(given), heldout=heldout, minutes=given.minutes)

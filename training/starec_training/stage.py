@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -83,20 +84,19 @@ def claim(out: str | Path, settings: Mapping[str, Any], rows: Rows) -> Path | No
     folder, path = Path(out), Path(out) / "stage.json"
     digest = blake2b("\n".join(row.model_dump_json() for row in rows).encode(), digest_size=8).hexdigest()
     wanted = json.loads(json.dumps({**settings, "rows": len(rows), "rows_hash": digest}, default=str))
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in wanted if found.get(key) != wanted[key]]
-        if different:
-            key = different[0]
-            raise TrainingError(
-                f"{folder} belongs to another run: its {', '.join(different)} differ ({key} was {found.get(key)!r}, is "
-                f"{wanted[key]!r}); resume with the same settings, or choose another output_dir"
-            )
-    elif any(folder.glob("checkpoint-*")):
-        raise TrainingError(f"{folder} holds checkpoints of a run that isn't ours: choose another output_dir")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(wanted, indent=1) + "\n")
+    with PartialState().main_process_first():
+        if not path.exists():
+            if any(folder.glob("checkpoint-*")):
+                raise TrainingError(f"{folder} holds checkpoints of a run that isn't ours: choose another output_dir")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if different := [key for key in wanted if found.get(key) != wanted[key]]:
+        key = different[0]
+        raise TrainingError(
+            f"{folder} belongs to another run: its {', '.join(different)} differ ({key} was {found.get(key)!r}, is "
+            f"{wanted[key]!r}); resume with the same settings, or choose another output_dir"
+        )
     return last_checkpoint(folder)
 
 

@@ -1,0 +1,96 @@
+"""`starec train`: from a data set to rows and to a policy by commands alone; faults in one line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support_training import logged
+
+from starec_env.cli import main
+from starec_env.errors import TrainingError
+from starec_training.commands import UNFINISHED, read_users
+from starec_training.rows import Rows, read_rows, write_rows
+
+
+def starec(*args: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *map(str, args)])
+    return int(stop.value.code or 0)
+
+
+def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heldout = tmp_path / "heldout.txt"
+    heldout.write_text("\n".join(map(str, range(1, 300))))
+    out = tmp_path / "taught"
+    command = ["teach", "--n_train", 30, "--user_turns", 2, "--answer_format", "compact", "--heldout", heldout]
+    assert starec(*command, "--n_candidates", 5, "--min_ndcg", 0.6, "--out", out) == 0
+    rows = read_rows(out / "rows.jsonl")
+    users = json.loads((out / "users.json").read_text())
+    assert len(users["train"]) == 30
+    assert {row.snapshot.user_id for row in rows} <= set(users["train"])
+    assert not {str(user) for user in users["train"]} & set(users["heldout"])
+    report = json.loads((out / "report.json").read_text())
+    assert report["tasks"]["rank"]["lost"] == {"misranked": report["tasks"]["rank"]["samples"] - len(
+        [row for row in rows if row.task == "rank"])}  # fmt: skip
+    assert "samples kept" in capsys.readouterr().out
+    assert starec(*command, "--n_candidates", 5, "--out", out) == 0  # goes on with its own run
+
+
+def test_sft_and_grpo_run_by_their_configs(
+    tiny: Path, taught: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", taught)
+    users = {"train": [row.snapshot.user_id for row in taught], "heldout": [999]}
+    (tmp_path / "users.json").write_text(json.dumps(users))
+    (tmp_path / "sft.yaml").write_text(
+        f"model: {tiny}\nrows: [{tmp_path}]\nlora_rank: 4\nmax_steps: 9\nper_device_train_batch_size: 2\n"
+        f"output_dir: {tmp_path / 'sft'}\nusers_file: {tmp_path / 'users.json'}\nsize: 7B\n"
+    )
+    command = ["sft", "--config", tmp_path / "sft.yaml", "--max_steps", 2, "--lr_scheduler_type", "constant"]
+    assert starec(*command, "--minutes", 0) == UNFINISHED
+    assert starec(*command) == 0
+    assert logged(tmp_path / "sft", "learning_rate") == [1e-5, 1e-5]
+    assert "trained: " in capsys.readouterr().out
+    command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--output_dir", tmp_path / "rl"]
+    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
+    command += ["--gradient_accumulation_steps", 1, "--max_completion_length", 8, "--algorithm", "reinforce++"]
+    assert starec(*command) == 0
+    assert logged(tmp_path / "rl", "kl") == []
+    assert logged(tmp_path / "rl", "learning_rate") == [1e-6]
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        (["sft", "--output_dir", "x"], "nothing to learn from"),
+        (["sft", "--config", "none.yaml"], "none.yaml"),
+        (["teach", "--teacher", "llm", "--out", "x"], "--base_url"),
+        (["teach", "--teacher", "oracle", "--out", "x"], "blind"),
+        (["teach", "--users_file", "none.json"], "none.json is no file of users"),
+    ],
+)
+def test_faults_are_told_in_one_line(
+    command: list[str], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert starec(*command) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("starec: ") and fault in error
+
+
+def test_help_shows_our_fields_and_trls(capsys: pytest.CaptureFixture[str]) -> None:
+    assert starec("grpo", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--rounds" in shown and "--num_generations" in shown
+    assert starec("--help") == 0
+    assert "teach" in capsys.readouterr().out
+
+
+def test_held_out_users_are_read_from_an_evaluations_candidates(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": [4, 4, 9]}), tmp_path / "candidates.parquet")
+    assert read_users(str(tmp_path / "candidates.parquet")) == {"train": [], "heldout": [4, 9]}
+    pq.write_table(pa.table({"item": [4]}), tmp_path / "other.parquet")
+    with pytest.raises(TrainingError, match="no file of users"):
+        read_users(str(tmp_path / "other.parquet"))

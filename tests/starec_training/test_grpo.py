@@ -1,0 +1,264 @@
+"""GRPO on state snapshots: the anchor, the groups, both tasks, rounds, kills, two processes."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from peft import load_peft_weights
+from safetensors.torch import load_file
+from support_training import AGENT, ROOT, environment, kill_at_checkpoint, logged, losses
+from trl import GRPOConfig
+
+from starec_agents.llm import ScriptedChat
+from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
+from starec_env.types import Dataset, Id
+from starec_training import grpo
+from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds, without_spread
+from starec_training.rewards import served
+from starec_training.rows import Rows, write_rows
+from starec_training.sft import lora, paper_sft, train_sft
+from starec_training.stage import load_policy
+
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-3, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2, "max_completion_length": 40, "beta": 0.01, "disable_tqdm": True,
+}  # fmt: skip
+
+
+def config(out: Path, **options: Any) -> GRPOConfig:
+    return paper_grpo(**{"output_dir": str(out), **SETTINGS, **options})
+
+
+@pytest.fixture(scope="module")
+def adapter(student: Path, taught: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SFT adapter: the anchor of the LoRA tests."""
+    out = tmp_path_factory.mktemp("adapter")
+    settings = paper_sft(output_dir=str(out), max_steps=3, learning_rate=3e-3, disable_tqdm=True)
+    final = train_sft(student, taught, settings, adapter=lora(4))
+    assert final is not None
+    return final
+
+
+def test_the_papers_settings_are_equation_3(tmp_path: Path) -> None:
+    made = paper_grpo(output_dir=str(tmp_path))
+    assert (made.loss_type, made.beta, made.learning_rate, made.num_generations) == ("grpo", 1e-3, 1e-6, 8)
+    assert (made.scale_rewards, made.use_bias_correction_kl, made.num_train_epochs) == ("group", False, 1)
+    assert made.generation_batch_size == 64 * 8
+    assert (made.max_completion_length, made.vllm_max_model_length) == (16384, 20480)
+    assert paper_grpo(output_dir=str(tmp_path), beta=0.5).beta == 0.5
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The trainers that are made, to look inside."""
+    made: list[Any] = []
+    real = grpo.finish
+    monkeypatch.setattr(grpo, "finish", lambda trainer, *rest: (made.append(trainer), real(trainer, *rest))[1])
+    return made
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce++"])
+def test_an_adapter_trains_against_a_frozen_copy_of_itself(
+    adapter: Path, taught: Rows, tmp_path: Path, caught: list[Any], algorithm: str
+) -> None:
+    final = train_grpo(adapter, taught, config(tmp_path), algorithm=algorithm)
+    assert final is not None
+    kl = logged(tmp_path, "kl")
+    assert kl[0] == 0.0 != kl[1]
+    anchor, policy = load_peft_weights(str(adapter)), load_peft_weights(str(final))
+    assert set(anchor) == set(policy)
+    assert any(not torch.equal(anchor[name], policy[name]) for name in anchor)
+    reference = {name: value for name, value in caught[0].model.named_parameters() if ".ref." in name}
+    assert len(reference) == len(anchor)
+    for name, value in reference.items():
+        assert torch.equal(value, anchor[name.replace(".ref.", ".")])
+    assert not (final / "ref").exists()
+
+
+def test_all_weights_train_against_the_folder_they_came_from(
+    student: Path, taught: Rows, tmp_path: Path, caught: list[Any]
+) -> None:
+    final = train_grpo(student, taught, config(tmp_path), reward="ndcg")
+    assert final is not None
+    kl = logged(tmp_path, "kl")
+    assert kl[0] == 0.0 < kl[1]
+    anchor = load_file(student / "model.safetensors")
+    reference = caught[0].ref_model.state_dict()
+    assert all(torch.equal(value, reference[name]) for name, value in anchor.items())
+    moved = load_file(final / "model.safetensors")
+    assert any(not torch.equal(value, moved[name]) for name, value in anchor.items())
+    assert logged(tmp_path, "rank/valid")
+
+
+def test_a_group_holds_completions_of_one_prompt(adapter: Path, taught: Rows, tmp_path: Path) -> None:
+    train_grpo(adapter, taught, config(tmp_path, max_steps=1))
+    (table,) = (tmp_path / "completions").glob("*.parquet")
+    kept = pd.read_parquet(table)
+    assert len(kept) == 16
+    assert list(Counter(kept["prompt"].map(str)).values()) == [4] * 4
+    for start in range(0, 16, 4):
+        group = kept[start : start + 4]
+        assert group["prompt"].map(str).nunique() == 1
+        assert abs(group["advantage"].sum()) < 1e-3
+    assert ((kept["ranking"].isna()) != (kept["memory"].isna())).all()
+    lines = [json.loads(line) for line in (tmp_path / "spread.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert without_spread(tmp_path) == {tuple(key) for *key, spread in lines if spread == 0}
+
+
+def test_a_batch_that_mixes_prompts_stops(
+    adapter: Path, taught: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mixed(grpo.AgentGRPO):
+        def _calculate_rewards(self, inputs: list[Any], *args: Any, **options: Any) -> Any:
+            return super()._calculate_rewards([*inputs[1:], inputs[0]], *args, **options)
+
+    monkeypatch.setattr(grpo, "_trainer_class", lambda _: Mixed)
+    with pytest.raises(TrainingError, match="mixes prompts"):
+        train_grpo(adapter, taught, config(tmp_path))
+
+
+def test_a_reward_server_that_dies_stops_training_and_a_live_one_lets_it_go_on(
+    adapter: Path, taught: Rows, tmp_path: Path
+) -> None:
+    updates = Rows([row for row in taught if row.task == "reflect"])
+    calls = 0
+
+    def reply(*_: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if 4 < calls < 100:
+            raise EndpointError("connection refused", "connection")
+        return "A B C D"
+
+    rank = served(ScriptedChat(reply))
+    options = {"gradient_accumulation_steps": 1, "save_steps": 1, "num_generations": 2, "max_completion_length": 60}
+    with pytest.raises(EndpointError, match="refused"):
+        for _ in range(9):
+            train_grpo(adapter, updates, config(tmp_path, max_steps=9, **options), rank=rank)
+    calls = 1000
+    assert train_grpo(adapter, updates, config(tmp_path, max_steps=9, **options), rank=rank) is not None
+
+
+def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Rows, tmp_path: Path) -> None:
+    options = {"max_steps": 5, "save_steps": 1, "save_total_limit": None}
+    train_grpo(adapter, taught, config(tmp_path / "whole", **options))
+    write_rows(tmp_path / "rows.jsonl", taught)
+    broken = tmp_path / "broken"
+    settings = {**SETTINGS, **options, "save_total_limit": "null"}
+    (tmp_path / "grpo.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+    command = ["train", "grpo", "--config", str(tmp_path / "grpo.yaml"), "--model", str(adapter)]
+    command += ["--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(broken)]
+    kill_at_checkpoint(command, broken / "checkpoint-2")
+    assert not (broken / "final").exists()
+    assert train_grpo(adapter, taught, config(broken, **options)) == broken / "final"
+    assert losses(broken) == losses(tmp_path / "whole")
+    assert logged(broken, "kl") == logged(tmp_path / "whole", "kl")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all weights", "adapter"])
+def test_rounds_collect_with_the_policy_and_keep_the_anchor(
+    student: Path, adapter: Path, films: Dataset, train_users: list[Id], tmp_path: Path, caught: list[Any], whole: bool
+) -> None:
+    anchor = student if whole else adapter
+    rounds = Rounds(rounds=2, users=8, turns=3, candidates=(3, 4), prompts=30, agent=AGENT)
+    final = train_rounds(anchor, films, train_users, config(tmp_path), rounds, heldout=[24])
+    assert final == tmp_path / "round-1" / "train" / "final"
+    for number, candidates in ((0, 3), (1, 4)):
+        told = json.loads((tmp_path / f"round-{number}" / "population" / "run.json").read_text())
+        assert (told["n_candidates"], told["split"], told["model"]) == (candidates, "train", f"round {number}")
+    first, second = (logged(tmp_path / f"round-{number}" / "train", "kl") for number in (0, 1))
+    assert first[0] == 0.0
+    assert second[0] != 0.0  # the second round starts from the first's policy, and its reference is still the anchor
+    if whole:
+        reference = caught[1].ref_model.state_dict()
+        assert all(torch.equal(v, reference[name]) for name, v in load_file(anchor / "model.safetensors").items())
+    else:
+        kept = {name: v for name, v in caught[1].model.named_parameters() if ".ref." in name}
+        weights = load_peft_weights(str(anchor))
+        assert all(torch.equal(v, weights[name.replace(".ref.", ".")]) for name, v in kept.items())
+    before = (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns
+    assert train_rounds(anchor, films, train_users, config(tmp_path), rounds) == final
+    assert (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns == before
+
+
+def test_prompts_without_spread_and_other_tasks_leave_the_next_round(taught: Rows, tmp_path: Path) -> None:
+    (tmp_path / "spread.jsonl").write_text(
+        "".join(json.dumps([*row.snapshot.key, 0.0]) + "\n" for row in taught.rows[:7])
+        + json.dumps([*taught.rows[0].snapshot.key, 0.5]) + "\n"
+    )  # fmt: skip
+    worth: Callable[..., Rows] = grpo._worth_training  # noqa: PLC2701
+    kept = worth(taught, tmp_path, Rounds(), 1)
+    assert kept.dropped["no spread in the last round"] == 6
+    assert kept.rows[0] == taught.rows[0]
+    ranked = worth(taught, tmp_path / "none", Rounds(tasks=["rank"], prompts=5), 1)
+    assert {row.task for row in ranked} == {"rank"}
+    assert len(ranked) == 5
+
+
+def test_bad_input_stops_before_time_is_wasted(
+    student: Path, taught: Rows, films: Dataset, train_users: list[Id], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises((InvalidOption, UnknownName), match="reinforce"):
+        train_grpo(student, taught, config(tmp_path), algorithm="reinforce")
+    with pytest.raises((InvalidOption, UnknownName), match="ndcg"):
+        train_grpo(student, taught, config(tmp_path), reward="ndgc")
+    with pytest.raises(TrainingError, match="held-out"):
+        train_grpo(student, taught, config(tmp_path), heldout=[taught.rows[0].snapshot.user_id])
+    with pytest.raises(TrainingError, match="held-out"):
+        train_rounds(student, films, train_users, config(tmp_path), Rounds(), heldout=train_users[:1])
+    with pytest.raises(InvalidOption, match="users=99"):
+        train_rounds(student, films, train_users, config(tmp_path), Rounds(users=99, agent=AGENT, candidates=(4,)))
+    with pytest.raises(TrainingError, match="don't fill one batch of 4 prompts"):
+        train_grpo(student, Rows(taught.rows[:3]), config(tmp_path / "few"))
+    with pytest.raises(TrainingError, match="no row is left"):
+        train_grpo(student, taught, config(tmp_path / "long"), max_prompt=10)
+    frozen = lambda model: (lambda policy, tokenizer: (policy.requires_grad_(False), tokenizer))(*load_policy(model))  # noqa: E731
+    monkeypatch.setattr(grpo, "load_policy", frozen)
+    with pytest.raises(TrainingError, match="no parameter is trainable"):
+        train_grpo(student, taught, config(tmp_path / "frozen"))
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds
+from starec_training.rows import Rows, read_rows
+sys.path.insert(0, sys.argv[4])
+from support import make_dataset
+
+model, rows, out = Path(sys.argv[1]), read_rows(sys.argv[2]).rows, Path(sys.argv[3])
+settings = json.loads(sys.argv[5]) | {"ddp_timeout": 120, "per_device_train_batch_size": 4}
+updates, ranked = ([row for row in rows if row.task == task] for task in ("reflect", "rank"))
+uneven = Rows([row for pair in zip(updates, ranked) for row in pair][:6])  # every batch: one prompt of each task
+once = settings | {"gradient_accumulation_steps": 1, "shuffle_dataset": False}
+config = paper_grpo(output_dir=str(out / "rows"), **once)
+assert train_grpo(model, uneven, config)
+films = make_dataset(n_users=24, n_items=40)
+rounds = Rounds(users=8, turns=2, candidates=(4,), agent={"answer_format": "compact", "max_history": 2})
+users = sorted({row.snapshot.user_id for row in rows})
+assert train_rounds(model, films, users, paper_grpo(output_dir=str(out / "rounds"), **settings), rounds)
+"""
+
+
+def test_two_processes_pass_where_one_of_them_has_no_memory_rows(adapter: Path, taught: Rows, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", taught)
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch.append(str(tmp_path / "two.py"))
+    arguments = [str(adapter), str(tmp_path / "rows.jsonl"), str(tmp_path), str(ROOT / "tests"), json.dumps(SETTINGS)]
+    done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert logged(tmp_path / "rows", "kl")[0] == 0.0
+    lines = [json.loads(line) for line in (tmp_path / "rows" / "spread.jsonl").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["reflect", "rank"] * 2
+    parts = [tmp_path / "rounds" / "round-0" / f"rows-{place}.jsonl" for place in (0, 1)]
+    first, second = ({json.loads(line)["snapshot"]["user_id"] for line in part.open()} for part in parts)
+    assert first and second and not first & second
