@@ -16,6 +16,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,serve]'
 	@touch $@
 
+# torch and TRL are large, and only the tests need them all: `make demo` does without.
+$(VENV)/.installed-train: pyproject.toml constraints-cpu.txt | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines]' -c constraints-cpu.txt
+	@touch $@
+
 install: $(VENV)/.installed  ## create .venv and install starec into it
 
 demo: install  ## serve a small model, run a population of user agents, print its table and a story
@@ -25,7 +30,7 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## ruff, mypy and the test suite
+test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 	$(BIN)/pytest -m 'not vllm and not crosscheck'
 
 clean:  ## remove what the targets above made
