@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import requires
 
-from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.requirements import Requirement  # noqa: PLC2701  (a new environment has no other)
 
 TORCH = "torch==2.13.0"
 UNUSED = {"torch", "torchaudio", "torchvision", "torchcodec", "xgrammar"}
@@ -16,8 +16,8 @@ UNUSED = {"torch", "torchaudio", "torchvision", "torchcodec", "xgrammar"}
 
 def pip_install(*args: str) -> None:
     """Install with the pip, and the index, that the user's own settings name."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-warn-conflicts", *args]
-    subprocess.run(command, check=True)
+    quietly = ["--quiet", "--disable-pip-version-check", "--no-warn-conflicts"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *quietly, *args], check=True)
 
 
 def wanted(requirement: str) -> bool:
