@@ -1,0 +1,284 @@
+"""What a run's steps say beyond one number: pure functions from steps to small tables of estimates.
+
+Means are over users, and so are their standard errors: what one user did at several turns is averaged first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb, log2
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from starec_env.errors import InvalidOption
+from starec_env.scoring import ndcg
+from starec_env.types import Id, Step
+from starec_eval.metrics import mean_and_se
+
+TOP = 5
+"""Places of a ranking whose items are looked at for popularity, diversity and novelty."""
+BEST_OF = (1, 5, 10, 20, 50)
+"""The paper's N (5.3.4)."""
+_BOUNDS = {
+    "ml": (("low, 10-24", 24), ("medium, 25-39", 39), ("high, 40", 10**9)),
+    "amazon": (("low, 10-19", 19), ("medium, 20-39", 39), ("high, 40", 10**9)),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over users, and how sure it is."""
+
+    label: str
+    """Which group, or the x value as text."""
+    mean: float
+    """nan where nobody is in the group."""
+    se: float
+    """Standard error over users; nan below two."""
+    n: int
+    """Users."""
+
+
+def estimate(label: object, values: ArrayLike, users: Sequence[Id]) -> Estimate:
+    """Mean of values over users.
+
+    Args:
+        label: What is estimated.
+        values: (n,) values; nan ones are left out.
+        users: (n,) whose each is.
+    """
+    array, owners = np.asarray(values, dtype=np.float64), np.asarray([str(user) for user in users])
+    kept = ~np.isnan(array)
+    mean, se = mean_and_se(array[kept], owners[kept])
+    return Estimate(str(label), mean, se, len(set(owners[kept].tolist())))
+
+
+def activity_bounds(dataset: str) -> tuple[tuple[str, int], ...]:
+    """Activity groups of 5.3.3, each with its longest sequence: CDs' bounds for Amazon data, else MovieLens'."""
+    return _BOUNDS["amazon" if dataset.startswith("amazon") else "ml"]
+
+
+def activity_groups(
+    lengths: Mapping[Id, int], values: Mapping[Id, float], bounds: Sequence[tuple[str, int]]
+) -> list[Estimate]:
+    """A metric by activity (5.3.3, Figure 2a).
+
+    Args:
+        lengths: Interactions in each user's sequence, the target included.
+        values: The metric by user.
+        bounds: `activity_bounds(dataset)`, or your own.
+    """
+    most = [bound for _, bound in bounds]
+    members: dict[int, list[Id]] = defaultdict(list)
+    for user in values:
+        members[int(np.searchsorted(most, lengths[user]))].append(user)
+    return [
+        estimate(label, [values[user] for user in members[group]], members[group])
+        for group, (label, _) in enumerate(bounds)
+    ]
+
+
+def best_of(values: ArrayLike, ns: Sequence[int] = BEST_OF) -> list[Estimate]:
+    """Best of N samples (5.3.4, Figure 2b), for every n from one pass of N samples a user.
+
+    The best of the first n of them would waste the others. The mean over all subsets of n, which is unbiased
+    (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", use the same for pass@k), is
+    `sum_i C(i - 1, n - 1) v_(i) / C(N, n)` over the values sorted upwards.
+
+    Args:
+        values: (users, N) a metric of each sample.
+        ns: Each at most N.
+
+    Raises:
+        InvalidOption: An n is larger than N.
+    """
+    ordered = np.sort(np.atleast_2d(np.asarray(values, dtype=np.float64)), axis=1)
+    total = ordered.shape[1]
+    if max(ns) > total or min(ns) < 1:
+        raise InvalidOption(f"best of {max(ns)}: wanted 1 to {total}, as many as were sampled")
+    users = range(len(ordered))
+    weights = {n: np.array([comb(i, n - 1) / comb(total, n) for i in range(total)]) for n in ns}
+    return [estimate(n, ordered @ weights[n], list(users)) for n in ns]
+
+
+def sampled_ndcg(steps: Iterable[Step], k: int = 10) -> NDArray[np.float64]:
+    """(users, N) NDCG@k of a best-of-N run, whose steps are the samples; users with fewer samples are left out."""
+    rows: dict[Id, list[float]] = defaultdict(list)
+    for step in steps:
+        rows[step.user_id].append(ndcg(step.feedback.rank, k))
+    longest = max(map(len, rows.values()), default=0)
+    return np.array([row for row in rows.values() if len(row) == longest]).reshape(-1, longest)
+
+
+def learning_curve(steps: Sequence[Step], k: int = 10) -> list[Estimate]:
+    """NDCG@k against how many turns of the run the agent has learned from.
+
+    Users have streams of different lengths, so later points may stand on fewer of them: `n` tells.
+    """
+    seen: Counter[Id] = Counter()
+    at: dict[int, list[Step]] = defaultdict(list)
+    for step in sorted(steps, key=lambda step: step.turn):
+        at[seen[step.user_id]].append(step)
+        seen[step.user_id] += 1
+    return [_ndcg(turn, at[turn], k) for turn in sorted(at)]
+
+
+def position_bias(steps: Iterable[Step]) -> list[Estimate]:
+    """Mean rank of the positive against its 1-based place in the prompt; one that isn't ranked counts as last.
+
+    Without bias the line is flat: places are drawn by chance.
+    """
+    at: dict[int, list[Step]] = defaultdict(list)
+    for step in steps:
+        at[step.target + 1].append(step)
+    return [
+        estimate(
+            place,
+            [step.feedback.rank or len(step.candidates) for step in at[place]],
+            [step.user_id for step in at[place]],
+        )
+        for place in sorted(at)
+    ]
+
+
+def invalid_answers(steps: Sequence[Step]) -> dict[str, float]:
+    """Share of answers with each kind of problem ("missing", "invented", ...), and of those with any ("invalid")."""
+    kinds: Counter[str] = Counter()
+    for step in steps:
+        kinds.update({problem.partition(":")[0] for problem in step.ranking.problems})
+        kinds["invalid"] += not step.ranking.valid
+    return {kind: count / max(1, len(steps)) for kind, count in sorted(kinds.items())}
+
+
+def popularity(histories: Iterable[Iterable[Id]]) -> Counter[Id]:
+    """Users who took each item, from one history a user."""
+    return Counter(item for history in histories for item in set(history))
+
+
+def popularity_bias(steps: Sequence[Step], counts: Mapping[Id, int]) -> Estimate:
+    """How much more popular the first five are than the candidates: mean percentile minus 0.5.
+
+    0 is no bias, 0.5 the most there could be. A candidate's percentile is taken among those of its own list.
+    """
+    values = []
+    for step in steps:
+        shown = np.array([counts.get(item, 0) for item in step.candidates], dtype=np.float64)
+        below = (shown[:, None] > shown).sum(axis=1) + ((shown[:, None] == shown).sum(axis=1) - 1) / 2
+        top = list(step.ranking.order[:TOP])
+        values.append(float((below[top] / (len(shown) - 1)).mean()) - 0.5 if top and len(shown) > 1 else np.nan)
+    return estimate("popularity bias", values, [step.user_id for step in steps])
+
+
+def novelty(steps: Sequence[Step], counts: Mapping[Id, int], users: int) -> Estimate:
+    """Mean self-information of the first five, `-log2(share of users who took the item)`.
+
+    After Zhou et al. 2010 ("Solving the apparent diversity-accuracy dilemma of recommender systems"); shares are of
+    `users` + 1, with one added to each count, so that an item nobody took has a finite one.
+    """
+    values = [
+        float(np.mean([-log2((counts.get(item, 0) + 1) / (users + 1)) for item in top]))
+        if (top := _top(step))
+        else np.nan
+        for step in steps
+    ]
+    return estimate("novelty", values, [step.user_id for step in steps])
+
+
+def diversity(steps: Sequence[Step], attributes: Mapping[Id, frozenset[str]]) -> Estimate:
+    """Intra-list diversity of the first five: mean of 1 - Jaccard of their attributes, over pairs.
+
+    After Ziegler et al. 2005 ("Improving recommendation lists through topic diversification"). Items without
+    attributes are left out.
+    """
+    values = []
+    for step in steps:
+        known = [attributes[item] for item in _top(step) if attributes.get(item)]
+        apart = [1 - len(a & b) / len(a | b) for a, b in combinations(known, 2)]
+        values.append(float(np.mean(apart)) if apart else np.nan)
+    return estimate("diversity", values, [step.user_id for step in steps])
+
+
+def attribute_words(attributes: Mapping[str, str]) -> frozenset[str]:
+    """An item's attribute values in lower case, lists such as "Action|Comedy" or "Pop, Rock" apart; no years."""
+    values = (part.strip().casefold() for value in attributes.values() for part in re.split(r"[|/,;>]", value))
+    return frozenset(value for value in values if value and not value.isdecimal() and not value.startswith("("))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted likes (4.1.3) against what users did."""
+
+    hits: int
+    """Predicted liked, and liked."""
+    false_alarms: int
+    """Predicted liked, but disliked."""
+    misses: int
+    """Predicted disliked, but liked."""
+    rejections: int
+    """Predicted disliked, and disliked."""
+    by_rank: tuple[Estimate, ...]
+    """Share of targets that were liked, by where they were ranked."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of predictions that were right; nan without steps."""
+        total = self.hits + self.false_alarms + self.misses + self.rejections
+        return (self.hits + self.rejections) / total if total else float("nan")
+
+
+def calibration(steps: Sequence[Step]) -> Calibration:
+    """Whether what is ranked higher is liked more; says something only of runs with `targets="all"`."""
+    pairs = Counter((step.feedback.predicted_liked, step.feedback.liked) for step in steps)
+    groups: dict[str, list[Step]] = {"1": [], "2-5": [], "6-10": [], "11-": [], "not ranked": []}
+    for step in steps:
+        rank = step.feedback.rank
+        place = 4 if rank is None else int(np.searchsorted((1, 5, 10), rank))
+        groups[list(groups)[place]].append(step)
+    by_rank = tuple(
+        estimate(name, [step.feedback.liked for step in group], [step.user_id for step in group])
+        for name, group in groups.items()
+    )
+    return Calibration(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False], by_rank)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost a user, on average."""
+
+    users: int
+    prompt_tokens: float
+    completion_tokens: float
+    cached_tokens: float
+    seconds: float
+    """Waiting for answers, one after the other."""
+    money: float
+    """In the unit of the prices."""
+
+
+def cost(steps: Sequence[Step], price_in: float = 0.0, price_out: float = 0.0) -> Cost:
+    """Tokens, seconds and money a user; prices are for a million tokens, prompt and completion."""
+    users = max(1, len({step.user_id for step in steps}))
+    calls = [call for step in steps for call in step.calls]
+    prompt = sum(call.usage.prompt_tokens for call in calls) / users
+    completion = sum(call.usage.completion_tokens for call in calls) / users
+    return Cost(
+        users,
+        prompt,
+        completion,
+        sum(call.usage.cached_tokens for call in calls) / users,
+        sum(call.latency for call in calls) / users,
+        (prompt * price_in + completion * price_out) / 1e6,
+    )
+
+
+def _ndcg(label: object, steps: Sequence[Step], k: int) -> Estimate:
+    return estimate(label, [ndcg(step.feedback.rank, k) for step in steps], [step.user_id for step in steps])
+
+
+def _top(step: Step) -> list[Id]:
+    return [step.candidates[position] for position in step.ranking.order[:TOP]]
