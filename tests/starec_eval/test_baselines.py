@@ -12,6 +12,7 @@ from starec_env.errors import InvalidOption, MissingExtra, UnknownName
 from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
 from starec_eval.baselines.pairs import PairCounts
 from starec_eval.baselines.scorer import PAD, ranks_of
+from starec_eval.baselines.sequential import pieces
 from starec_eval.evaluate import score_ranks
 from starec_eval.metrics import ndcg
 from starec_eval.protocol import Protocol, Reading
@@ -165,6 +166,13 @@ def test_without_torch_the_error_names_the_extra(train, monkeypatch):
     for name in QUICK:
         with pytest.raises(MissingExtra, match=r"starec\[baselines\]"):
             BASELINES[name]().fit(train)
+
+
+def test_long_sequences_are_cut_into_pieces_that_make_each_item_a_target_once(train):
+    parts, ends = pieces(train, 6)
+    targets = np.sort(parts[:, 1:][parts[:, 1:] > 0]) - 1
+    assert (targets == np.sort(train.item_indices.reshape(40, 16)[:, 1:].ravel())).all()
+    assert ends.sum() == 40 and (parts[ends][:, -1] - 1 == train.item_indices.reshape(40, 16)[:, -1]).all()
 
 
 class Broken(Scorer):

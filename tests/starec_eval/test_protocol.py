@@ -90,10 +90,10 @@ def test_the_catalogue_universe_draws_items_that_the_filter_drops(dataset):
 
 def test_shuffled_time_ties_move_only_rows_of_equal_time(dataset):
     tied = replace(dataset, timestamps=dataset.timestamps // 4)
-    shuffled = sequences(tied, replace(ROOMY, time_ties="shuffled"), seed=1)
+    shuffled, _ = sequences(tied, replace(ROOMY, time_ties="shuffled"), seed=1)
     assert (shuffled.timestamps == tied.timestamps).all()
     assert (shuffled.item_indices != tied.item_indices).any()
-    assert (sequences(tied, ROOMY).item_indices == tied.item_indices).all()
+    assert (sequences(tied, ROOMY)[0].item_indices == tied.item_indices).all()
 
 
 @pytest.mark.parametrize("on", ["sample", "full"])
@@ -108,6 +108,17 @@ def test_training_never_holds_a_test_users_target_or_anything_later(dataset, on,
         for r in row:
             assert not set(train.item_indices[train.indptr[r] : train.indptr[r + 1]].tolist()) & set(held_out.tolist())
     assert train.n_users == {"sample": 10 + 30 * transductive, "full": 60}[on]
+
+
+def test_full_training_takes_whole_histories_or_truncated_ones(dataset):
+    whole = Protocol(dataset, ROOMY, users=30)
+    cut = Protocol(dataset, replace(ROOMY, full="truncated"), users=30)
+    left_out = int((whole.dataset.indptr[1:] - whole.stops).sum())
+    assert whole.training("full").n_interactions == 60 * 20 - left_out
+    assert cut.training("full").n_interactions == 60 * 12 - left_out
+    assert whole.training("sample").n_interactions == cut.training("sample").n_interactions == 30 * 12
+    liked = Protocol(dataset, replace(ROOMY, sequences="liked"), users=30).training("full")
+    assert (liked.ratings > 3).all() and liked.longest > 12
 
 
 def test_training_users_are_not_tested_and_can_be_given_by_a_file(dataset, tmp_path):

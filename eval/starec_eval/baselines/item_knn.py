@@ -15,13 +15,15 @@ from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn
 class ItemKNN(Scorer):
     """Score of c: the sum over history items h of `decay^age(h) * n_ch / (sqrt(n_c n_h) + shrinkage)`.
 
-    n_ch counts the sequences that hold both, n_c those that hold c (Sarwar et al. 2001, "Item-based collaborative
-    filtering"; shrinkage as in Ferrari Dacrema et al. 2019). The newest history item has age 0.
+    n_ch counts the sequences that hold both, at most `window` places apart, n_c those that hold c, and the newest
+    history item has age 0 (Sarwar et al. 2001, "Item-based collaborative filtering"; shrinkage as in Ferrari Dacrema
+    et al. 2019).
     """
 
     name: ClassVar[str] = "item-knn"
     shrinkage: float = 20.0
     decay: float = 0.8
+    window: int = 40
     train: TrainOn = "sample"
     seed: int = 0
     pairs: PairCounts = field(init=False, repr=False)
@@ -29,7 +31,7 @@ class ItemKNN(Scorer):
 
     def fit(self, train: Dataset) -> Self:
         """Count pairs."""
-        self.pairs = PairCounts.of(train)
+        self.pairs = PairCounts.of(train, self.window)
         self.roots = np.sqrt(np.bincount(train.item_indices, minlength=train.n_items))
         return self
 

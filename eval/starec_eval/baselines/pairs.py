@@ -25,12 +25,12 @@ class PairCounts:
     """(pairs,) their counts."""
 
     @classmethod
-    def of(cls, train: Dataset, window: int | None = None) -> PairCounts:
-        """Count the pairs at most `window` places apart (None: anywhere in the sequence)."""
+    def of(cls, train: Dataset, window: int) -> PairCounts:
+        """Count the pairs at most `window` places apart."""
         items, n = train.item_indices.astype(np.int64), train.n_items
         owner = np.repeat(np.arange(train.n_users), np.diff(train.indptr))
         found: list[NDArray[np.int64]] = []
-        for lag in range(1, min(window or train.longest, train.longest - 1) + 1):
+        for lag in range(1, min(window, train.longest - 1) + 1):
             same = owner[lag:] == owner[:-lag]
             a, b = items[:-lag][same], items[lag:][same]
             found.append(np.minimum(a, b) * n + np.maximum(a, b))

@@ -55,7 +55,7 @@ class Sequential(Scorer):
     def fit(self, train: Dataset) -> Self:
         """Train with early stopping; the caller's torch random state is left as it was."""
         torch = import_torch(self.label)
-        sequences = _sequences(train, self.max_length + 1)
+        sequences, ends = pieces(train, self.max_length + 1)
         if not len(sequences):
             raise InvalidOption(f"{self.label}: no training sequence has the 3 interactions it needs")
         with torch.random.fork_rng(devices=[]):
@@ -64,14 +64,15 @@ class Sequential(Scorer):
             counts = torch.from_numpy(np.bincount(train.item_indices, minlength=train.n_items)).float()
             bias = _POPULARITY_POWER * torch.cat([torch.zeros(1), counts.clamp(min=0.5).log()])
             net["bias"] = torch.nn.Embedding.from_pretrained(bias[:, None], freeze=False)
-            self.net = self._train(torch, net, torch.from_numpy(sequences), train.n_items)
+            self.net = self._train(torch, net, torch.from_numpy(sequences), torch.from_numpy(ends), train.n_items)
         return self
 
-    def _train(self, torch: Any, net: Any, sequences: Any, n_items: int) -> Any:
-        lengths = (sequences > 0).sum(1)
-        last = sequences.gather(1, lengths[:, None] - 1)
-        seen = sequences.scatter(1, lengths[:, None] - 1, 0)  # without the last item, which validates
-        checked = torch.randperm(len(seen))[:_VALIDATION_USERS]
+    def _train(self, torch: Any, net: Any, sequences: Any, ends: Any, n_items: int) -> Any:
+        at = (sequences > 0).sum(1)[:, None] - 1
+        last = sequences.gather(1, at)
+        seen = sequences.scatter(1, at, torch.where(ends[:, None], 0, last))  # without the last items, which validate
+        finals = ends.nonzero()[:, 0]
+        checked = finals[torch.randperm(len(finals))[:_VALIDATION_USERS]]
         rivals = torch.randint(1, n_items + 1, (len(checked), _VALIDATION_NEGATIVES))
         optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
         best, best_weights, waited = -1.0, None, 0
@@ -127,13 +128,25 @@ class Sequential(Scorer):
         return found
 
 
-def _sequences(train: Dataset, longest: int) -> NDArray[np.int64]:
-    # (users, length) of index + 1, right-padded with 0: the newest `longest` of each with at least 3 interactions.
-    stops, lengths = train.indptr[1:], np.diff(train.indptr)
-    stops, lengths = stops[lengths >= 3], np.minimum(lengths[lengths >= 3], longest)
-    rows = (stops - lengths)[:, None] + np.arange(lengths.max(initial=0))
+def pieces(train: Dataset, longest: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Training sequences cut from their ends into pieces, so that every item but the first is a target once.
+
+    Args:
+        train: The sequences; those under 3 items are left out.
+        longest: Items of a piece; neighbouring pieces share one.
+
+    Returns:
+        (pieces, longest) index + 1, padded with 0 on the right; and (pieces,) whether the piece ends its sequence.
+    """
+    lengths = np.diff(train.indptr)
+    owner = np.flatnonzero(lengths >= 3)
+    owner = np.repeat(owner, -(-(lengths[owner] - 1) // (longest - 1)))
+    number = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    stops = train.indptr[owner + 1] - number * (longest - 1)
+    firsts = np.maximum(train.indptr[owner], stops - longest)
+    rows = firsts[:, None] + np.arange((stops - firsts).max(initial=0))
     inside = rows < stops[:, None]
-    return np.where(inside, train.item_indices[np.where(inside, rows, 0)].astype(np.int64) + 1, 0)
+    return np.where(inside, train.item_indices[np.where(inside, rows, 0)].astype(np.int64) + 1, 0), number == 0
 
 
 def _right_padded(history: NDArray[np.integer]) -> NDArray[np.int64]:
