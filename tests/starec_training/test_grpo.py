@@ -17,6 +17,8 @@ from support_training import AGENT, ROOT, environment, kill_at_checkpoint, logge
 from trl import GRPOConfig
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.scripted import scripted_user
+from starec_agents.store import read_steps
 from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
 from starec_training import grpo
@@ -142,9 +144,9 @@ def test_a_reward_server_that_dies_stops_training_and_a_live_one_lets_it_go_on(
     options = {"gradient_accumulation_steps": 1, "save_steps": 1, "num_generations": 2, "max_completion_length": 60}
     with pytest.raises(EndpointError, match="refused"):
         for _ in range(9):
-            train_grpo(adapter, updates, config(tmp_path, max_steps=9, **options), rank=rank)
+            train_grpo(adapter, updates, config(tmp_path, max_steps=3, **options), rank=rank)
     calls = 1000
-    assert train_grpo(adapter, updates, config(tmp_path, max_steps=9, **options), rank=rank) is not None
+    assert train_grpo(adapter, updates, config(tmp_path, max_steps=3, **options), rank=rank) is not None
 
 
 def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Rows, tmp_path: Path) -> None:
@@ -187,6 +189,22 @@ def test_rounds_collect_with_the_policy_and_keep_the_anchor(
     before = (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns
     assert train_rounds(anchor, films, train_users, config(tmp_path), rounds) == final
     assert (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_server_that_holds_the_policy_answers_graph_and_follow_ups(
+    adapter: Path, films: Dataset, train_users: list[Id], tmp_path: Path
+) -> None:
+    server = ScriptedChat(scripted_user())
+    rounds = Rounds(users=6, turns=3, candidates=(4,), agent=AGENT)
+    final = train_rounds(
+        adapter, films, train_users, config(tmp_path, max_steps=1), rounds, llm=server, rank=served(server)
+    )
+    assert final is not None
+    run = json.loads((tmp_path / "round-0" / "population" / "metrics.json").read_text())
+    asked = sum(len(step.calls) for step in read_steps(tmp_path / "round-0" / "population"))
+    assert run["valid_share"] == 1.0
+    assert server.requests > asked == 2 * run["steps"]
+    assert train_rounds(adapter, films, train_users, config(tmp_path / "late"), rounds, llm=server, minutes=0) is None
 
 
 def test_prompts_without_spread_and_other_tasks_leave_the_next_round(taught: Rows, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ class GrpoArguments(ModelArguments, DataArguments, ServerArguments):
     round_users: int | None = field(default=None, metadata={"help": "Users sampled each round  [default: all]"})
     n_candidates: list[int] = field(default_factory=lambda: [20], metadata={"help": "Of each round: 5 10 20"})
     prompts: int | None = field(default=None, metadata={"help": "Most prompts a round."})
+    collect_batch: int = field(default=32, metadata={"help": "Prompts at a time when the policy here is asked."})
     tasks: list[str] = field(default_factory=lambda: ["rank", "reflect"], metadata={"help": "Which tasks train."})
     follow_ups: int = field(default=1, metadata={"help": "Next turns that pay a memory update."})
     algorithm: str = field(default="grpo", metadata={"help": "grpo or reinforce++"})
@@ -239,6 +240,7 @@ def grpo(args: Sequence[str]) -> int:
         tasks=given.tasks,
         follow_ups=given.follow_ups,
         agent={name: getattr(given, name) for name in ("answer_format", "structured", "max_history")},
+        batch_size=given.collect_batch,
         seed=given.sample_seed,
     )
     llm = _server(given) if given.base_url else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,6 +257,7 @@ def train_rounds(
     *,
     heldout: Collection[Id] = (),
     llm: ChatModel | None = None,
+    minutes: float | None = None,
     **options: Any,
 ) -> Path | None:
     """Collect with the current policy through the agent graph, train, and collect again (4.2.2).
@@ -271,9 +273,10 @@ def train_rounds(
         config: `paper_grpo(...)`; its output_dir holds the rounds.
         rounds: How to collect.
         heldout: Users kept for testing; none may be a training user.
-        llm: A server's client that holds the current policy (vLLM in TRL's server mode); None asks the policy in this
-            process.
-        options: Of `train_grpo`: adapter, algorithm, reward, rank, minutes and so on.
+        llm: A server's client that holds the current policy (vLLM in TRL's server mode, started on the anchor); None
+            asks the policy in this process.
+        minutes: Stop with a checkpoint after so long; a collection is not stopped, but goes on when it was killed.
+        options: Of `train_grpo`: adapter, algorithm, reward, rank and so on.
 
     Returns:
         The folder of the last round's policy, or None if the time ran out.
@@ -281,6 +284,7 @@ def train_rounds(
     if rounds.rounds < 1 or not rounds.candidates:
         raise InvalidOption("at least one round, and a number of candidates for it, are needed")
     check_apart(train_users, heldout)
+    began = time.monotonic()
     policy: Path | None = None
     for number in range(rounds.rounds):
         folder = Path(config.output_dir) / f"round-{number}"
@@ -289,7 +293,8 @@ def train_rounds(
         rows = _worth_training(rows, previous / "train", rounds, number)
         own = copy.copy(config)
         own.output_dir, own.seed = str(folder / "train"), config.seed + number
-        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, **options)
+        left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, minutes=left, **options)
         if policy is None:
             return None
     return policy

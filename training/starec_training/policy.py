@@ -87,9 +87,11 @@ def _generating(model: Any, seed: int | None) -> Iterator[None]:
 
     training = model.training
     model.eval()
-    devices = [model.device] if model.device.type == "cuda" else []
+    gpu = model.device.type == "cuda"
+    devices = [model.device] if gpu else []
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=gpu)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices, enabled=seed is not None):
+        with torch.no_grad(), half, torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             yield
