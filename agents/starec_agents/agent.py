@@ -24,8 +24,8 @@ class UserAgent:
 
     Args:
         llm: Answers the prompts.
-        graph: A compiled graph over `starec_agents.graph.State`: one of `variants`, or your own; None for
-            `reflect_always()`.
+        graph: A compiled graph over `starec_agents.graph.State`: one of `variants`, or your own; or a function that
+            makes one, called once a process, which an agent needs that is sent to workers. None for `reflect_always`.
         answer_format: "paper": numbered titles with explanations after a thought; "compact": candidate labels alone.
         structured: With "compact", have the server enforce a JSON object of scores.
         memory: The memory to begin with; None starts one from the first query (`start_memory`).
@@ -43,7 +43,7 @@ class UserAgent:
     def __init__(
         self,
         llm: ChatModel,
-        graph: Graph | None = None,
+        graph: Graph | Callable[[], Graph] | None = None,
         *,
         answer_format: str = "paper",
         structured: bool = False,
@@ -56,9 +56,10 @@ class UserAgent:
             raise InvalidOption("structured=True enforces the compact format: add answer_format='compact'")
         if max_history < 1:
             raise InvalidOption(f"max_history={max_history}: at least one interaction must be shown")
-        if graph is not None and not hasattr(graph, "ainvoke"):
-            raise InvalidOption(f"graph is a {type(graph).__name__}: give a compiled graph, graph.compile()")
-        self.graph = reflect_always() if graph is None else graph
+        made: Any = graph if hasattr(graph, "ainvoke") else _made(graph or reflect_always)
+        if not hasattr(made, "ainvoke"):
+            raise InvalidOption(f"graph is a {type(made).__name__}: give a compiled graph, graph.compile()")
+        self.graph: Graph = made
         self.memory = memory
         self.calls: list[Call] = []
         self._context = Context(llm, answer_format, structured, max_history, sampling)
@@ -89,7 +90,7 @@ class UserAgent:
         """What makes this agent itself, as JSON types: a run records it, and a resumed run must match it."""
         context = self._context
         return {
-            "model": _model_name(context.llm),
+            "model": model_name(context.llm),
             "graph": self.graph_name,
             "answer_format": context.answer_format,
             "structured": context.structured,
@@ -141,7 +142,13 @@ class UserAgent:
         return ended
 
 
-def _model_name(llm: ChatModel) -> str:
+@cache
+def _made(graph: Any) -> Any:
+    return graph() if callable(graph) else graph
+
+
+def model_name(llm: ChatModel) -> str:
+    """What a chat model's endpoint or provider calls the model; its class where it has no name."""
     for holder in (getattr(llm, "endpoint", None), llm, getattr(llm, "model", None)):
         for attribute in ("model", "model_name"):
             if isinstance(name := getattr(holder, attribute, None), str):

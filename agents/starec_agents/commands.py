@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -33,15 +34,15 @@ INCOMPLETE = 3
 
 
 def load_graph(name: str) -> Any:
-    """The graph that --agent names: a variant of ours, or whatever MODULE:FUNCTION() returns."""
+    """The function that makes the graph that --agent names: a variant of ours, or MODULE:FUNCTION."""
     if ":" not in name:
         if name not in GRAPHS:
             raise unknown("agent", name, [*GRAPHS, "MODULE:FUNCTION"])
-        return GRAPHS[name]()
+        return GRAPHS[name]
     module, function = name.split(":", 1)
-    sys.path.insert(0, "")  # a module in the current folder, as with python -m
+    sys.path.insert(0, os.getcwd())  # a module in the current folder, as with python -m
     try:
-        return getattr(import_module(module), function)()
+        return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
 
@@ -67,6 +68,11 @@ def load_graph(name: str) -> Any:
 @click.option("--max-retries", type=click.IntRange(min=0), default=5, show_default=True, help="For faults that pass.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes  [default: 1; on Ray, one a CPU]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--ray-address", help="A Ray cluster, e.g. auto or ray://host:10001  [default: RAY_ADDRESS, or a new one]"
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps answers for the next run.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
@@ -104,7 +110,19 @@ def simulate(**options: Any) -> int:
     return INCOMPLETE
 
 
-_RUN_OPTIONS = ("out", "users", "turns", "seed", "n_candidates", "targets", "concurrency", "resume")
+_RUN_OPTIONS = (
+    "out",
+    "users",
+    "turns",
+    "seed",
+    "n_candidates",
+    "targets",
+    "concurrency",
+    "resume",
+    "workers",
+    "engine",
+    "ray_address",
+)
 
 
 async def _check(llm: OpenAIChat) -> None:

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +104,12 @@ class OpenAIChat:
         self.models: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._cache = AnswerCache(cache_dir) if cache_dir is not None else None
+        self._cache_dir = cache_dir
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process goes what makes it, without its connections and counts.
+        return partial(type(self), cache_dir=self._cache_dir), (self.endpoint,)
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.endpoint.model!r} at {self._where})"

@@ -9,42 +9,23 @@ from __future__ import annotations
 import asyncio
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from starec_agents.progress import RunProgress
 from starec_agents.records import Turns, finish, write_candidates
-from starec_agents.store import Failure, RunStore
-from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
-from starec_env.stream import Stream, judge
-from starec_env.types import Call, Dataset, Feedback, Id, Memory, Query, Ranking, Step
-
-
-class Agent(Protocol):
-    """What a population needs of an agent; `UserAgent` has it, and so may any class of yours."""
-
-    memory: Memory | None
-    """None until the first ranking."""
-    calls: list[Call]
-    """Requests made for the current turn."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What makes the agent itself: at least "model" and "graph"; recorded, and compared on resuming."""
-        ...
-
-    async def arank(self, query: Query) -> Ranking:
-        """Rank the candidates (fast thinking)."""
-        ...
-
-    async def alearn(self, feedback: Feedback) -> Memory:
-        """Learn from what the user really did (slow thinking); returns the new memory."""
-        ...
+from starec_agents.rollout import Agent as Agent
+from starec_agents.rollout import Rollout, Share, close
+from starec_agents.store import RunStore, writing
+from starec_agents.workers import run_shares, start_engine
+from starec_env.errors import InvalidOption, StarecWarning, check_choice
+from starec_env.stream import Stream
+from starec_env.types import Dataset, Id, Memory, Step
 
 
 @dataclass(frozen=True)
@@ -71,20 +52,13 @@ def run_population(dataset: Dataset, agent: Callable[[], Agent], **options: Any)
         try:
             return await arun_population(dataset, agent, **options)
         finally:
-            await _close(agent)
+            await close(agent)
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(run())
     raise InvalidOption("run_population was called in a running event loop: use `await arun_population(...)` there")
-
-
-async def _close(agent: Callable[[], Agent]) -> None:
-    # A client belongs to one event loop, and this one ends.
-    close = getattr(getattr(agent(), "llm", None), "aclose", None)
-    if close is not None:
-        await close()
 
 
 async def arun_population(
@@ -107,6 +81,9 @@ async def arun_population(
     memories: Mapping[Id, Memory] | None = None,
     learn_last: bool = True,
     on_step: Callable[[Step], object] | None = None,
+    workers: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
 ) -> Run:
     """Run user agents through their streams and record every step.
 
@@ -121,7 +98,7 @@ async def arun_population(
         targets: "liked" or "all": which interactions are turns.
         split: "test" ends with the leave-one-out turn, "train" stops before it.
         min_history: Interactions that precede a user's first turn.
-        concurrency: Users in flight.
+        concurrency: Users in flight, over all workers.
         resume: Go on with the run in `out`: finished steps are kept, failed users are tried again.
         progress: Show a progress bar on stderr.
         stream: Turns to use instead of drawing them; `turns`, `n_candidates`, `targets`, `split` and `min_history`
@@ -129,14 +106,25 @@ async def arun_population(
         about: More that makes this run itself (JSON types): recorded, and compared on resuming.
         memories: Memories to begin with, by user id; users without one start their own.
         learn_last: Whether agents learn from their last turn too, which no later ranking can gain from.
-        on_step: Called with each finished step.
+        on_step: Called with each finished step; not with several workers.
+        workers: Processes that share the users; None for 1, or on Ray for one a CPU of the cluster. The result is the
+            same for any number. They are spawned, so a script must guard its entry (`if __name__ == "__main__":`)
+            and the agent's parts must be defined at the top of a module; give `UserAgent` a function for its graph.
+        engine: "local", or "ray": workers are actors of a Ray cluster whose nodes share the folder `out`.
+        ray_address: The cluster; None for the one around this process, or a new one on this machine.
 
     Raises:
-        InvalidOption: An option is out of range.
-        RunError: The folder can't be used, or the endpoint failed for `concurrency` users (at least 8) in a row.
+        InvalidOption: An option is out of range, or the agent can't be sent to workers.
+        RunError: The folder can't be used, a worker can't be kept alive, or the endpoint failed for all the users in
+            flight in a worker (at least 8) in a row.
     """
-    if concurrency < 1:
-        raise InvalidOption(f"concurrency={concurrency}: at least one user must be in flight")
+    check_choice("engine", engine, ("local", "ray"))
+    for name, least in {"concurrency": concurrency, "workers": workers}.items():
+        if least is not None and least < 1:
+            raise InvalidOption(f"{name}={least}: it must be at least 1")
+    alone = engine == "local" and workers in (None, 1)
+    if on_step and not alone:
+        raise InvalidOption("on_step is called in this process alone: leave it out, or run with one local worker")
     stream = stream or Stream(
         dataset,
         n_candidates=n_candidates,
@@ -164,100 +152,29 @@ async def arun_population(
     store = RunStore(out, settings, resume=resume)
     if store.damaged:
         warnings.warn(
-            f"{store.steps_path}: line {', '.join(map(str, store.damaged))} could not be read; they were moved to "
-            "steps.damaged and their steps are done again",
+            f"{store.out}: {', '.join(store.damaged)} could not be read; moved to steps.damaged, to be done again",
             StarecWarning,
             stacklevel=2,
         )
     store.run["sessions"][-1] |= {"python": platform.python_version(), "concurrency": concurrency}
+    rollout = Rollout(stream, agent, concurrency, learn_last, on_step)
     fields: dict[str, Any] = {}
     try:
         if "candidates_hash" not in store.run:
-            fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
+            with writing(store.out):
+                fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
         with RunProgress(total=len(chosen), visible=progress, store=store) as shown:
-            population = _Population(stream, agent, store, shown, concurrency, memories or {}, learn_last, on_step)
-            await population.run(chosen)
-        metrics = await asyncio.to_thread(finish, store, dataset, chosen)
+            if alone:
+                share = Share(chosen, store.steps_path, store.recorded, memories or {})
+                await rollout.run(share, shown.add)
+            else:
+                async with start_engine(engine, rollout, workers, ray_address) as (run_share, n):
+                    await run_shares(run_share, n, dataset, chosen, memories or {}, store, shown.add)
+        with writing(store.out):
+            metrics = await asyncio.to_thread(finish, store, dataset, chosen)
         return Run(store.out, metrics)
     finally:
         store.close(**fields)
-
-
-@dataclass
-class _Population:
-    """The users in flight, and the count of failures that stops a run whose endpoint is gone."""
-
-    stream: Turns
-    agent: Callable[[], Agent]
-    store: RunStore
-    shown: RunProgress
-    concurrency: int
-    memories: Mapping[Id, Memory]
-    learn_last: bool
-    on_step: Callable[[Step], object] | None
-    failed_in_a_row: int = 0
-
-    async def run(self, users: Sequence[int]) -> None:
-        """Run all users, `concurrency` at a time; the first error that isn't a user's own ends all."""
-        waiting = iter(users)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self.concurrency, len(users))):
-                    group.create_task(self._worker(waiting))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-
-    async def _worker(self, waiting: Iterator[int]) -> None:
-        for user in waiting:
-            await self._run_user(user)
-
-    async def _run_user(self, user: int) -> None:
-        turns = self.stream.turns(user)
-        user_id = turns[0].query.user.id
-        done, memory = self.store.done(user_id, [turn.number for turn in turns])
-        agent = self.agent()
-        agent.memory = memory or self.memories.get(user_id)
-        turn = turns[0]
-        try:
-            for turn in turns[done:]:
-                ranking = await agent.arank(turn.query)
-                before = agent.memory or Memory()
-                feedback, reward = judge(turn, ranking)
-                learns = self.learn_last or turn is not turns[-1]
-                after = await agent.alearn(feedback) if learns else before
-                step = Step(
-                    user_id=user_id,
-                    turn=turn.number,
-                    candidates=tuple(item.id for item in turn.query.candidates),
-                    target=turn.target,
-                    ranking=ranking,
-                    feedback=feedback,
-                    reward=reward,
-                    calls=tuple(agent.calls),
-                    memory_before=before,
-                    memory=after,
-                )
-                self.store.append(step)
-                self.failed_in_a_row = 0
-                self.shown.step(step)
-                if self.on_step:
-                    self.on_step(step)
-        except RunError:
-            raise
-        except Exception as error:
-            self._fail(user_id, turn.number, error)
-        self.shown.user()
-
-    def _fail(self, user_id: Id, turn: int, error: Exception) -> None:
-        kind = error.kind if isinstance(error, EndpointError) else "agent"
-        text = str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
-        self.store.fail(Failure(user_id=user_id, turn=turn, kind=kind, message=text))
-        self.failed_in_a_row += 1
-        if self.failed_in_a_row >= max(8, self.concurrency):
-            raise RunError(
-                f"{self.failed_in_a_row} users in a row failed, the last with: {text}. "
-                f"What was done is kept in {self.store.out}; mend the cause and go on with resume=True (--resume)"
-            )
 
 
 def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, seed: int) -> list[int]:

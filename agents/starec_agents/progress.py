@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from starec_agents.rollout import News
 from starec_agents.store import RunStore
-from starec_env.types import Step
 
 _LINE_EVERY_S = 30.0
 
@@ -37,16 +37,14 @@ class RunProgress:
         )
         self._task = self._bar.add_task("users", total=total, text="")
 
-    def step(self, step: Step) -> None:
-        """Count a finished step."""
-        self._steps += 1
-        self._tokens += sum(call.usage.prompt_tokens + call.usage.completion_tokens for call in step.calls)
-        self._refresh()
-
-    def user(self) -> None:
-        """Count a user that is done or has failed."""
-        self._users += 1
-        self._bar.advance(self._task)
+    def add(self, news: News) -> None:
+        """Count what was done, and record who failed."""
+        for failure in news.failures:
+            self._store.fail(failure)
+        self._steps += news.steps
+        self._tokens += news.tokens
+        self._users += news.users
+        self._bar.advance(self._task, news.users)
         self._refresh()
 
     def _text(self, now: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.store import RunStore, read_steps, write_parquet, write_text
+from starec_agents.store import RunStore, read_steps, tabled, write_parquet, write_text
 from starec_env.scoring import CUTOFFS, ndcg
 from starec_env.types import LIKED_ABOVE, Dataset, Id, Step, Turn
+
+_USERS_AT_ONCE = 1_000
 
 
 class Turns(Protocol):
@@ -39,29 +41,7 @@ def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence
     import pyarrow as pa
 
     user_type, id_type = _id_types(dataset)
-    shown = np.zeros(dataset.n_items, bool)
-    digest = blake2b(digest_size=8)
-    count = 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        nonlocal count
-        for user in users:
-            for turn in stream.turns(user):
-                query = turn.query
-                row = {
-                    "repetition": 0,
-                    "user_id": query.user.id,
-                    "turn": turn.number,
-                    "history": [item.id for item in query.history.items],
-                    "history_liked": (query.history.ratings > LIKED_ABOVE).tolist(),
-                    "target": turn.target_item.id,
-                    "candidates": [item.id for item in query.candidates],
-                }
-                shown[query.history.item_indices] = shown[query.candidates.indices] = True
-                digest.update(repr([row[key] for key in ("user_id", "turn", "target", "candidates")]).encode())
-                count += 1
-                yield row
-
+    item_ids = pa.array([item.id for item in dataset.items], id_type)
     schema = pa.schema(
         [
             ("repetition", pa.int32()),
@@ -73,14 +53,46 @@ def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence
             ("candidates", pa.list_(id_type)),
         ]
     )
-    write_parquet(out / "candidates.parquet", rows(), schema)
+    shown = np.zeros(dataset.n_items, bool)
+    digest = blake2b(digest_size=8)
+    count = 0
+
+    def tables() -> Iterator[Any]:
+        nonlocal count
+        for first in range(0, len(users), _USERS_AT_ONCE):
+            turns = [turn for user in users[first : first + _USERS_AT_ONCE] for turn in stream.turns(user)]
+            queries = [turn.query for turn in turns]
+            histories, history_ends = _joined([query.history.item_indices for query in queries])
+            candidates, candidate_ends = _joined([query.candidates.indices for query in queries])
+            ratings, _ = _joined([query.history.ratings for query in queries])
+            starts = candidate_ends[:-1]
+            columns = [
+                pa.array(np.zeros(len(turns), np.int32)),
+                pa.array([query.user.id for query in queries], user_type),
+                pa.array([turn.number for turn in turns], pa.int32()),
+                pa.ListArray.from_arrays(history_ends, item_ids.take(pa.array(histories))),
+                pa.ListArray.from_arrays(history_ends, pa.array(ratings > LIKED_ABOVE)),
+                item_ids.take(pa.array(candidates[starts + [turn.target for turn in turns]])),
+                pa.ListArray.from_arrays(candidate_ends, item_ids.take(pa.array(candidates))),
+            ]
+            shown[histories] = shown[candidates] = True
+            digest.update(repr([columns[place].to_pylist() for place in (1, 2, 5, 6)]).encode())
+            count += len(turns)
+            yield pa.Table.from_arrays(columns, schema=schema)
+
+    write_parquet(out / "candidates.parquet", tables(), schema)
     items = (dataset.items[i] for i in np.flatnonzero(shown).tolist())
     told = ({"id": item.id, "title": item.title, "attributes": list(item.attributes.items())} for item in items)
     text = pa.string()
-    write_parquet(
-        out / "items.parquet", told, pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
-    )
+    about = pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
+    write_parquet(out / "items.parquet", tabled(told, about), about)
     return {"candidates_hash": digest.hexdigest(), "n_turns": count}
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Arrays end to end, and where each begins, with the end of all."""
+    ends = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    return np.concatenate(arrays), ends
 
 
 def _id_types(dataset: Dataset) -> tuple[Any, Any]:
@@ -103,23 +115,33 @@ def finish(store: RunStore, dataset: Dataset, users: Sequence[int]) -> dict[str,
     """Sort the steps, and write `metrics.json` and `trajectories.parquet`; returns the metrics."""
     store.sort_steps({dataset.user(user).id: place for place, user in enumerate(users)})
     tally = Tally()
-    rows = map(tally.add, read_steps(store.out))
-    write_parquet(store.out / "trajectories.parquet", rows, _trajectory_schema(*_id_types(dataset)))
+    schema = _trajectory_schema(*_id_types(dataset))
+    write_parquet(store.out / "trajectories.parquet", tabled(map(tally.add, read_steps(store.out)), schema), schema)
     metrics = {**tally.metrics(), "failures": len(store.failures), "wall_s": round(store.wall_s, 3)}
     write_text(store.out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
 class Tally:
-    """Metrics of the steps added so far. NDCG is averaged within each user, then over users."""
+    """Metrics of steps that are added user by user. NDCG is averaged within each user, then over users."""
 
     def __init__(self) -> None:
-        self._ranks: dict[Id, list[int | None]] = defaultdict(list)
+        self._user: Id | None = None
+        self._ranks: list[int | None] = []
+        self._means = array("d")
         self._valid = self._steps = self._prompt = self._completion = 0
+
+    def _end_user(self) -> None:
+        if self._ranks:
+            self._means.extend(sum(ndcg(rank, k) for rank in self._ranks) / len(self._ranks) for k in CUTOFFS)
+        self._ranks = []
 
     def add(self, step: Step) -> dict[str, Any]:
         """Count a step and return its flat row for the table."""
-        self._ranks[step.user_id].append(step.feedback.rank)
+        if step.user_id != self._user:
+            self._end_user()
+            self._user = step.user_id
+        self._ranks.append(step.feedback.rank)
         self._steps += 1
         self._valid += step.ranking.valid
         prompt = sum(call.usage.prompt_tokens for call in step.calls)
@@ -147,14 +169,15 @@ class Tally:
 
     def metrics(self) -> dict[str, Any]:
         """NDCG@k in 0..1 with standard errors over users (None below two users), and counts."""
+        self._end_user()
+        table = np.array(self._means).reshape(-1, len(CUTOFFS))
         result: dict[str, Any] = {}
-        for k in CUTOFFS:
-            means = np.array([np.mean([ndcg(rank, k) for rank in ranks]) for ranks in self._ranks.values()])
+        for k, means in zip(CUTOFFS, table.T, strict=True):
             result[f"ndcg@{k}"] = float(means.mean()) if len(means) else None
             result[f"ndcg@{k}_se"] = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
         return result | {
             "valid_share": self._valid / self._steps if self._steps else None,
-            "users": len(self._ranks),
+            "users": len(table),
             "steps": self._steps,
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,

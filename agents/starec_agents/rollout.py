@@ -1,0 +1,175 @@
+"""Users on their way through their streams: the loop that a run does itself, or each of its workers on a share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from starec_agents.records import Turns
+from starec_agents.store import Failure, Recorded, Shard
+from starec_env.errors import EndpointError, RunError
+from starec_env.stream import judge
+from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Step, Turn
+
+_TELL_EVERY_S = 0.2
+
+
+class Agent(Protocol):
+    """What a population needs of an agent; `UserAgent` has it, and so may any class of yours."""
+
+    memory: Memory | None
+    """None until the first ranking."""
+    calls: list[Call]
+    """Requests made for the current turn."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What makes the agent itself: at least "model" and "graph"; recorded, and compared on resuming."""
+        ...
+
+    async def arank(self, query: Query) -> Ranking:
+        """Rank the candidates (fast thinking)."""
+        ...
+
+    async def alearn(self, feedback: Feedback) -> Memory:
+        """Learn from what the user really did (slow thinking); returns the new memory."""
+        ...
+
+
+@dataclass(slots=True)
+class News:
+    """What has happened since the last news."""
+
+    steps: int = 0
+    tokens: int = 0
+    users: int = 0
+    """Users that are done or have failed."""
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The users that one process runs, and what it has to know of them."""
+
+    users: Sequence[int]
+    """0-based indices, in the order they are begun."""
+    path: Path
+    """The file of steps that it writes."""
+    recorded: Sequence[Recorded] = ()
+    memories: Mapping[Id, Memory] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Runs users, `concurrency` at a time, each at its own pace; a user that fails leaves the others alone."""
+
+    stream: Turns
+    agent: Callable[[], Agent]
+    concurrency: int
+    learn_last: bool = True
+    on_step: Callable[[Step], object] | None = None
+
+    async def run(self, share: Share, tell: Callable[[News], object]) -> None:
+        """Run a share's users and write their steps.
+
+        Args:
+            share: The users.
+            tell: Called with the news a few times a second, and at the end.
+
+        Raises:
+            RunError: A step can't be written, or `concurrency` users (at least 8) in a row failed.
+        """
+        run = _Run(self, share, tell)
+        waiting = iter(share.users)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.concurrency, len(share.users))):
+                    group.create_task(run.lane(waiting))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            run.shard.close()
+            tell(run.news)
+
+
+async def close(agent: Callable[[], Agent]) -> None:
+    """Close the model's client, if it has one: it belongs to one event loop, and that ends."""
+    aclose = getattr(getattr(agent(), "llm", None), "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+class _Run:
+    def __init__(self, rollout: Rollout, share: Share, tell: Callable[[News], object]) -> None:
+        self.rollout, self.share, self.tell = rollout, share, tell
+        self.shard, self.news = Shard(share.path, share.recorded), News()
+        self.told, self.failed_in_a_row = time.monotonic(), 0
+
+    async def lane(self, waiting: Iterator[int]) -> None:
+        for user in waiting:
+            await self.run_user(self.rollout.stream.turns(user))
+
+    async def run_user(self, turns: Sequence[Turn]) -> None:
+        user_id = turns[0].query.user.id
+        done, memory = self.shard.done(user_id, [turn.number for turn in turns])
+        agent = self.rollout.agent()
+        agent.memory = memory or self.share.memories.get(user_id)
+        turn = turns[0]
+        try:
+            for turn in turns[done:]:
+                learns = self.rollout.learn_last or turn is not turns[-1]
+                self.record(await _step(agent, turn, learns))
+        except RunError:
+            raise
+        except Exception as error:
+            self.fail(user_id, turn.number, error)
+        self.news.users += 1
+        self.tell_at_times()
+
+    def record(self, step: Step) -> None:
+        self.shard.append(step)
+        self.failed_in_a_row = 0
+        self.news.steps += 1
+        self.news.tokens += sum(call.usage.prompt_tokens + call.usage.completion_tokens for call in step.calls)
+        if self.rollout.on_step:
+            self.rollout.on_step(step)
+        self.tell_at_times()
+
+    def fail(self, user_id: Id, turn: int, error: Exception) -> None:
+        kind = error.kind if isinstance(error, EndpointError) else "agent"
+        text = str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
+        self.news.failures.append(Failure(user_id=user_id, turn=turn, kind=kind, message=text))
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= max(8, self.rollout.concurrency):
+            raise RunError(
+                f"{self.failed_in_a_row} users in a row failed, the last with: {text}. What was done is kept in "
+                f"{self.share.path.parent}; mend the cause and go on with resume=True (--resume)"
+            )
+
+    def tell_at_times(self) -> None:
+        if time.monotonic() - self.told > _TELL_EVERY_S:
+            news, self.news, self.told = self.news, News(), time.monotonic()
+            self.tell(news)
+
+
+async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:
+    ranking = await agent.arank(turn.query)
+    before = agent.memory or Memory()
+    feedback, reward = judge(turn, ranking)
+    after = await agent.alearn(feedback) if learns else before
+    return Step(
+        user_id=turn.query.user.id,
+        turn=turn.number,
+        candidates=tuple([item.id for item in turn.query.candidates]),
+        target=turn.target,
+        ranking=ranking,
+        feedback=feedback,
+        reward=reward,
+        calls=tuple(agent.calls),
+        memory_before=before,
+        memory=after,
+    )
