@@ -146,6 +146,23 @@ def position_bias(steps: Iterable[Step]) -> list[Estimate]:
     ]
 
 
+def position_slope(steps: Sequence[Step]) -> Estimate:
+    """Places that the positive loses for each place it stands later in the prompt: a least-squares slope; 0 is no bias.
+
+    Its error is over users: each user's share in the slope is one term of a sum.
+    """
+    places = np.array([step.target for step in steps], dtype=np.float64)
+    ranks = np.array([step.feedback.rank or len(step.candidates) for step in steps], dtype=np.float64)
+    users, owner = np.unique([str(step.user_id) for step in steps], return_inverse=True)
+    apart = places - places.mean() if len(places) else places
+    if not (apart**2).sum():
+        return Estimate("position slope", float("nan"), float("nan"), len(users))
+    slope = float((apart * ranks).sum() / (apart**2).sum())
+    residuals = ranks - ranks.mean() - slope * apart
+    se = float(np.sqrt((np.bincount(owner, apart * residuals) ** 2).sum()) / (apart**2).sum())
+    return Estimate("position slope", slope, se if len(users) > 1 else float("nan"), len(users))
+
+
 def invalid_answers(steps: Sequence[Step]) -> dict[str, float]:
     """Share of answers with each kind of problem ("missing", "invented", ...), and of those with any ("invalid")."""
     kinds: Counter[str] = Counter()

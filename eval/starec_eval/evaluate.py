@@ -7,8 +7,10 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 from typing import Protocol as Typed
 
@@ -19,6 +21,7 @@ from starec_env.errors import RunError, StarecError
 from starec_env.types import Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
 from starec_eval.cases import Cases
+from starec_eval.llm_rankers.recorded import LLMRanker
 from starec_eval.protocol import Protocol
 from starec_eval.table import Results, Scored
 
@@ -34,7 +37,7 @@ class AsyncRanker(Typed):
         ...
 
 
-AnyRanker = Ranker | AsyncRanker
+AnyRanker = Ranker | AsyncRanker | LLMRanker
 
 
 def evaluate(
@@ -49,7 +52,8 @@ def evaluate(
     """Fit and evaluate rankers on one protocol; works inside a running event loop too.
 
     Args:
-        rankers: Scorers, or anything with `rank(query)` or an async `arank(query)`; a pair gives it a name.
+        rankers: Scorers, LLM rankers, or anything with `rank(query)` or an async `arank(query)`; a pair gives it a
+            name.
         protocol: Says who is trained on, and holds the cases.
         out: A folder that keeps each method's ranks as they come, so that a killed run can go on.
         resume: Take what `out` has; without it, ranks that are there are an error.
@@ -99,12 +103,24 @@ class _Run:
             on = ranker.train or self.protocol.reading.popularity
             ranker.fitted(self.protocol.training(on))
             log.all(score_ranks(ranker, cases))
+        elif isinstance(ranker, LLMRanker):
+            _run_async(lambda: self._rank_recorded(name, ranker, log))
         elif isinstance(ranker, Ranker) and not hasattr(ranker, "arank"):
             for case in log.todo:
                 log.add(case, ranker.rank(cases.query(case)), cases)
                 self.report(name, log.done, len(cases))
         else:
             _run_async(lambda: self._rank_async(name, ranker, log))
+
+    async def _rank_recorded(self, name: str, ranker: LLMRanker, log: _Log) -> None:
+        def report(done: int, total: int) -> None:
+            self.report(name, done, total)
+
+        with nullcontext(self.out) if self.out else TemporaryDirectory() as folder:
+            out = Path(folder) / "runs" / file_name(name)
+            found = await ranker.rank_cases(self.protocol, out, concurrency=self.concurrency, report=report)
+        for case, ranking in sorted(found.items()):
+            log.add(case, ranking, self.protocol.cases)
 
     async def _rank_async(self, name: str, ranker: Any, log: _Log) -> None:
         cases, failed, waiting = self.protocol.cases, [], iter(log.todo)
@@ -126,6 +142,11 @@ class _Run:
                 await close()
         if failed:
             raise RunError(f"{len(failed):,} of {len(cases):,} cases failed, the first: {failed[0]}")
+
+
+def file_name(method: str) -> str:
+    """A method's name as the name of a file."""
+    return "".join(char if char.isalnum() or char in "-._@+ ()" else "_" for char in method)
 
 
 def score_ranks(scorer: Scorer, cases: Cases) -> NDArray[np.float64]:
@@ -160,7 +181,7 @@ class _Log:
         self._file: TextIO | None = None
         if out is None:
             return
-        path = out / "ranks" / f"{name.replace('/', '_')}.jsonl"
+        path = out / "ranks" / f"{file_name(name)}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.loads(json.dumps(settings, default=str))
         kept = self._read(path, head, resume) if path.exists() else []

@@ -31,12 +31,15 @@ _DISLIKES = re.compile(
 
 
 def by_turn(steps: Iterable[Step]) -> Iterator[tuple[int, Step, list[str]]]:
-    """Each step, with how many of the run's steps its user had before it, and the user's profiles so far.
+    """Each step that was learned from, how many such its user had before, and the user's profiles so far.
 
-    The first profile is the one that the run began with, the last the one after the step.
+    The first profile is the one that the run began with, the last the one after the step. A step that left the whole
+    memory as it was, e.g. the last of an evaluation, taught nothing and is left out.
     """
     profiles: dict[Id, list[str]] = defaultdict(list)
     for step in sorted(steps, key=lambda step: step.turn):
+        if step.memory == step.memory_before:
+            continue
         mine = profiles[step.user_id]
         if not mine:
             mine.append(step.memory_before.profile)

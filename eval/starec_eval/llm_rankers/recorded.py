@@ -1,0 +1,216 @@
+"""LLM rankers under the protocol: each repetition is a recorded run of a population over the protocol's own lists."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_agents.population import arun_population
+from starec_agents.rollout import Agent
+from starec_agents.store import read_steps
+from starec_env.errors import InvalidOption, RunError
+from starec_env.stream import Seen, Stream
+from starec_env.types import LIKED_ABOVE, Id, Memory, Ranking, Step, Turn
+from starec_eval.protocol import Protocol
+
+MOST_WARMUP = 39
+"""Turns that can precede the held-out one in a sequence of 40 (5.1.1)."""
+
+
+class CaseTurns:
+    """A repetition's cases as the last turns of their users, after turns to warm up on.
+
+    Warm-up turns are those that the environment shows: the last `warmup` liked interactions of the case's history
+    (all interactions, if the reading's targets are all), each with negatives that its user never met. They end before
+    the case's target, whatever file the case is from.
+
+    Args:
+        protocol: Whose cases.
+        repetition: Which of the protocol's repetitions.
+        warmup: Turns before the cases, at most; 0 to 39.
+        known: Users whose agents were warmed up already, by id.
+    """
+
+    def __init__(
+        self, protocol: Protocol, repetition: int = 0, warmup: int = 0, known: Mapping[Id, Memory] | None = None
+    ) -> None:
+        cases = self.cases = protocol.cases
+        self.dataset = protocol.dataset
+        chosen = np.flatnonzero(cases.repetition == repetition)
+        chosen = chosen[np.lexsort((cases.turns[chosen], cases.users[chosen]))]
+        self.users, firsts = np.unique(cases.users[chosen], return_index=True)
+        self._cases = dict(zip(self.users.tolist(), np.split(chosen, firsts[1:]), strict=True))
+        self._of_step: dict[tuple[Id, int], int] = {}
+        fresh = [user not in (known or {}) for user in self.dataset.user_ids[self.users].tolist()]
+        self._warm = _warmup_stream(protocol, chosen[firsts][fresh], warmup) if warmup and any(fresh) else None
+
+    def turns(self, user: int) -> list[Turn]:
+        """A user's warm-up turns, then the repetition's cases in order of their numbers."""
+        turns = self.warmups(user)
+        for case in self._cases[user].tolist():
+            number = max(int(self.cases.turns[case]), turns[-1].number + 1 if turns else 0)
+            target, query = int(self.cases.targets[case]), self.cases.query(case)
+            self._of_step[query.user.id, number] = case
+            turns.append(Turn(query, target, self._liked(user, int(self.cases.target_items[case])), number))
+        return turns
+
+    def warmups(self, user: int) -> list[Turn]:
+        """A user's warm-up turns alone."""
+        return self._warm.turns(user) if self._warm else []
+
+    def case_of(self, step: Step) -> int | None:
+        """The case that a step answers; None for a warm-up step."""
+        return self._of_step.get((step.user_id, step.turn))
+
+    def __len__(self) -> int:
+        """Steps of all users."""
+        warm = 0 if self._warm is None else int((self._warm.end - self._warm.begin).clip(min=0)[self.users].sum())
+        return warm + sum(map(len, self._cases.values()))
+
+    def _liked(self, user: int, item: int) -> bool:
+        rows = slice(*self.dataset.indptr[user : user + 2])
+        mine = self.dataset.ratings[rows][self.dataset.item_indices[rows] == item]
+        return not len(mine) or bool(mine[-1] > LIKED_ABOVE)
+
+
+def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) -> Stream:
+    source, reading, users = protocol.cases.source, protocol.reading, protocol.cases.users[cases]
+    window = source.starts.copy()
+    window[users] = protocol.cases.first[cases]
+    stream = Stream(
+        replace(source, window=window),
+        n_candidates=protocol.cases.candidates.shape[1],
+        seed=protocol.seed,
+        targets=reading.targets,
+        min_history=reading.min_history,
+    )
+    stream.seen = Seen(protocol.dataset)
+    end = stream.begin.copy()  # nobody else has a turn
+    end[users] = np.searchsorted(stream.rows, protocol.cases.stop[cases])
+    stream.begin, stream.end = np.maximum(stream.begin, end - warmup), end
+    return stream
+
+
+Prepare = Callable[[Protocol, Path, int], Awaitable[Mapping[Id, Memory]]]
+"""Awaited before the first repetition with the protocol, the method's folder and the users in flight; returns the
+memories that agents begin with."""
+
+
+@dataclass(frozen=True)
+class LLMRanker:
+    """A method whose agents answer the protocol's cases; everything asked and answered is recorded.
+
+    Agents learn on the warm-up turns once, and rank each repetition's list with the memory they have just before the
+    held-out turn; nothing is learned from a case before another repetition of it is ranked. Each repetition is a run
+    of its own (`starec show`, `starec report`), and goes on where it was stopped.
+
+    Raises:
+        InvalidOption: `warmup` is out of its range.
+    """
+
+    name: str
+    """In tables."""
+    agent: Callable[[], Agent]
+    """Makes one user's agent."""
+    warmup: int = 0
+    """Turns to learn from before the held-out one, 0 to 39."""
+    prepare: Prepare | None = None
+    """What must be done before the first user ranks, for methods whose users aren't apart from each other."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= MOST_WARMUP:
+            raise InvalidOption(f"warmup={self.warmup}: wanted 0 to {MOST_WARMUP}")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What makes it itself."""
+        return {**self.agent().settings, "warmup": self.warmup}
+
+    async def rank_cases(
+        self,
+        protocol: Protocol,
+        out: Path,
+        *,
+        concurrency: int = 64,
+        report: Callable[[int, int], object] = lambda done, total: None,
+    ) -> dict[int, Ranking]:
+        """Rank every case of a protocol, going on with what `out` holds.
+
+        Args:
+            protocol: Holds the cases.
+            out: The method's folder, with a run for each repetition in `out/0`, `out/1`, ...
+            concurrency: Users in flight.
+            report: Told of steps done and steps in all of the present repetition.
+
+        Returns:
+            The rankings by case.
+
+        Raises:
+            RunError: Users failed, or the folder holds other settings.
+            EndpointError: The endpoint, its key or its model aren't there.
+        """
+        llm: Any = getattr(self.agent(), "llm", None)
+        try:
+            if hasattr(llm, "check"):
+                await llm.check()
+            memories = dict(await self.prepare(protocol, out, concurrency)) if self.prepare else {}
+            rankings: dict[int, Ranking] = {}
+            for repetition in np.unique(protocol.cases.repetition).tolist():
+                turns = CaseTurns(protocol, repetition, self.warmup, memories)
+                await self._run(protocol, turns, memories, out / str(repetition), repetition, concurrency, report)
+                for step in read_steps(out / str(repetition)):
+                    if (case := turns.case_of(step)) is not None:
+                        rankings[case] = step.ranking
+                        memories.setdefault(step.user_id, step.memory_before)
+            return rankings
+        finally:
+            if hasattr(llm, "aclose"):
+                await llm.aclose()
+
+    async def _run(
+        self,
+        protocol: Protocol,
+        turns: CaseTurns,
+        memories: Mapping[Id, Memory],
+        out: Path,
+        repetition: int,
+        concurrency: int,
+        report: Callable[[int, int], object],
+    ) -> None:
+        total, done = len(turns), 0
+
+        def count(step: Step) -> None:
+            nonlocal done
+            done += 1
+            report(done, total)
+
+        run = await arun_population(
+            protocol.dataset,
+            self.agent,
+            stream=turns,
+            about={
+                "method": self.name,
+                "warmup": self.warmup,
+                "repetition": repetition,
+                "protocol": protocol.cases.hash,
+                "reading": str(protocol.reading),
+            },
+            memories=memories,
+            learn_last=False,
+            on_step=count,
+            out=out,
+            seed=protocol.seed,
+            n_candidates=turns.cases.candidates.shape[1],
+            targets=protocol.reading.targets,
+            min_history=protocol.reading.min_history,
+            concurrency=concurrency,
+            resume=True,
+            progress=False,
+        )
+        if failures := run.metrics["failures"]:
+            raise RunError(f"{failures} of {len(turns.users)} users failed (see {out}/failures.jsonl): resume to retry")

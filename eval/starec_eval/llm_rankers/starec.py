@@ -1,0 +1,36 @@
+"""STARec's agent and its ablations as methods of the protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starec_agents import variants
+from starec_agents.agent import UserAgent
+from starec_agents.llm import ChatModel
+from starec_eval.llm_rankers.recorded import LLMRanker
+
+GRAPHS = {
+    "starec": variants.reflect_always,
+    "append-history": variants.append_history,
+    "reflect-on-mismatch": variants.reflect_on_mismatch,
+    "rank-only": variants.rank_only,
+}
+"""The agent, and its ablations (5.3.1): without self-reflection, reflecting only on a mismatch, without a memory."""
+
+
+def starec(
+    llm: ChatModel, graph: str = "starec", *, name: str | None = None, warmup: int = 0, **options: Any
+) -> LLMRanker:
+    """An agent that learns on its user's last `warmup` turns before it ranks the protocol's lists.
+
+    The teacher of Table 4 is this agent at the teacher's endpoint.
+
+    Args:
+        llm: Answers the prompts.
+        graph: One of `GRAPHS`; "rank-only" has nothing to learn with and is never warmed up.
+        name: In tables; None for the graph's.
+        warmup: Turns to learn from, 0 to 39.
+        options: Of `UserAgent`: answer_format, structured, max_history and sampling.
+    """
+    agent = UserAgent.factory(llm, graph=GRAPHS[graph](), **options)
+    return LLMRanker(name or graph, agent, 0 if graph == "rank-only" else warmup)
