@@ -106,7 +106,7 @@ class Results:
         """Write results.json, table.md, table.tex, per_user.parquet, per_user.csv and candidates.parquet."""
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        whole = {**self.settings, "rows": self.rows}
+        whole = {**self.settings, "notes": self.notes(), "rows": self.rows}
         texts = {"results.json": json.dumps(whole, indent=1, default=str) + "\n", "table.md": self.to_markdown()}
         for name, text in (texts | {"table.tex": self.to_latex()}).items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,158 @@
+"""Tables and figures as plain data, and a figure drawn as SVG that follows its page's colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import Any
+
+from starec_env.errors import MissingExtra
+from starec_eval.analysis import Estimate
+
+_SERIES = [f"#0a0b{number:02x}" for number in range(6)]
+_TEXT, _FAINT = "#0a0c00", "#0a0c01"
+_PAGE_COLOURS = {
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)},
+    _TEXT: "currentColor",
+    _FAINT: "var(--faint)",
+}
+"""Stand-ins in the drawing, and what the page puts for them; so one drawing serves light and dark."""
+_MARKERS, _LINES = "os^Dvp", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "starec",
+    "font.size": 9,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _FAINT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table of texts."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """A figure's numbers: estimates by series, along labels."""
+
+    title: str
+    note: str
+    """What is seen, and how to read it."""
+    x: str
+    y: str
+    series: Mapping[str, Sequence[Estimate]]
+    bars: bool = False
+    """For labels that are no quantity."""
+    lines: Mapping[str, float] = field(default_factory=dict)
+    """Levels to compare with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FigureData:
+        """What `to_json` gave."""
+        series = {name: [Estimate(**point) for point in points] for name, points in data["series"].items()}
+        return cls(**{**data, "series": series})
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels; numbers sorted, others in the order met."""
+        found = list(dict.fromkeys(point.label for points in self.series.values() for point in points))
+        return sorted(found, key=float) if all(map(_is_number, found)) else found
+
+
+def svg(figure: FigureData) -> str:
+    """Draw a figure with error bars of one standard error.
+
+    Series differ by marker and line as well as by colour. Text stays text, so it can be read out, found and scaled.
+
+    Raises:
+        MissingExtra: matplotlib isn't installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        raise MissingExtra("drawing a report", "report") from None
+    labels = figure.labels
+    with matplotlib.rc_context(_STYLE):
+        canvas = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = canvas.subplots()
+        for number, (name, points) in enumerate(figure.series.items()):
+            _draw(axes, figure, number, name, points, labels)
+        for number, (name, level) in enumerate(figure.lines.items()):
+            axes.axhline(level, color=_TEXT, linewidth=1, linestyle=_LINES[number % 6], label=_plain(name))
+        axes.set_xlabel(_plain(figure.x))
+        axes.set_ylabel(_plain(figure.y))
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if figure.bars or not all(map(_is_number, labels)):
+            lean = max(map(len, labels), default=0) * len(labels) > 40
+            shown = [_plain(label if len(label) < 25 else label[:24] + "…") for label in labels]
+            axes.set_xticks(range(len(labels)), shown, rotation=35 if lean else 0, ha="right" if lean else "center")
+        if len(figure.series) + len(figure.lines) > 1:
+            longest = max(map(len, (*figure.series, *figure.lines)))
+            canvas.legend(loc="outside upper left", ncols=2 if longest < 24 else 1, fontsize=8)
+        drawn = StringIO()
+        canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(drawn.getvalue())
+
+
+def _draw(axes: Any, figure: FigureData, number: int, name: str, points: Sequence[Estimate], labels: list[str]) -> None:
+    colour, many = _SERIES[number % 6], len(figure.series)
+    numeric = not figure.bars and all(map(_is_number, labels))
+    places = [float(point.label) if numeric else float(labels.index(point.label)) for point in points]
+    means: Any = [point.mean for point in points]
+    known = [point.se for point in points if point.se == point.se]
+    errors = [point.se if point.se == point.se else 0.0 for point in points] if known else None
+    if figure.bars:
+        width = 0.8 / many
+        shifted = [place + (number - (many - 1) / 2) * width for place in places]
+        axes.bar(shifted, means, width * 0.9, yerr=errors, color=colour, ecolor=_TEXT, capsize=2, label=_plain(name))
+    else:
+        style = {"marker": _MARKERS[number % 6], "markersize": 4, "linestyle": _LINES[number % 6], "linewidth": 1.3}
+        axes.errorbar(places, means, errors, color=colour, elinewidth=0.7, capsize=2, label=_plain(name), **style)
+
+
+def _for_page(drawing: str) -> str:
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', drawing, count=1)
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)  # inline, it would hold for the whole page
+    drawing = re.sub(r" font-family: [^;]*;", "", drawing)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # several drawings of a page would share them
+    for stand_in, colour in _PAGE_COLOURS.items():
+        drawing = drawing.replace(stand_in, colour)
+    return drawing
+
+
+def _plain(text: str) -> str:
+    return f"\u200b{text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin with one
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
