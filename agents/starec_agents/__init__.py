@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starec_agents import variants as variants
     from starec_agents.agent import UserAgent as UserAgent
+    from starec_agents.balance import Balanced as Balanced
     from starec_agents.graph import Context as Context
     from starec_agents.graph import State as State
     from starec_agents.graph import build_graph as build_graph
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "UserAgent": "agent",
+    "Balanced": "balance",
     "Context": "graph",
     "State": "graph",
     "build_graph": "graph",

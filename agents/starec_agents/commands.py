@@ -14,6 +14,7 @@ from rich.console import Console
 
 from starec_agents import variants
 from starec_agents.agent import UserAgent
+from starec_agents.balance import Balanced
 from starec_agents.openai_chat import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, story
@@ -52,7 +53,7 @@ def load_graph(name: str) -> Any:
 @click.option("--data-dir", type=click.Path(exists=True, path_type=Path), help="Folder or file of the data set.")
 @click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
-@click.option("--base-url", required=True, help="An OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
+@click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
 @click.option("--model", required=True, help="The model's name at the endpoint.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
@@ -84,17 +85,22 @@ def simulate(**options: Any) -> int:
     --model Qwen/Qwen2.5-7B-Instruct --out runs/first
     """
     graph = load_graph(options["agent"])
-    endpoint = Endpoint(
-        base_url=options["base_url"],
-        model=options["model"],
-        api_key_env=options["api_key_env"],
-        temperature=options["temperature"],
-        max_tokens=options["max_tokens"],
-        timeout_s=options["timeout"],
-        max_retries=options["max_retries"],
-        concurrency=options["concurrency"],
-    )
-    llm = OpenAIChat(endpoint, cache_dir=options["cache"])
+    endpoints = [
+        Endpoint(
+            base_url=url,
+            model=options["model"],
+            api_key_env=options["api_key_env"],
+            temperature=options["temperature"],
+            max_tokens=options["max_tokens"],
+            timeout_s=options["timeout"],
+            max_retries=options["max_retries"],
+            concurrency=options["concurrency"],
+        )
+        for url in options["urls"]
+    ]
+    if len(endpoints) > 1 and options["cache"]:
+        raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
+    llm = Balanced(endpoints) if len(endpoints) > 1 else OpenAIChat(endpoints[0], cache_dir=options["cache"])
     asyncio.run(_check(llm))
     run = run_population(
         prepare(load_dataset(options["dataset_name"], options["data_dir"])),
@@ -125,7 +131,7 @@ _RUN_OPTIONS = (
 )
 
 
-async def _check(llm: OpenAIChat) -> None:
+async def _check(llm: OpenAIChat | Balanced) -> None:
     async with llm:
         await llm.check()
 
