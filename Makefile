@@ -33,13 +33,13 @@ lint: install
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 	$(BIN)/pytest -m 'not vllm and not crosscheck'
 
-.venv-vllm/.installed: tests/vllm/install.py | $(BIN)/python
+.venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
-	.venv-vllm/bin/python tests/vllm/install.py
+	.venv-vllm/bin/python tests/real_vllm/install.py
 	@touch $@
 
 test-vllm: install .venv-vllm/.installed  ## drive a real vLLM (its CPU build: 2.6 GB, minutes to install)
-	$(BIN)/pytest -m vllm tests/vllm
+	$(BIN)/pytest -m vllm tests/real_vllm
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .venv-vllm dist build .mypy_cache .ruff_cache .pytest_cache

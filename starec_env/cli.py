@@ -1,7 +1,9 @@
 """The `starec` command: a table of sub-commands, each imported only when it is called."""
 
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -51,8 +53,13 @@ def starec() -> None:
     """
 
 
+def _show_warning(message: Warning | str, *args: Any) -> None:
+    click.echo(f"starec: {message}", err=True)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line: exit 0 when complete, 130 on Ctrl-C, else another number with a reason on stderr."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         sys.exit(starec.main(args=args, prog_name="starec", standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:

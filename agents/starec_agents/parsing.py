@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from starec_agents.prompts import MAX_PROFILE, labels
-from starec_agents.titles import find_title, title_table, visible
+from starec_agents.titles import find_title, title_key, title_table, visible
 from starec_env.types import Candidates, Ranking
 
 MAX_CHARS = 1_000_000
@@ -89,7 +89,7 @@ def parse_profile(text: str) -> str | None:
     unmarked, *marked = _PROFILE.split(answer)
     for part in marked or ([unmarked] if thought else []):
         profile = visible(part).strip(" []{}*_\"'`")
-        if any(char.isalpha() for char in profile):
+        if any(char.isalpha() for char in profile) and title_key(profile) != "updated user description":
             return profile[:MAX_PROFILE].rstrip()
     return None
 

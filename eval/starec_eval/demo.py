@@ -18,10 +18,11 @@ from starec_agents.population import run_population
 from starec_agents.serve import local_server
 from starec_agents.store import read_steps
 from starec_agents.story import metrics_table, story
+from starec_agents.weights import SMOLLM2
 from starec_env import load_dataset, prepare
 
-_MAX_TOKENS = 200
-"""Per answer: a small model that loops would otherwise fill the whole context."""
+_SAMPLING = {"temperature": 0.7, "seed": 0, "max_tokens": 400}
+"""A small model loops at temperature 0, and would fill the whole context if it were let."""
 
 
 @click.command()
@@ -44,11 +45,11 @@ def demo(model: str, users: int, turns: int, out: Path | None) -> None:
     console.print(f"Serving {model} on loopback (the first time, its weights are fetched) ...")
     with local_server(model=model) as endpoint:
         console.print(f"{users} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
-        agent = UserAgent.factory(
-            OpenAIChat(endpoint), answer_format="compact", structured=True, max_tokens=_MAX_TOKENS
-        )
+        agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="compact", structured=True, **_SAMPLING)
         run = run_population(dataset, agent, users=users, turns=turns, out=out, concurrency=endpoint.concurrency)
     console.print(metrics_table(run.metrics, run.out))
+    if model == SMOLLM2:
+        console.print("(SmolLM2-135M was never taught this task: its rankings are no better than chance.)")
     console.print(compare_run(run.out, dataset))
     first = next(read_steps(run.out), None)
     for panel in story(run.out, str(first.user_id)) if first else ():

@@ -357,3 +357,8 @@ def test_whatever_the_titles_are_the_shown_ones_are_read_back(titles, random):
     for place, position in enumerate(order, 1):
         print(f"{place}. {shown[position]} - as is", file=answer)
     assert parse_ranking(answer.getvalue(), candidates).order == tuple(order)
+
+
+def test_a_bare_heading_is_no_profile() -> None:
+    assert parse_profile("Updated User description: Updated User description") is None
+    assert parse_profile("<think>x</think>\nUpdated User description") is None

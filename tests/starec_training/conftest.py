@@ -1,14 +1,12 @@
 """A tiny policy made here, of a tiny data set: no hub, no network, seconds on one core."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 from support import make_dataset
 from support_training import AGENT
 
-sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]  # tests/vllm is on the path: TRL would take it for vLLM
 pytest.importorskip("trl", reason="needs the 'train' extra")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -1,4 +1,4 @@
-"""Install vLLM's CPU build into the interpreter that runs this: `.venv-vllm/bin/python tests/vllm/install.py`.
+"""Install vLLM's CPU build into the interpreter that runs this: `.venv-vllm/bin/python tests/real_vllm/install.py`.
 
 The build names torch, torchaudio, torchvision and torchcodec, and its xgrammar pulls a gigabyte of triton; a language
 model on a CPU needs torch alone of these. So it is installed without its dependencies, then they without those.
