@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape as rich_escape
+from rich.table import Table
+from rich.text import Text
 
 from starec_env.errors import MissingExtra
 from starec_eval.analysis import Estimate
@@ -40,12 +45,47 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class TableData:
-    """A table of texts."""
+    """A table of texts, in which `**cell**` is the best of its column and `__cell__` the second."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+
+    def to_markdown(self) -> str:
+        """As Markdown, with its notes."""
+        lines = ["| " + " | ".join(self.head) + " |", "|---" + "|---:" * (len(self.head) - 1) + "|"]
+        lines += ["| " + " | ".join(marked(cell, "**{}**", "<u>{}</u>") for cell in row) + " |" for row in self.rows]
+        return "\n".join([f"{self.title}:", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+
+    def to_latex(self) -> str:
+        """As a booktabs table, best bold and second underlined."""
+        rows = [[marked(cell, r"\textbf{{{}}}", r"\underline{{{}}}", _tex) for cell in row] for row in self.rows]
+        lines = [" & ".join(row) + r" \\" for row in rows]
+        head = " & ".join(map(_tex, self.head)) + r" \\"
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}"
+        body = [begin, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""]
+        return "\n".join([f"% {self.title}", *(f"% {note}" for note in self.notes), *body])
+
+    def __rich__(self) -> RenderableType:
+        table = Table(title=self.title)
+        for number, name in enumerate(self.head):
+            table.add_column(Text(name), justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*(marked(rich_escape(cell), "[bold]{}[/bold]", "[underline]{}[/underline]") for cell in row))
+        return Group(table, *(Text(note) for note in self.notes))
+
+
+def marked(cell: str, best: str, second: str, plain: Callable[[str], str] = str) -> str:
+    """A cell's text in the format for the best or the second, if it is marked as such."""
+    for mark, form in (("**", best), ("__", second)):
+        if len(cell) > 4 and cell.startswith(mark) and cell.endswith(mark):
+            return form.format(plain(cell[2:-2]))
+    return plain(cell)
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash ")).replace("±", r"$\pm$")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from starec_eval.figures import FigureData, TableData, svg
+from starec_eval.figures import FigureData, TableData, marked, svg
 from starec_eval.stories import story_chunks
 from starec_eval.told import Told, contradiction_table, find_runs, results_tables, run_figures, runs_table
 
@@ -95,7 +95,10 @@ def table_html(table: TableData) -> str:
     head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, table.head, strict=True))
     rows = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td{kind}>{_marked(cell)}</td>" for kind, cell in zip(kinds[1:], cells, strict=True))
+        + "".join(
+            f"<td{kind}>{marked(cell, '<strong>{}</strong>', '<u>{}</u>', escape)}</td>"
+            for kind, cell in zip(kinds[1:], cells, strict=True)
+        )
         + "</tr>\n"
         for first, *cells in table.rows
     )
@@ -106,13 +109,6 @@ def table_html(table: TableData) -> str:
         f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>"
         f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</section>\n"
     )
-
-
-def _marked(cell: str) -> str:
-    for mark, tag in (("**", "strong"), ("__", "u")):
-        if len(cell) > 4 and cell.startswith(mark) and cell.endswith(mark):
-            return f"<{tag}>{escape(cell[2:-2])}</{tag}>"
-    return escape(cell)
 
 
 def figure_html(figure: FigureData) -> str:
