@@ -175,6 +175,13 @@ def test_long_sequences_are_cut_into_pieces_that_make_each_item_a_target_once(tr
     assert ends.sum() == 40 and (parts[ends][:, -1] - 1 == train.item_indices.reshape(40, 16)[:, -1]).all()
 
 
+@WITHOUT_TORCH
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
+def test_sequences_longer_than_the_model_train_and_score(name, train, cases):
+    scorer = BASELINES[name](epochs=1, max_length=6).fit(train)
+    assert np.isfinite(scorer.scores(cases.batch())).all()
+
+
 class Broken(Scorer):
     name = "broken"
 

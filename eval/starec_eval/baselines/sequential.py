@@ -82,7 +82,7 @@ class Sequential(Scorer):
                 optimizer.zero_grad()
                 self._loss(torch, net, seen[rows], n_items).backward()
                 optimizer.step()
-            found = self._validate(torch, net, seen[checked], torch.cat([last[checked], rivals], 1))
+            found = self._validate(torch, net, seen[checked, :-1], torch.cat([last[checked], rivals], 1))
             waited += 1
             if found > best:
                 best, best_weights, waited = found, copy.deepcopy(net.state_dict()), 0
