@@ -76,6 +76,24 @@ class TableData:
         return Group(table, *(Text(note) for note in self.notes))
 
 
+def score_cells(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """A column of a table from rows of `Results.rows`: percent ± standard error, best and second marked."""
+    places = sorted({row[metric] for row in rows if row[metric] is not None}, reverse=True)
+    cells = []
+    for row in rows:
+        value, se = row[metric], row.get(f"{metric}_se")
+        text = "failed" if value is None else f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
+        mark = {0: "**", 1: "__"}.get(places.index(value), "") if value is not None else ""
+        cells.append(f"{mark}{text}{mark}")
+    return cells
+
+
+def score_point(label: str, row: Mapping[str, Any], metric: str = "ndcg@10") -> Estimate:
+    """A row's metric as a point of a figure."""
+    se = row[f"{metric}_se"]
+    return Estimate(label, row[metric], float("nan") if se is None else se, row["users"])
+
+
 def marked(cell: str, best: str, second: str, plain: Callable[[str], str] = str) -> str:
     """A cell's text in the format for the best or the second, if it is marked as such."""
     for mark, form in (("**", best), ("__", second)):

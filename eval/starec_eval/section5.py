@@ -39,7 +39,7 @@ from starec_env.types import Endpoint
 from starec_eval import analysis
 from starec_eval.analysis import Estimate
 from starec_eval.evaluate import Report, evaluate, file_name
-from starec_eval.figures import FigureData, TableData
+from starec_eval.figures import FigureData, TableData, score_cells, score_point
 from starec_eval.llm_rankers.best_of import sample
 from starec_eval.methods import build_methods, split
 from starec_eval.metrics import METRICS, per_user
@@ -178,25 +178,12 @@ def _table(number: str, rows: Mapping[str, str], results: Mapping[str, Results])
     title, metrics = TABLES[number]
     found = {name: {row["method"]: row for row in result.rows} for name, result in results.items()}
     columns = [(name, metric) for name in results for metric in metrics]
-    best = {
-        (name, metric): sorted({found[name][m][metric] or 0.0 for m in rows.values()})[::-1] for name, metric in columns
-    }
-    cells = [
-        [label, *(_cell(found[name][method], metric, best[name, metric]) for name, metric in columns)]
-        for label, method in rows.items()
-    ]
+    scores = [score_cells([found[name][method] for method in rows.values()], metric) for name, metric in columns]
+    cells = [[label, *row] for label, *row in zip(rows, *scores, strict=True)]
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes()]
     notes += [f"{label} is {method}" for label, method in rows.items() if label != method]
     head = ["method", *(f"{name} {metric.upper()}" for name, metric in columns)]
     return TableData(f"{title}, percent ± standard error over users", head, cells, notes)
-
-
-def _cell(row: Mapping[str, Any], metric: str, best: Sequence[float]) -> str:
-    if row[metric] is None:
-        return "failed"
-    text = f"{row[metric]:.1f}" + (f" ± {row[f'{metric}_se']:.1f}" if row[f"{metric}_se"] is not None else "")
-    place = best.index(row[metric])
-    return f"**{text}**" if place == 0 else f"__{text}__" if place == 1 else text
 
 
 def _scales(rows: Mapping[str, str], done: Mapping[str, tuple[Protocol, Results]]) -> FigureData:
@@ -206,9 +193,7 @@ def _scales(rows: Mapping[str, str], done: Mapping[str, tuple[Protocol, Results]
         for label, method in rows.items():
             row, sized = found[method], _SIZE.match(label)
             if sized and row["ndcg@10"] is not None:
-                se = row["ndcg@10_se"] if row["ndcg@10_se"] is not None else float("nan")
-                point = Estimate(sized[2], row["ndcg@10"], se, row["users"])
-                series.setdefault(f"{sized[1] or 'model'}, {name}", []).append(point)
+                series.setdefault(f"{sized[1] or 'model'}, {name}", []).append(score_point(sized[2], row))
     note = "NDCG@10 by model size, in billions of parameters, as the rows' labels end."
     return FigureData("Model scales (Table 6)", note, "billion parameters", "NDCG@10, %", series)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
@@ -19,7 +19,7 @@ from starec_env.scoring import ndcg
 from starec_env.types import Id, Step
 from starec_eval import analysis
 from starec_eval.analysis import Estimate, estimate
-from starec_eval.figures import FigureData, TableData
+from starec_eval.figures import FigureData, TableData, score_cells, score_point
 from starec_eval.memories import contradictions, memory_curves
 
 MEMORY_USERS = 1000
@@ -141,51 +141,22 @@ def results_tables(folders: Sequence[Path]) -> Iterator[tuple[TableData, FigureD
     """Each evaluation's table, and NDCG@10 of its methods as a figure."""
     for path in sorted({path for folder in folders for path in folder.rglob("results.json")}):
         whole = json.loads(path.read_text(encoding="utf-8"))
-        rows, metrics = whole["rows"], [f"ndcg@{k}" for k in analysis_cutoffs(whole)]
-        best = {name: sorted({row[name] for row in rows if row[name] is not None})[::-1] for name in metrics}
-        cells = [
-            [
-                row["method"],
-                *(_cell(row, name, best[name]) for name in metrics),
-                f"{row['mrr']:.1f}" if row["mrr"] is not None else "-",
-                f"{row['seconds']:,.1f}",
-                str(row["violations"]),
-            ]
-            for row in rows
+        rows = whole["rows"]
+        metrics = [name for name in (rows[0] if rows else ()) if name.startswith("ndcg") and not name.endswith("_se")]
+        columns = [
+            [row["method"] for row in rows],
+            *(score_cells(rows, metric) for metric in (*metrics, "mrr")),
+            [f"{row['seconds']:,.1f}" for row in rows],
+            [f"{row['violations']:,}" for row in rows],
         ]
-        head = ["method", *(name.upper() for name in metrics), "MRR", "seconds", "invalid"]
+        head = ["method", *(name.upper() for name in (*metrics, "mrr")), "seconds", "invalid"]
         title = f"{whole['dataset']}: ranking in percent ± standard error"
+        points = [score_point(row["method"], row) for row in rows if row["ndcg@10"] is not None]
+        heading, note = f"NDCG@10 on {whole['dataset']}", "Percent, with one standard error over users."
         yield (
-            TableData(title, head, cells, whole.get("notes", ())),
-            FigureData(
-                f"NDCG@10 on {whole['dataset']}",
-                "Percent, with one standard error over users.",
-                "",
-                "NDCG@10, %",
-                {
-                    "NDCG@10": [
-                        Estimate(row["method"], row["ndcg@10"], row["ndcg@10_se"] or float("nan"), row["users"])
-                        for row in rows
-                        if row["ndcg@10"] is not None
-                    ]
-                },
-                bars=True,
-            ),
+            TableData(title, head, list(map(list, zip(*columns, strict=True))), whole.get("notes", ())),
+            FigureData(heading, note, "", "NDCG@10, %", {"NDCG@10": points}, bars=True),
         )
-
-
-def analysis_cutoffs(whole: Mapping[str, Any]) -> list[int]:
-    """The cut-offs of an evaluation's NDCG."""
-    first = whole["rows"][0] if whole["rows"] else {}
-    return [int(name[5:]) for name in first if name.startswith("ndcg@") and not name.endswith("_se")]
-
-
-def _cell(row: Mapping[str, Any], name: str, best: Sequence[float]) -> str:
-    if row[name] is None:
-        return "failed"
-    text = f"{row[name]:.1f}" + (f" ± {row[f'{name}_se']:.1f}" if row[f"{name}_se"] is not None else "")
-    place = best.index(row[name])
-    return f"**{text}**" if place == 0 else f"__{text}__" if place == 1 else text
 
 
 def runs_table(runs: Sequence[Told], price_in: float, price_out: float) -> TableData:
@@ -308,7 +279,15 @@ def run_figures(runs: Sequence[Told]) -> Iterator[FigureData]:
     )
 
 
-def _of(runs: Sequence[Told], title: str, note: str, x: str, y: str, points: Any, least: int = 1) -> FigureData:
+def _of(
+    runs: Sequence[Told],
+    title: str,
+    note: str,
+    x: str,
+    y: str,
+    points: Callable[[Told], list[Estimate]],
+    least: int = 1,
+) -> FigureData:
     series = {run.name: found for run in runs if len(found := points(run)) >= least}
     return FigureData(title, note, x, y, series, bars=not x)
 
