@@ -163,11 +163,14 @@ def svg(figure: FigureData) -> str:
         axes.set_xlabel(_plain(figure.x))
         axes.set_ylabel(_plain(figure.y))
         axes.grid(axis="y")
+        axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if figure.bars or not all(map(_is_number, labels)):
             lean = max(map(len, labels), default=0) * len(labels) > 40
             shown = [_plain(label if len(label) < 25 else label[:24] + "…") for label in labels]
             axes.set_xticks(range(len(labels)), shown, rotation=35 if lean else 0, ha="right" if lean else "center")
+        elif len(labels) <= 8:
+            axes.set_xticks(list(map(float, labels)))
         if len(figure.series) + len(figure.lines) > 1:
             longest = max(map(len, (*figure.series, *figure.lines)))
             canvas.legend(loc="outside upper left", ncols=2 if longest < 24 else 1, fontsize=8)
