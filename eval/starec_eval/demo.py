@@ -21,7 +21,7 @@ from starec_agents.story import metrics_table, story
 from starec_agents.weights import SMOLLM2
 from starec_env import load_dataset, prepare
 
-_SAMPLING = {"temperature": 0.7, "seed": 0, "max_tokens": 400}
+_SAMPLING = {"temperature": 0.7, "seed": 0, "max_tokens": 250}
 """A small model loops at temperature 0, and would fill the whole context if it were let."""
 
 
