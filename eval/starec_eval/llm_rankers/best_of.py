@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ChatModel
-from starec_agents.population import Run, arun_population
 from starec_agents.store import read_steps
 from starec_agents.variants import rank_only
-from starec_env.errors import RunError
 from starec_env.types import Turn
 from starec_eval.analysis import BEST_OF
-from starec_eval.llm_rankers.recorded import CaseTurns
+from starec_eval.llm_rankers.recorded import CaseTurns, run_turns
 from starec_eval.protocol import Protocol
 
 
@@ -46,7 +44,7 @@ async def sample(
     temperature: float = 1.0,
     concurrency: int = 64,
     **options: Any,
-) -> Run:
+) -> None:
     """Sample rankings of the first repetition's lists with the memories of a warm-up; goes on with what `out` holds.
 
     Samples are independent, so the requests have no seed; the record keeps them. `analysis.sampled_ndcg` and
@@ -66,21 +64,6 @@ async def sample(
         RunError: Users failed, or a folder holds no run, or another.
     """
     memories = {step.user_id: step.memory_before for step in read_steps(warmed_up)}
-    run = await arun_population(
-        protocol.dataset,
-        UserAgent.factory(llm, graph=rank_only(), temperature=temperature, **options),
-        stream=_Samples(protocol, samples),
-        about={"method": "best-of", "samples": samples, "protocol": protocol.cases.hash},
-        memories=memories,
-        out=out,
-        seed=protocol.seed,
-        n_candidates=protocol.cases.candidates.shape[1],
-        targets=protocol.reading.targets,
-        min_history=protocol.reading.min_history,
-        concurrency=concurrency,
-        resume=True,
-        progress=False,
-    )
-    if failures := run.metrics["failures"]:
-        raise RunError(f"{failures} users failed while sampling (see {out}/failures.jsonl): resume to retry")
-    return run
+    agent = UserAgent.factory(llm, graph=rank_only(), temperature=temperature, **options)
+    about = {"method": "best-of", "samples": samples}
+    await run_turns(protocol, agent, _Samples(protocol, samples), out, about, memories, concurrency)

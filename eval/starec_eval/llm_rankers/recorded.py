@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.population import arun_population
+from starec_agents.records import Turns
 from starec_agents.rollout import Agent
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption, RunError
@@ -162,8 +163,11 @@ class LLMRanker:
             rankings: dict[int, Ranking] = {}
             for repetition in np.unique(protocol.cases.repetition).tolist():
                 turns = CaseTurns(protocol, repetition, self.warmup, memories)
-                await self._run(protocol, turns, memories, out / str(repetition), repetition, concurrency, report)
-                for step in read_steps(out / str(repetition)):
+                about = {"method": self.name, "warmup": self.warmup, "repetition": repetition}
+                counted = _Count(len(turns), report)
+                folder = out / str(repetition)
+                await run_turns(protocol, self.agent, turns, folder, about, memories, concurrency, counted)
+                for step in read_steps(folder):
                     if (case := turns.case_of(step)) is not None:
                         rankings[case] = step.ranking
                         memories.setdefault(step.user_id, step.memory_before)
@@ -172,45 +176,59 @@ class LLMRanker:
             if hasattr(llm, "aclose"):
                 await llm.aclose()
 
-    async def _run(
-        self,
-        protocol: Protocol,
-        turns: CaseTurns,
-        memories: Mapping[Id, Memory],
-        out: Path,
-        repetition: int,
-        concurrency: int,
-        report: Callable[[int, int], object],
-    ) -> None:
-        total, done = len(turns), 0
 
-        def count(step: Step) -> None:
-            nonlocal done
-            done += 1
-            report(done, total)
+class _Count:
+    """Tells a report of each step."""
 
-        run = await arun_population(
-            protocol.dataset,
-            self.agent,
-            stream=turns,
-            about={
-                "method": self.name,
-                "warmup": self.warmup,
-                "repetition": repetition,
-                "protocol": protocol.cases.hash,
-                "reading": str(protocol.reading),
-            },
-            memories=memories,
-            learn_last=False,
-            on_step=count,
-            out=out,
-            seed=protocol.seed,
-            n_candidates=turns.cases.candidates.shape[1],
-            targets=protocol.reading.targets,
-            min_history=protocol.reading.min_history,
-            concurrency=concurrency,
-            resume=True,
-            progress=False,
-        )
-        if failures := run.metrics["failures"]:
-            raise RunError(f"{failures} of {len(turns.users)} users failed (see {out}/failures.jsonl): resume to retry")
+    def __init__(self, total: int, report: Callable[[int, int], object]) -> None:
+        self.done, self.total, self.report = 0, total, report
+
+    def __call__(self, step: Step) -> None:
+        self.done += 1
+        self.report(self.done, self.total)
+
+
+async def run_turns(
+    protocol: Protocol,
+    agent: Callable[[], Agent],
+    turns: Turns,
+    out: str | Path,
+    about: Mapping[str, Any],
+    memories: Mapping[Id, Memory],
+    concurrency: int,
+    on_step: Callable[[Step], object] | None = None,
+) -> None:
+    """Run agents through a protocol's turns as a recorded population, going on with what `out` holds.
+
+    Args:
+        protocol: What the turns are of; it is described in the record.
+        agent: Makes one user's agent.
+        turns: The turns; nothing is learned from each user's last.
+        out: The run's folder.
+        about: More to record.
+        memories: Memories to begin with, by user id.
+        concurrency: Users in flight.
+        on_step: Called with each finished step.
+
+    Raises:
+        RunError: Users failed, or the folder holds another run.
+    """
+    run = await arun_population(
+        protocol.dataset,
+        agent,
+        stream=turns,
+        about={**about, "protocol": protocol.cases.hash, "reading": str(protocol.reading)},
+        memories=memories,
+        learn_last=False,
+        on_step=on_step,
+        out=out,
+        seed=protocol.seed,
+        n_candidates=protocol.cases.candidates.shape[1],
+        targets=protocol.reading.targets,
+        min_history=protocol.reading.min_history,
+        concurrency=concurrency,
+        resume=True,
+        progress=False,
+    )
+    if failures := run.metrics["failures"]:
+        raise RunError(f"{failures} of {len(turns.users)} users failed (see {out}/failures.jsonl): resume to retry")
