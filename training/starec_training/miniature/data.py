@@ -1,0 +1,281 @@
+"""Unlimited prompts from training users' whole streams, each judged by evidence that is blind to the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_agents.llm import Message
+from starec_agents.prompts import event_line, labels, rank_messages, reflect_messages, start_memory
+from starec_agents.titles import item_title
+from starec_env.scoring import LIKED_CUTOFF
+from starec_env.stream import Seen, Stream, sample_negatives
+from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
+from starec_training.evidence import PAD, Batch, Evidence
+from starec_training.miniature.tokenizer import build_tokenizer
+
+SPLIT_SEED = 2508
+MAX_HISTORY = 12
+"""Interactions that prompts show, at training and when served; the memory tells of the older ones."""
+N_CANDIDATES = 20
+
+SCALE = (5.0, 5.8)
+"""(shift, factor): log-odds z of the blind teacher become the score shift + factor * z; all but 1 % are within 0-99."""
+
+_SEEN = 39  # interactions of a turn of a prepared data set, at most
+_MIN_HISTORY = 5
+_MARK = "Updated User description: "
+
+
+@dataclass(frozen=True)
+class Split:
+    """Users by what they are for; no user is in two parts."""
+
+    train: tuple[Id, ...]
+    validation: tuple[Id, ...]
+    """For choosing recipes and checkpoints."""
+    test: tuple[Id, ...]
+    """Looked at once, when all is chosen."""
+
+
+def split_users(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
+    """Split the users who have a held-out turn: about 22 % test (at most 1,000), 9 % validation, the others train."""
+    able = dataset.user_ids[Stream(dataset).users].tolist()
+    order = [able[place] for place in np.random.default_rng(seed).permutation(len(able)).tolist()]
+    test, validation = min(1000, round(0.224 * len(order))), min(400, round(0.09 * len(order)))
+    return Split(tuple(order[test + validation :]), tuple(order[test : test + validation]), tuple(order[:test]))
+
+
+@dataclass
+class Example:
+    """A prompt with its answer, as tokens, and what judges it."""
+
+    messages: Sequence[Message]
+    answer: str
+    z: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Ranking: (candidates,) the teacher's log-odds; empty for a memory update."""
+    target: int = 0
+    """Ranking: 0-based position of the true item."""
+    candidates: NDArray[np.integer[Any]] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Ranking: (candidates,) catalogue indices."""
+    ids: list[int] = field(default_factory=list)
+    begin: int = 0
+    """Where the answer begins in `ids`."""
+
+
+class Prompts:
+    """Draws prompts of both tasks from the streams of some users.
+
+    Args:
+        dataset: Prepared with `max_length=None`: whole streams.
+        evidence: The blind teacher's, of the training users.
+        users: Whom to draw from.
+        seed: Of the drawing.
+    """
+
+    def __init__(self, dataset: Dataset, evidence: Evidence, users: Sequence[Id], seed: int) -> None:
+        self.dataset, self.evidence = dataset, evidence
+        self.rng = np.random.default_rng(seed)
+        self.seen, self.count = Seen(dataset), seed << 32
+        wanted = np.zeros(dataset.n_users, bool)
+        wanted[[dataset.user_index(user) for user in users]] = True
+        owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
+        able = wanted[owner] & (np.arange(dataset.n_interactions) - dataset.indptr[owner] >= _MIN_HISTORY)
+        self.liked = dataset.ratings > 3
+        self.rows, self.disliked = np.flatnonzero(able & self.liked), np.flatnonzero(able & ~self.liked)
+        self.owner, self.texts = owner, Descriptions(evidence)
+
+    def draw(self, n: int, reflecting: float = 0.0) -> Iterator[Example]:
+        """Draw n prompts.
+
+        Args:
+            n: How many; a few hundred at once are quickest.
+            reflecting: Share of memory updates.
+        """
+        rng = self.rng
+        asks = rng.random(n) < reflecting
+        unlucky = asks & (rng.random(n) < 0.25)
+        rows = np.where(unlucky, rng.choice(self.disliked, n), rng.choice(self.rows, n))
+        users = self.owner[rows]
+        length = np.where(rng.random(n) < 0.6, _SEEN, rng.integers(_MIN_HISTORY, _SEEN + 1, n))
+        first = np.maximum(self.dataset.indptr[users], rows - length)
+        shown, places = self._candidates(users, rows)
+        z = self._judged(users, first, rows, shown)
+        for at in range(n):
+            who, begin, row = int(users[at]), int(first[at]), int(rows[at])
+            query = self._query(who, begin, row, shown[at])
+            memory = self._memory(who, begin, row, query)
+            if asks[at]:
+                yield self._reflection(query, memory, int(places[at]), bool(self.liked[row]), z[at])
+            else:
+                messages = rank_messages(query, memory, "compact", True, MAX_HISTORY)
+                yield Example(messages, "", z[at], int(places[at]), shown[at])
+
+    def _candidates(self, users: Any, rows: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        turns = np.arange(self.count, self.count + len(users))
+        self.count += len(users)
+        shown = np.empty((len(users), N_CANDIDATES), np.int32)
+        shown[:, :-1] = sample_negatives(0, users, turns, N_CANDIDATES - 1, self.seen)
+        places, each = self.rng.integers(0, N_CANDIDATES, len(users)), np.arange(len(users))
+        shown[:, -1] = shown[each, places]
+        shown[each, places] = self.dataset.item_indices[rows]
+        return shown, places
+
+    def _judged(self, users: Any, first: Any, stop: Any, shown: Any) -> NDArray[np.float64]:
+        at = stop[:, None] - _SEEN + np.arange(_SEEN)
+        inside = at >= first[:, None]
+        history = np.where(inside, self.dataset.item_indices[at.clip(0)], PAD)
+        trained = np.where(np.isin(users, self.evidence.trained), users, PAD)
+        return self.evidence.scores(Batch(trained, history, inside & self.liked[at.clip(0)], shown))
+
+    def _query(self, user: int, first: int, stop: int, shown: NDArray[np.int32]) -> Query:
+        data = self.dataset
+        return Query(data.user(user), History(data, user, first, stop), Candidates(data.items, shown), data.domain)
+
+    def _memory(self, user: int, first: int, stop: int, query: Query) -> Memory:
+        # As an agent's would be that began with the first of these interactions, or at this very turn.
+        rng = self.rng
+        before = np.flatnonzero(self.liked[first + _MIN_HISTORY : stop]) + first + _MIN_HISTORY
+        if not len(before) or rng.random() < 0.35:
+            return start_memory(query)
+        known = before[-int(rng.integers(1, 5)) :].tolist()
+        past = [self._outcome(row) for row in known]
+        events = tuple(event_line(*each) for each in past)
+        last = History(self.dataset, user, first, known[-1])
+        return Memory(profile=self.texts.describe(last, *past[-1]), history=events)
+
+    def _outcome(self, row: int) -> tuple[Query, Feedback]:
+        item = self.dataset.item_indices[row]
+        alone = Candidates(self.dataset.items, np.full(N_CANDIDATES, item, np.int32))
+        return Query(self.dataset.user(0), History(self.dataset, 0, 0, 0), alone), self._feedback(item, self._luck())
+
+    def _luck(self) -> int:
+        return int(
+            self.rng.choice([1, int(self.rng.integers(2, 6)), int(self.rng.integers(6, 21))], p=[0.4, 0.35, 0.25])
+        )
+
+    def _feedback(self, item: int, rank: int, liked: bool = True) -> Feedback:
+        return Feedback(
+            item_id=self.dataset.items[item].id, rank=rank, predicted_liked=rank <= LIKED_CUTOFF, liked=liked
+        )
+
+    def _reflection(self, query: Query, memory: Memory, place: int, liked: bool, z: NDArray[np.float64]) -> Example:
+        order = np.argsort(-(z + self.rng.gumbel(size=len(z)) * self.rng.choice([0.0, 1.0, 3.0])))
+        feedback = self._feedback(query.candidates.indices[place], int(np.argmax(order == place)) + 1, liked)
+        messages = reflect_messages(
+            query, memory, Ranking(order=tuple(order.tolist())), feedback, "compact", MAX_HISTORY
+        )
+        return Example(messages, _MARK + self.texts.describe(query.history, query, feedback))
+
+
+class Descriptions:
+    """Memory texts from true facts: what is liked more than others like it, dislikes, favourites, the last lesson."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.items, self.names = evidence.dataset.items, evidence.kind_names
+        self.kinds = evidence.kinds > 0
+        decades = np.where(np.isfinite(evidence.years), evidence.years // 10 * 10, 0).astype(int)
+        self.decades, self.decade = np.unique(decades, return_inverse=True)
+        taken = evidence.counts / max(1, evidence.counts.sum())
+        self.usual = taken @ self.kinds
+        self.usual_decade = np.bincount(self.decade, weights=taken, minlength=len(self.decades))
+
+    def describe(self, history: History, query: Query, feedback: Feedback) -> str:
+        """What a user's stream up to and with a feedback says of the user.
+
+        Args:
+            history: What came before the feedback.
+            query: Has the item that the feedback is on among its candidates.
+            feedback: On the last turn.
+        """
+        target = next(i for i in query.candidates.indices.tolist() if self.items[i].id == feedback.item_id)
+        indices = np.append(history.item_indices, target)
+        liked = np.append(history.ratings > 3, feedback.liked)
+        good, poor = indices[liked], indices[~liked]
+        said, best = [], list[str]()
+        if len(good):
+            excess = self.kinds[good].sum(0) - len(good) * self.usual
+            best = [self.names[kind] for kind in np.argsort(-excess)[:3].tolist() if excess[kind] > 0]
+            era = np.bincount(self.decade[good], minlength=len(self.decades)) - len(good) * self.usual_decade
+            when = self.decades[int(np.argmax(era))]
+            said.append(f"Likes {', '.join(best) or 'all kinds'}" + (f", above all of the {when}s." if when else "."))
+        share = self.kinds[poor].sum(0) - self.kinds[good].sum(0) * 0.5
+        bad = [self.names[kind] for kind in np.argsort(-share).tolist() if share[kind] > 0.5]
+        if bad := [kind for kind in bad if kind not in best][:2]:
+            said.append(f"Often dislikes {', '.join(bad)}.")
+        if len(good):
+            said.append(f"Favourites of late: {'; '.join(item_title(self.items[i]) for i in good[:-4:-1].tolist())}.")
+        return " ".join([*said, self._lesson(target, feedback)])
+
+    def _lesson(self, target: int, feedback: Feedback) -> str:
+        verdict = "liked" if feedback.liked else "disliked"
+        title = item_title(self.items[target])
+        if feedback.agrees:
+            return f"As predicted, {title} was {verdict}."
+        kinds = ", ".join(name for name, has in zip(self.names, self.kinds[target], strict=True) if has)
+        wanted = "more" if feedback.liked else "less"
+        return f"Against the prediction, {title} was {verdict}: wants {wanted}" + (f" {kinds}." if kinds else " of it.")
+
+
+class Encoder:
+    """Turns examples to tokens.
+
+    Args:
+        tokenizer: From `build_tokenizer`.
+        dataset: Whose items are shown.
+        scale: (shift, factor): a teacher's log-odds z becomes the score shift + factor * z.
+    """
+
+    def __init__(self, tokenizer: Any, dataset: Dataset, scale: tuple[float, float] = SCALE) -> None:
+        self.tokenizer, self.scale = tokenizer, scale
+        self.score_ids = np.array(tokenizer.convert_tokens_to_ids([str(score) for score in range(100)]))
+        self.end = tokenizer.eos_token_id
+        titles = [item_title(item) for item in dataset.items]
+        self.title_ids = np.array(tokenizer.convert_tokens_to_ids(titles))
+        skeleton = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0))
+        self.skeleton = np.array(self._ids([skeleton])[0] + [self.end])
+        self.score_at = np.flatnonzero(self.skeleton == self.score_ids[0])
+        """(candidates,) where the scores stand in a structured answer."""
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [coded.ids for coded in self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encode(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Fill in `ids` and `begin`; a ranking's scores are left 0."""
+        prompts = self._ids([render(example.messages) for example in examples])
+        answers = self._ids([example.answer for example in examples])
+        for example, prompt, answer in zip(examples, prompts, answers, strict=True):
+            tail = self.skeleton.tolist() if len(example.z) else [*answer, self.end]
+            example.ids, example.begin = prompt + tail, len(prompt)
+        return examples
+
+    def scores(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores for log-odds, 0 to 99, not rounded."""
+        shift, factor = self.scale
+        found: NDArray[np.float64] = (shift + factor * z).clip(0, 99)
+        return found
+
+    def titles_at(self, example: Example) -> NDArray[np.int64]:
+        """(candidates,) where each candidate's title stands in the prompt; a label's token is before it."""
+        where = {token: place for place, token in enumerate(example.ids[: example.begin])}
+        tokens = self.title_ids[example.candidates].tolist()
+        return np.array([where.get(token, example.begin - 1) for token in tokens])
+
+
+def tokens_for(prompts: Prompts, n: int = 600) -> Any:
+    """A tokenizer for a catalogue and for the prompts and answers about it, n of which are looked at."""
+    empty = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0))
+    drawn = prompts.draw(n, reflecting=0.3)
+    asked = [[*each.messages, {"role": "assistant", "content": each.answer or empty}] for each in drawn]
+    return build_tokenizer(prompts.dataset.items, asked)
+
+
+def render(messages: Sequence[Message]) -> str:
+    """A conversation as the chat template writes it, ready for the answer; far quicker than the template."""
+    turns = "".join(f"<|{message['role']}|>{message['content']}<|end|>" for message in messages)
+    return turns + "<|assistant|>"
