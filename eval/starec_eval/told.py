@@ -262,6 +262,9 @@ def run_figures(runs: Sequence[Told]) -> Iterator[FigureData]:
         lambda run: analysis.position_bias(run.all_steps),
         2,
     )
+    judged = [run for run in told if not all(step.feedback.liked for step in run.steps)]
+    note = "Share of the true items that the user liked, by where they were ranked; it falls if predictions hold."
+    yield _of(judged, "Calibration", note, "", "share liked", _calibration)
     curves = {
         run.name: memory_curves(_some_users(run.steps)) for run in told if any(s.memory.profile for s in run.steps)
     }
@@ -301,6 +304,10 @@ def _activity(run: Told) -> list[Estimate]:
     means = {user: float(np.mean(found)) for user, found in values.items()}
     groups = analysis.activity_groups(lengths, means, analysis.activity_bounds(run.about["dataset"]["name"]))
     return [group for group in groups if group.n]
+
+
+def _calibration(run: Told) -> list[Estimate]:
+    return [group for group in analysis.calibration(run.steps).by_rank if group.n]
 
 
 def _best_of(run: Told) -> list[Estimate]:

@@ -250,7 +250,16 @@ def test_tables_mark_best_and_second_and_escape_the_rest():
 
 def test_every_figure_and_table_that_the_runs_can_make_is_there(page):
     text = page.read_text()
-    for title in ("Learning", "Activity", "Position bias", "Memory: length", "Memory: drift", "Tokens", "NDCG@10 on"):
+    for title in (
+        "Learning",
+        "Activity",
+        "Position bias",
+        "Calibration",
+        "Memory: length",
+        "Memory: drift",
+        "Tokens",
+        "NDCG@10 on",
+    ):
         assert f"<h3>{title}" in text, title
     for row in ("claims contradicted", "dislikes predicted rightly", "cost", "popularity bias", "answers that invent"):
         assert f'<th scope="row">{row}' in text, row
