@@ -1,0 +1,144 @@
+"""Memory of a population as it grows, and of one user in flight.
+
+    python eval/benchmarks/memory.py [--users 1000 10000 100000] [--data PATH]
+
+Each size runs in a process of its own: ml-1m (its 6,040 users repeated under new ids to as many as wanted, a turn
+each), the scripted model, 256 users in flight. Shown are the peak of the process's resident memory, what of it was
+there before the run (packages and data set), and the time. Then as many users as given are held in flight at once, each
+waiting for its answer, to see what one costs beyond its prompt's text. In the same way: as many environments of the
+vector environment as given with --envs, stepped three times.
+"""
+
+import argparse
+import asyncio
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from starec_agents import ScriptedChat, UserAgent, arun_population, run_population
+from starec_agents.llm import Completion, Message
+from starec_agents.scripted import scripted_user
+from starec_env import load_dataset, prepare
+from starec_env.stream import Stream
+from starec_env.types import Dataset, Indices
+from starec_env.vector_env import UserFeedbackVectorEnv
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "ml-1m"
+
+
+def repeated(dataset: Dataset, n_users: int) -> Dataset:
+    """The data set with its users repeated, under ids from 1, to n_users; only their windows are kept."""
+    users = np.resize(Stream(dataset).users, n_users)
+    lengths = (dataset.indptr[1:] - dataset.starts)[users]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(indptr[-1]) + np.repeat(dataset.starts[users] - indptr[:-1], lengths)
+    items: Indices = dataset.item_indices[rows]
+    return Dataset(
+        name=f"{dataset.name} x {n_users:,}", domain=dataset.domain, items=dataset.items,
+        user_ids=np.arange(1, n_users + 1), indptr=indptr, item_indices=items, ratings=dataset.ratings[rows],
+        timestamps=dataset.timestamps[rows],
+    )  # fmt: skip
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def now() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def run(dataset: Dataset, users: int) -> None:
+    before, started = now(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
+        metrics = run_population(dataset, agent, turns=1, concurrency=256, out=out, progress=False).metrics
+        disk = sum(path.stat().st_size for path in Path(out).iterdir()) / 2**20
+    assert metrics["users"] == metrics["steps"] == users, metrics
+    print(
+        f"{users:,} users: peak {peak():.0f} MiB, {before:.0f} MiB of it before the run, {disk:.0f} MiB on disk, "
+        f"{time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
+
+
+class Waiting:
+    """Answers nobody before all are there."""
+
+    def __init__(self, n: int) -> None:
+        self.model, self.n, self.text, self.all_here = "waiting", n, 0, asyncio.Event()
+
+    async def complete(self, messages: Sequence[Message], **sampling: object) -> Completion:
+        """Wait for the others; see ChatModel."""
+        self.text += sum(len(message["content"]) for message in messages)
+        self.n -= 1
+        if not self.n:
+            self.full = now()
+            self.all_here.set()
+        await self.all_here.wait()
+        return Completion(text="A")
+
+
+async def in_flight(dataset: Dataset, n: int) -> None:
+    llm = Waiting(n)
+    agent = UserAgent.factory(llm, answer_format="compact")
+    with tempfile.TemporaryDirectory() as out:
+        await arun_population(dataset, agent, turns=1, users=n, concurrency=n, out=out, progress=False)
+    print(llm.full, llm.text / n / 1024, flush=True)
+
+
+def environments(dataset: Dataset, n: int) -> None:
+    envs = UserFeedbackVectorEnv(n, dataset=dataset)
+    before, started = now(), time.perf_counter()
+    envs.reset(seed=0)
+    order = np.tile(np.arange(20), (n, 1))
+    for _ in range(3):
+        envs.step(order)
+    print(
+        f"{n:,} environments: peak {peak():.0f} MiB, {before:.0f} MiB of it before the reset, "
+        f"{1e6 * (time.perf_counter() - started) / 3 / n:.1f} us a step",
+        flush=True,
+    )
+
+
+def child(kind: str, n: int, data: Path) -> str:
+    command = [sys.executable, __file__, "--child", kind, str(n), "--data", str(data)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--in-flight", type=int, nargs=2, default=[1_000, 4_000], help="what differs is shown")
+    parser.add_argument("--envs", type=int, nargs="*", default=[1_000, 1_000_000])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.child:
+        for n in args.users:
+            print(child("run", n, args.data), flush=True)
+        few, many = args.in_flight
+        (low, _), (high, text) = (map(float, child("flight", n, args.data).split()) for n in (few, many))
+        each = (high - low) * 1024 / (many - few)
+        print(f"{many:,} in flight: {each:.1f} KiB each, {text:.1f} KiB of it prompt text", flush=True)
+        for n in args.envs:
+            print(child("envs", n, args.data), flush=True)
+        return
+    kind, n = args.child[0], int(args.child[1])
+    dataset = prepare(load_dataset("ml-1m", args.data))
+    if kind == "run":
+        run(repeated(dataset, n), n)
+    elif kind == "flight":
+        asyncio.run(in_flight(repeated(dataset, n), n))
+    else:
+        environments(dataset, n)
+
+
+if __name__ == "__main__":
+    main()
