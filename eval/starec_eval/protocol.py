@@ -29,26 +29,29 @@ class Reading:
 
     negatives: Literal["history", "truncated", "target"] = "history"
     """What a user's negatives exclude: all items the user ever met, because an item taken earlier is no negative;
-    only the truncated sequence; or only the target. The last two make the task 2-4 points easier."""
+    only the truncated sequence; or only the target. The last two cost learned methods 2-4 points, since items that the
+    user liked earlier then stand among the negatives."""
     sequences: Literal["all", "liked"] = "all"
-    """Whether sequences hold all ratings, because a dislike is feedback too (4.1.3), or only those above 3."""
+    """Whether sequences hold all ratings, because a dislike is feedback too (4.1.3), or only those above 3 (item-kNN
+    loses 4 points)."""
     targets: Literal["liked", "all"] = "liked"
-    """Whether the target is the last liked item, because NDCG rewards what the user wants, or the last of all."""
+    """Whether the target is the last liked item, because NDCG rewards what the user wants, or the last of all, as the
+    words of 5.1.2 say (1-3 points less)."""
     universe: Literal["filtered", "catalogue"] = "filtered"
     """Whether negatives come from the items that pass the 10-interaction filter, as the positives do, or from the
-    whole catalogue, which popularity alone then solves (6 to 10 points)."""
+    whole catalogue, where popularity alone tells many of them (3-6 points more)."""
     time_ties: Literal["file", "shuffled"] = "file"
-    """Order of one user's equal timestamps (77 % of ML-1M's rows): the file's, because it can be had again by others,
-    or shuffled by the seed, which is worth up to 2 points."""
+    """Order of one user's equal timestamps (77 % of ML-1M's rows): the file's, because others can have it again, or
+    shuffled by the seed, which is worth up to 2 points."""
     transductive: bool = False
-    """Whether the sampled training set takes in the test users' interactions before their targets. Not by default,
-    because agents trained on sampled users meet test users as strangers too. "full" always takes them in."""
+    """Whether the sampled training set takes in the test users' interactions before their targets (2 points more).
+    Not by default, because agents trained on sampled users meet test users as strangers. "full" always does."""
     popularity: TrainOn = "full"
     """Whom Pop counts: all users ("The Pop model ... undergoes training on the complete dataset", 5.1.3) or the
-    sample; 1-3 points. A test user's own target never counts, in either."""
+    sample. A test user's own target never counts, in either."""
     full: Literal["whole", "truncated"] = "whole"
     """Whether "full" trains on users' whole histories, because Table 3 counts all 1,000,209 interactions for it, or on
-    their truncated sequences, which is worth 1-2 points less to sequence models and 1-2 more to Pop."""
+    their truncated sequences (1-3 points less for sequence models, 1-2 more for Pop)."""
     min_interactions: int = 10
     """The filter of users and items (5.1.1)."""
     max_length: int = 40
