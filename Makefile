@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-vllm bench clean
+.PHONY: help install demo miniature test lint test-vllm bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +25,9 @@ install: $(VENV)/.installed  ## create .venv and install starec into it
 
 demo: install  ## serve a small model, run a population of user agents, print its table and a story
 	$(BIN)/python -m starec_env.cli demo
+
+miniature: $(VENV)/.installed-train  ## train a small model from nothing in several ways, and print what each is worth (an hour)
+	$(BIN)/python -m starec_env.cli train miniature
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

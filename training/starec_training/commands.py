@@ -21,6 +21,7 @@ from starec_env import load_dataset, prepare
 from starec_env.errors import MissingExtra, TrainingError, check_choice
 from starec_env.scoring import LIKED_CUTOFF, ndcg
 from starec_env.types import Dataset, Endpoint, Id
+from starec_training.miniature.commands import miniature
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
@@ -115,6 +116,9 @@ def train() -> None:
 
     Example: starec train teach --dataset ml-latest-small --out runs/taught
     """
+
+
+train.add_command(miniature)
 
 
 def _stage(function: Any) -> Any:

@@ -16,9 +16,17 @@ from starec_env.errors import MissingExtra
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="How often the whole is repeated.")
 @click.option("--users", type=click.Choice(["validation", "test"]), default="test", help="Whom to judge by.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, help="Jobs at a time, one core each.")
+@click.option("--nano", type=click.Path(path_type=Path), help="Instead, train starec-nano anew into this folder.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniature"), help="Folder of the results.")
 def miniature(
-    dataset: str, data_dir: str | None, minutes: float, seeds: int, users: str, processes: int, out: Path
+    dataset: str,
+    data_dir: str | None,
+    minutes: float,
+    seeds: int,
+    users: str,
+    processes: int,
+    nano: Path | None,
+    out: Path,
 ) -> None:
     """Train a small language model from nothing, sharpen it in several ways, and print what each was worth.
 
@@ -31,6 +39,10 @@ def miniature(
         import transformers  # noqa: F401
     except ImportError:
         raise MissingExtra("the miniature", "train") from None
+    if nano:
+        from starec_training.miniature.nano import make
+
+        return make(nano)
     from starec_training.miniature.experiment import run
 
     options = {"dataset": dataset, "data_dir": data_dir, "minutes": minutes, "seeds": seeds, "processes": processes}
