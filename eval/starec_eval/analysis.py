@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starec_env.errors import InvalidOption
 from starec_env.scoring import ndcg
-from starec_env.types import Id, Step
+from starec_env.types import Call, Id, Step
 from starec_eval.metrics import mean_and_se
 
 TOP = 5
@@ -277,10 +277,17 @@ class Cost:
     """In the unit of the prices."""
 
 
-def cost(steps: Sequence[Step], price_in: float = 0.0, price_out: float = 0.0) -> Cost:
-    """Tokens, seconds and money a user; prices are for a million tokens, prompt and completion."""
+def cost(steps: Sequence[Step], price_in: float = 0.0, price_out: float = 0.0, training: Sequence[Call] = ()) -> Cost:
+    """Tokens, seconds and money a user.
+
+    Args:
+        steps: A run's.
+        price_in: Of a million prompt tokens.
+        price_out: Of a million completion tokens.
+        training: Calls made for all the users before their first step.
+    """
     users = max(1, len({step.user_id for step in steps}))
-    calls = [call for step in steps for call in step.calls]
+    calls = [*training, *(call for step in steps for call in step.calls)]
     prompt = sum(call.usage.prompt_tokens for call in calls) / users
     completion = sum(call.usage.completion_tokens for call in calls) / users
     return Cost(

@@ -154,7 +154,10 @@ def svg(figure: FigureData) -> str:
         raise MissingExtra("drawing a report", "report") from None
     labels = figure.labels
     with matplotlib.rc_context(_STYLE):
-        canvas = Figure(figsize=(4.4, 3.0), layout="constrained")
+        names = [*figure.series, *figure.lines] if len(figure.series) + len(figure.lines) > 1 else []
+        columns = 2 if max(map(len, names), default=0) < 24 else 1
+        rows = -(-len(names) // columns)
+        canvas = Figure(figsize=(4.4, 2.7 + 0.17 * rows), layout="constrained")
         axes = canvas.subplots()
         for number, (name, points) in enumerate(figure.series.items()):
             _draw(axes, figure, number, name, points, labels)
@@ -171,9 +174,8 @@ def svg(figure: FigureData) -> str:
             axes.set_xticks(range(len(labels)), shown, rotation=35 if lean else 0, ha="right" if lean else "center")
         elif len(labels) <= 8:
             axes.set_xticks(list(map(float, labels)))
-        if len(figure.series) + len(figure.lines) > 1:
-            longest = max(map(len, (*figure.series, *figure.lines)))
-            canvas.legend(loc="outside upper left", ncols=2 if longest < 24 else 1, fontsize=8)
+        if names:
+            canvas.legend(loc="outside upper left", ncols=columns, fontsize=8)
         drawn = StringIO()
         canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(drawn.getvalue())
@@ -189,7 +191,8 @@ def _draw(axes: Any, figure: FigureData, number: int, name: str, points: Sequenc
     if figure.bars:
         width = 0.8 / many
         shifted = [place + (number - (many - 1) / 2) * width for place in places]
-        axes.bar(shifted, means, width * 0.9, yerr=errors, color=colour, ecolor=_TEXT, capsize=2, label=_plain(name))
+        style: dict[str, Any] = {"color": colour, "ecolor": _TEXT, "capsize": 2, "hatch": "//" if number >= 6 else None}
+        axes.bar(shifted, means, width * 0.9, yerr=errors, label=_plain(name), **style)
     else:
         style = {"marker": _MARKERS[number % 6], "markersize": 4, "linestyle": _LINES[number % 6], "linewidth": 1.3}
         axes.errorbar(places, means, errors, color=colour, elinewidth=0.7, capsize=2, label=_plain(name), **style)

@@ -182,7 +182,9 @@ def _table(number: str, rows: Mapping[str, str], results: Mapping[str, Results])
     cells = [[label, *row] for label, *row in zip(rows, *scores, strict=True)]
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes()]
     notes += [f"{label} is {method}" for label, method in rows.items() if label != method]
-    head = ["method", *(f"{name} {metric.upper()}" for name, metric in columns)]
+    several = len(results) > 1
+    head = ["method", *(f"{name} {metric.upper()}" if several else metric.upper() for name, metric in columns)]
+    title = title if several else f"{title} on {next(iter(results))}"
     return TableData(f"{title}, percent ± standard error over users", head, cells, notes)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import RunError
 from starec_env.scoring import ndcg
-from starec_env.types import Id, Step
+from starec_env.types import Call, Id, Step
 from starec_eval import analysis
 from starec_eval.analysis import Estimate, estimate
 from starec_eval.figures import FigureData, TableData, score_cells, score_point
@@ -46,6 +46,16 @@ class Told:
     def repeated(self) -> list[list[Step]]:
         """Steps of each further repetition."""
         return [list(_slim(read_steps(folder))) for folder in self.folders[1:]]
+
+    @cached_property
+    def training(self) -> list[Call]:
+        """Calls made before the first step, without their prompts; AgentCF has such."""
+        path = self.folders[0].parent / "training.jsonl"
+        if "repetition" not in self.about or not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        told = [call for line in lines for call in json.loads(line)["calls"]]
+        return [Call.model_validate({**call, "messages": (), "completion": ""}) for call in told]
 
     @property
     def all_steps(self) -> list[Step]:
@@ -182,7 +192,7 @@ def _run_column(told: Told, price_in: float, price_out: float) -> dict[str, str]
     wrong = analysis.invalid_answers(steps)
     profiles = {step.user_id: step.memory.profile for step in told.steps}
     denied = contradictions(profiles, told.histories, told.attributes)
-    likes, spent = analysis.calibration(steps), analysis.cost(steps, price_in, price_out)
+    likes, spent = analysis.calibration(steps), analysis.cost(steps, price_in, price_out, told.training)
     alarms = likes.false_alarms + likes.rejections
     top = estimate("", [ndcg(step.feedback.rank, 10) * 100 for step in last], [step.user_id for step in last])
     words = [len(profile.split()) for profile in profiles.values()]
@@ -192,6 +202,7 @@ def _run_column(told: Told, price_in: float, price_out: float) -> dict[str, str]
         "NDCG@10 at the last turn, %": _shown(top),
         "invalid answers": f"{wrong.get('invalid', 0):.1%}",
         "answers that invent titles": f"{wrong.get('invented', 0):.1%}",
+        "answers with equal scores": f"{wrong.get('tied', 0):.1%}",
         "position": _shown(analysis.position_slope(steps), 2),
         "popularity bias": _shown(analysis.popularity_bias(steps, counts), 2) if counts else "-",
         "diversity of the first 5": _shown(analysis.diversity(steps, told.attributes), 2),
@@ -320,7 +331,7 @@ def _level(run: Told) -> float:
 
 
 def _tokens(run: Told) -> list[Estimate]:
-    spent = analysis.cost(run.all_steps)
+    spent = analysis.cost(run.all_steps, training=run.training)
     nan = float("nan")
     return [
         Estimate("prompts", spent.prompt_tokens, nan, spent.users),
@@ -329,7 +340,7 @@ def _tokens(run: Told) -> list[Estimate]:
 
 
 def _latency(run: Told) -> list[Estimate]:
-    found = [call.latency for step in run.all_steps for call in step.calls]
+    found = [call.latency for call in (*run.training, *(call for step in run.all_steps for call in step.calls))]
     if not any(found):
         return []
     return [

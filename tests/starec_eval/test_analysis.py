@@ -156,6 +156,7 @@ def test_costs_are_a_users_mean():
     found = analysis.cost([step(1, 0, calls=[call, call]), step(1, 1, calls=[call]), step(2, calls=[call])], 1.0, 10.0)
     assert (found.users, found.prompt_tokens, found.completion_tokens, found.seconds) == (2, 2000, 100, 4)
     assert found.money == pytest.approx(0.003)
+    assert analysis.cost([step(1), step(2)], training=[call]).prompt_tokens == 500
 
 
 def test_memory_curves_tell_length_change_drift_and_repetition():
