@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,7 +88,7 @@ class Rollout:
         run = _Run(self, share, tell)
         waiting = iter(share.users)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with _rarer_collection(), asyncio.TaskGroup() as group:
                 for _ in range(min(self.concurrency, len(share.users))):
                     group.create_task(run.lane(waiting))
         except BaseExceptionGroup as errors:
@@ -94,6 +96,20 @@ class Rollout:
         finally:
             run.shard.close()
             tell(run.news)
+
+
+@asynccontextmanager
+async def _rarer_collection() -> AsyncIterator[None]:
+    """Look for cyclic garbage after 10,000 new objects instead of 700, of which a graph makes a thousand a turn.
+
+    Looking through the users in flight that often takes a fifth of a turn's CPU time.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(10_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def close(agent: Callable[[], Agent]) -> None:
