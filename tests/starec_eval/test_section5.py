@@ -139,7 +139,12 @@ def test_each_method_runs_once_and_a_second_call_only_tries_what_failed(section,
 def test_the_report_shows_the_section(section, tmp_path):
     out, _, _ = section
     text = write_report([out], tmp_path / "r.html").read_text()
-    for title in ("Table 4: performance on ml-latest-small", "Table 6: model scales on ml-latest-small", "Model scales", "Best of N (Figure 2b)"):
+    for title in (
+        "Table 4: performance on ml-latest-small",
+        "Table 6: model scales on ml-latest-small",
+        "Model scales",
+        "Best of N (Figure 2b)",
+    ):
         assert f"<h3>{title}" in text
     assert "starec@large" in text and "STARec-Teacher (R1-32B)" in text
 
