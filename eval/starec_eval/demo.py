@@ -18,19 +18,22 @@ from starec_agents.population import run_population
 from starec_agents.serve import local_server
 from starec_agents.store import read_steps
 from starec_agents.story import metrics_table, story
-from starec_agents.weights import SMOLLM2
+from starec_agents.weights import NANO, SMOLLM2, nano_users
 from starec_env import load_dataset, prepare
 
-_SAMPLING = {"temperature": 0.7, "seed": 0, "max_tokens": 250}
-"""A small model loops at temperature 0, and would fill the whole context if it were let."""
+_SAMPLING = {NANO: {"max_tokens": 250}}
+_LOOPING = {"temperature": 0.7, "seed": 0, "max_tokens": 250}
+"""A small model that wasn't trained for the task loops at temperature 0, and would fill its context if it were let."""
 
 
 @click.command()
-@click.option("--model", default="smollm2", show_default=True, help="What to serve; see starec serve.")
-@click.option("--users", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--model", default=NANO, show_default=True, help="What to serve; see starec serve.")
+@click.option(
+    "--users", type=click.IntRange(min=1), help="[default: 100 that starec-nano never saw; 6 with another model]"
+)
 @click.option("--turns", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: a new one under runs/]")
-def demo(model: str, users: int, turns: int, out: Path | None) -> None:
+def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
     """Serve a small model, run a population of user agents, print its table and one user's story.
 
     Example: starec demo --users 4 --turns 2
@@ -42,11 +45,15 @@ def demo(model: str, users: int, turns: int, out: Path | None) -> None:
         Path("runs").mkdir(exist_ok=True)
         out = Path(tempfile.mkdtemp(prefix="demo-", dir="runs"))
     dataset = prepare(load_dataset("ml-latest-small"))
-    console.print(f"Serving {model} on loopback (the first time, its weights are fetched) ...")
+    chosen = nano_users()["test"][: users or 100] if model == NANO else users or 6
+    count = len(chosen) if isinstance(chosen, list) else chosen
+    console.print(f"Serving {model} on loopback ...")
     with local_server(model=model) as endpoint:
-        console.print(f"{users} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
-        agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="compact", structured=True, **_SAMPLING)
-        run = run_population(dataset, agent, users=users, turns=turns, out=out, concurrency=endpoint.concurrency)
+        console.print(f"{count} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
+        agent = UserAgent.factory(
+            OpenAIChat(endpoint), answer_format="compact", structured=True, **_SAMPLING.get(model, _LOOPING)
+        )
+        run = run_population(dataset, agent, users=chosen, turns=turns, out=out, concurrency=endpoint.concurrency)
     console.print(metrics_table(run.metrics, run.out))
     if model == SMOLLM2:
         console.print("(SmolLM2-135M was never taught this task: its rankings are no better than chance.)")
