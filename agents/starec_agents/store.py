@@ -271,11 +271,17 @@ def _read_run(out: Path) -> dict[str, Any]:
         run = json.loads((out / "run.json").read_text(encoding="utf-8"))
         if not isinstance(run, dict) or not isinstance(run.get("sessions"), list):
             raise ValueError("it isn't a run's description")
+        if not all(isinstance(session, dict) and _are_times(session) for session in run["sessions"]):
+            raise ValueError("its sessions aren't whole")
         return run
     except FileNotFoundError:
         raise RunError(f"{out} holds no run: it has no run.json") from None
     except ValueError as error:
         raise RunError(f"{out / 'run.json'} can't be read ({error}): start the run anew in another folder") from None
+
+
+def _are_times(session: Mapping[str, Any]) -> bool:
+    return isinstance(session.get("started"), float) and isinstance(session.get("wall_s", 0.0), float)
 
 
 def read_steps(out: str | Path) -> Iterator[Step]:
@@ -309,7 +315,11 @@ def read_trajectories(out: str | Path) -> Iterator[Trajectory]:
     """The trajectories of a finished run, a user each."""
     run = read_run(out)
     for user_id, steps in groupby(read_steps(out), key=lambda step: step.user_id):
-        yield Trajectory(user_id=user_id, steps=tuple(steps), model=run["model"], graph=run["graph"], seed=run["seed"])
+        try:
+            about = {"model": run["model"], "graph": run["graph"], "seed": run["seed"]}
+            yield Trajectory(user_id=user_id, steps=tuple(steps), **about)
+        except (KeyError, ValidationError):
+            raise RunError(f"{Path(out) / 'run.json'} doesn't say which model, graph and seed made the run") from None
 
 
 def read_failures(out: str | Path) -> list[Failure]:
