@@ -8,6 +8,7 @@ bare loop (same transport, no graph, no parsing, no record) then sends the recor
 
 import argparse
 import asyncio
+import resource
 import sys
 import tempfile
 import time
@@ -25,15 +26,23 @@ from starec_env.types import Dataset, Endpoint
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from fake_endpoint import spawn  # noqa: E402
 
+WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
 
 def population(base_url: str, dataset: Dataset, args: argparse.Namespace, out: Path) -> tuple[float, float]:
     llm = OpenAIChat(Endpoint(base_url=base_url, model="fake", concurrency=args.concurrency))
     agent = UserAgent.factory(llm, answer_format="compact")
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_time()
     run_population(
-        dataset, agent, users=args.users, turns=args.turns, out=out, concurrency=args.concurrency, progress=False
-    )
-    return time.perf_counter() - wall, time.process_time() - cpu
+        dataset, agent, users=args.users, turns=args.turns, out=out, concurrency=args.concurrency, workers=args.workers,
+        progress=False,
+    )  # fmt: skip
+    return time.perf_counter() - wall, cpu_time() - cpu
+
+
+def cpu_time() -> float:
+    """Seconds of CPU that this process and its ended workers have used."""
+    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in WHO)
 
 
 async def bare(base_url: str, prompts: list[list[dict[str, str]]], concurrency: int) -> None:
@@ -53,10 +62,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--latency", type=float, default=1.0, help="seconds")
     parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     dataset = prepare(load_dataset("ml-latest-small"))
-    print(f"{args.users} users x {args.turns} turns, {args.concurrency} in flight, {args.latency} s an answer")
+    print(f"{args.users} users x {args.turns} turns, {args.concurrency} in flight, {args.workers} workers")
     with spawn("--scripted", "--latency", str(args.latency)) as base_url:
         for _ in range(args.repeats):
             with tempfile.TemporaryDirectory() as folder:
