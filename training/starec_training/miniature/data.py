@@ -29,6 +29,8 @@ SCALE = (5.0, 5.8)
 
 _SEEN = 39  # interactions of a turn of a prepared data set, at most
 _MIN_HISTORY = 5
+# Without spaces: vLLM's xgrammar takes an added token with a space for something else, and refuses it within JSON.
+_EMPTY = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0), separators=(",", ":"))
 _MARK = "Updated User description: "
 
 
@@ -60,9 +62,9 @@ class Example:
     z: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """Ranking: (candidates,) the teacher's log-odds; empty for a memory update."""
     target: int = 0
-    """Ranking: 0-based position of the true item."""
+    """0-based position of the true item."""
     candidates: NDArray[np.integer[Any]] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Ranking: (candidates,) catalogue indices."""
+    """(candidates,) catalogue indices."""
     ids: list[int] = field(default_factory=list)
     begin: int = 0
     """Where the answer begins in `ids`."""
@@ -170,11 +172,12 @@ class Prompts:
         messages = reflect_messages(
             query, memory, Ranking(order=tuple(order.tolist())), feedback, "compact", MAX_HISTORY
         )
-        return Example(messages, _MARK + self.texts.describe(query.history, query, feedback))
+        answer = _MARK + self.texts.describe(query.history, query, feedback)
+        return Example(messages, answer, target=place, candidates=query.candidates.indices)
 
 
 class Descriptions:
-    """Memory texts from true facts: what is liked more than others like it, dislikes, favourites, the last lesson."""
+    """Memory texts from true facts: what is liked more than others like it, dislikes, the last lesson."""
 
     def __init__(self, evidence: Evidence) -> None:
         self.items, self.names = evidence.dataset.items, evidence.kind_names
@@ -208,18 +211,18 @@ class Descriptions:
         bad = [self.names[kind] for kind in np.argsort(-share).tolist() if share[kind] > 0.5]
         if bad := [kind for kind in bad if kind not in best][:2]:
             said.append(f"Often dislikes {', '.join(bad)}.")
-        if len(good):
-            said.append(f"Favourites of late: {'; '.join(item_title(self.items[i]) for i in good[:-4:-1].tolist())}.")
         return " ".join([*said, self._lesson(target, feedback)])
 
     def _lesson(self, target: int, feedback: Feedback) -> str:
+        # Without the title, which the memory's events tell: a small model copies one wrongly more often than not.
         verdict = "liked" if feedback.liked else "disliked"
-        title = item_title(self.items[target])
         if feedback.agrees:
-            return f"As predicted, {title} was {verdict}."
+            return f"As predicted, the last was {verdict}."
         kinds = ", ".join(name for name, has in zip(self.names, self.kinds[target], strict=True) if has)
         wanted = "more" if feedback.liked else "less"
-        return f"Against the prediction, {title} was {verdict}: wants {wanted}" + (f" {kinds}." if kinds else " of it.")
+        return f"Against the prediction, the last was {verdict}: wants {wanted}" + (
+            f" {kinds}." if kinds else " of it."
+        )
 
 
 class Encoder:
@@ -237,8 +240,7 @@ class Encoder:
         self.end = tokenizer.eos_token_id
         titles = [item_title(item) for item in dataset.items]
         self.title_ids = np.array(tokenizer.convert_tokens_to_ids(titles))
-        skeleton = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0))
-        self.skeleton = np.array(self._ids([skeleton])[0] + [self.end])
+        self.skeleton = np.array(self._ids([_EMPTY])[0] + [self.end])
         self.score_at = np.flatnonzero(self.skeleton == self.score_ids[0])
         """(candidates,) where the scores stand in a structured answer."""
 
@@ -269,9 +271,8 @@ class Encoder:
 
 def tokens_for(prompts: Prompts, n: int = 600) -> Any:
     """A tokenizer for a catalogue and for the prompts and answers about it, n of which are looked at."""
-    empty = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0))
     drawn = prompts.draw(n, reflecting=0.3)
-    asked = [[*each.messages, {"role": "assistant", "content": each.answer or empty}] for each in drawn]
+    asked = [[*each.messages, {"role": "assistant", "content": each.answer or _EMPTY}] for each in drawn]
     return build_tokenizer(prompts.dataset.items, asked)
 
 

@@ -73,9 +73,11 @@ def new_model(evidence: Evidence, encoder: Encoder, shown: Example, size: str = 
     one = int(told[0]) - 1
     table[:, [*code, *told]] = 0.0
     table[:, one] = 3 * _SPREAD
+    pairs = zip(encoder.skeleton[encoder.score_at - 1], np.array(shown.ids)[encoder.titles_at(shown) - 1], strict=True)
     signs = rng.choice([-_SPREAD, _SPREAD], (len(encoder.score_at), _CODE)) * (width / _CODE) ** 0.5
-    for tokens in (encoder.skeleton[encoder.score_at - 1], np.array(shown.ids)[encoder.titles_at(shown) - 1]):
-        table[tokens, :one], table[tokens[:, None], code] = 0.0, signs
+    for sign, tokens in zip(signs, pairs, strict=True):
+        for token in tokens:
+            table[token, :one], table[token, code] = 0.0, sign
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.tensor(table))
         for layer in model.model.layers:
