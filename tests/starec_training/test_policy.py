@@ -22,26 +22,39 @@ def loaded(student: Path) -> tuple[Any, Any]:
     return load_policy(student)
 
 
-def test_answers_of_a_batch_are_those_of_single_prompts(loaded: tuple[Any, Any], taught: Rows) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_of_a_batch_are_those_of_single_prompts(
+    loaded: tuple[Any, Any], taught: Rows, temperature: float
+) -> None:
     prompts = [row.prompt for row in taught.rows[:9]]
-    together = generate(*loaded, prompts, max_tokens=24, batch_size=4)
-    alone = [generate(*loaded, [prompt], max_tokens=24)[0] for prompt in prompts]
+    how = {"max_tokens": 24, "temperature": temperature}
+    before = torch.get_rng_state()
+    together = generate(*loaded, prompts, batch_size=4, **how)
+    alone = [generate(*loaded, [prompt], **how)[0] for prompt in prompts]
+    assert torch.equal(before, torch.get_rng_state())
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert len({answer.text for answer in together}) > 1
     for answer in together:
         assert answer.usage.completion_tokens == len(answer.token_ids or ()) <= 24
         assert (answer.finish_reason == "length") == (answer.token_ids[-1] != loaded[1].eos_token_id)
-    assert ranker(lambda: loaded[0], loaded[1], max_tokens=24)(prompts) == [answer.text for answer in alone]
+    assert ranker(lambda: loaded[0], loaded[1], **how)(prompts) == [answer.text for answer in alone]
 
 
-def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(loaded: tuple[Any, Any], taught: Rows) -> None:
-    prompts = [taught.rows[0].prompt] * 6
-    before = torch.get_rng_state()
-    one, two, three = (
-        [a.text for a in generate(*loaded, prompts, max_tokens=8, temperature=1.0, seed=seed)] for seed in (1, 1, 2)
+def test_samples_follow_their_seeds_and_the_models_probabilities(loaded: tuple[Any, Any], taught: Rows) -> None:
+    model, tokenizer = loaded
+    prompt = taught.rows[0].prompt
+    one, two = (
+        [a.token_ids for a in generate(*loaded, [prompt] * 800, max_tokens=1, temperature=2.0, seeds=range(n, n + 800))]
+        for n in (0, 1)
     )
-    assert torch.equal(before, torch.get_rng_state())
-    assert one == two != three
+    assert one[1:] == two[:-1]
+    ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+    with torch.no_grad():
+        p = (model.eval()(torch.tensor([ids])).logits[0, -1] / 2).softmax(-1)
+    token = int(p.argmax())
+    share, wanted = sum(drawn == (token,) for drawn in one) / 800, float(p[token])
+    assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / 800) ** 0.5
+    assert 0 < share < 1
 
 
 def test_requests_that_wait_together_share_a_batch(loaded: tuple[Any, Any], taught: Rows) -> None:
@@ -55,6 +68,18 @@ def test_requests_that_wait_together_share_a_batch(loaded: tuple[Any, Any], taug
     texts = asyncio.run(ask())
     assert chat.batches == 3
     assert texts[:10] == [answer.text for answer in generate(*loaded, prompts[:10], max_tokens=6)]
+
+
+def test_the_same_request_again_draws_anew_and_in_the_same_order_after_a_restart(
+    loaded: tuple[Any, Any], taught: Rows
+) -> None:
+    async def ask(seed: int) -> list[str]:
+        chat = LocalChat(*loaded, max_tokens=8, temperature=1.0, seed=seed)
+        return [(await chat.complete(taught.rows[0].prompt)).text for _ in range(4)]
+
+    one, again, other = (asyncio.run(ask(seed)) for seed in (1, 1, 2))
+    assert one == again != other
+    assert len(set(one)) > 1
 
 
 def test_a_population_asks_the_policy_through_the_graph(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from starec_agents.llm import Completion, Message
@@ -16,6 +19,8 @@ from starec_training.rows import check_chat_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
 Prompt = Sequence[Message]
 _QUIET = 0.01
@@ -28,14 +33,14 @@ def generate(
     *,
     max_tokens: int = 512,
     temperature: float = 0.0,
-    top_p: float = 1.0,
     batch_size: int = 32,
-    seed: int | None = None,
+    seeds: Sequence[Any] | None = None,
 ) -> list[Completion]:
     """Answer prompts by a model of transformers, batched by length, with a key-value cache.
 
-    The global random state is as before afterwards if a `seed` is given. No collective is called, so processes that
-    hold whole copies of the model (no sharding) may call it independently.
+    A sample is a function of its prompt and seed, whatever else is in the batch; only rounding differs with that, which
+    may tip a near tie. No collective is called, so processes that hold whole copies of the model (no sharding) may call
+    it independently.
 
     Args:
         model: A causal language model, unwrapped.
@@ -43,26 +48,24 @@ def generate(
         prompts: Conversations to answer.
         max_tokens: Most tokens of an answer.
         temperature: 0 takes the likeliest token.
-        top_p: Nucleus sampling.
         batch_size: Prompts at a time.
-        seed: Of the sampling.
+        seeds: Of the sampling, one a prompt: anything with a repr. None: 0 for all, so equal prompts get one answer.
 
     Returns:
         Completions in the order of the prompts, with usage and token ids.
     """
     ids = [_encode(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        if temperature
-        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    )
+    seeds = [0] * len(ids) if seeds is None else seeds
     answers: list[Completion | None] = [None] * len(ids)
-    with _generating(model, seed if temperature else None):
+    with _generating(model):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
+            noise = _gumbel(model.device, temperature, [(seeds[place], ids[place]) for place in places])
             began = time.perf_counter()
-            batch = _generate(model, tokenizer, [ids[place] for place in places], max_new_tokens=max_tokens, **sampling)
+            batch = _generate(
+                model, tokenizer, [ids[place] for place in places], max_new_tokens=max_tokens, logits_processor=noise
+            )
             latency = time.perf_counter() - began
             for place, tokens in zip(places, batch, strict=True):
                 answers[place] = Completion(
@@ -75,6 +78,24 @@ def generate(
     return [answer for answer in answers if answer is not None]
 
 
+def _gumbel(device: Any, temperature: float, drawn_by: Sequence[Any]) -> list[Any]:
+    """Sampling as a choice of the largest score, after Gumbel noise from each row's own generator (Gumbel 1954)."""
+    import torch
+
+    if not temperature:
+        return []
+    digests = [blake2b(repr(each).encode(), digest_size=7).digest() for each in drawn_by]
+    generators = [torch.Generator(device).manual_seed(int.from_bytes(digest)) for digest in digests]
+
+    def noisy(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        waits = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(waits, generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / temperature - waits.log()
+
+    return [noisy]
+
+
 def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     messages = [dict(message) for message in prompt]
     tokens: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -82,18 +103,13 @@ def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 @contextmanager
-def _generating(model: Any, seed: int | None) -> Iterator[None]:
+def _generating(model: Any) -> Iterator[None]:
     import torch
 
     training = model.training
     model.eval()
-    gpu = model.device.type == "cuda"
-    devices = [model.device] if gpu else []
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=gpu)
     try:
-        with torch.no_grad(), half, torch.random.fork_rng(devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
             yield
     finally:
         model.train(training)
@@ -107,6 +123,7 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[Sequence[int]], **opti
     inputs = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
     ends = _ends(model, tokenizer)
+    options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(input_ids=inputs, attention_mask=mask, pad_token_id=pad, eos_token_id=ends, **options)
     found = []
     for tokens in output[:, longest:].tolist():
@@ -133,6 +150,14 @@ def ranker(policy: Callable[[], Any], tokenizer: Any, **options: Any) -> RankPro
     return lambda prompts: [answer.text for answer in generate(policy(), tokenizer, prompts, **options)]
 
 
+@dataclass(frozen=True, eq=False)
+class _Request:
+    prompt: Prompt
+    options: dict[str, Any]
+    seed: tuple[int, int]
+    future: asyncio.Future[Completion]
+
+
 class LocalChat:
     """A model in this process as a ChatModel: requests that wait together are answered in one batch.
 
@@ -141,9 +166,10 @@ class LocalChat:
         tokenizer: Its tokenizer, with a chat template.
         model: Name that runs record.
         batch_size: Most requests at a time.
-        seed: Of the sampling, with the number of the batch; greedy answers don't depend on either.
-        sampling: Defaults of max_tokens, temperature and top_p; a request's own go before. `schema` and `logprobs`
-            can't be served here and are ignored.
+        seed: Of the sampling, with how often the same prompt was asked before: so a resumed run draws what an unbroken
+            one draws, and repeated requests still differ.
+        sampling: Defaults of max_tokens and temperature; a request's own go before. Others can't be served here and
+            are ignored.
     """
 
     def __init__(
@@ -160,14 +186,16 @@ class LocalChat:
         self.network, self.tokenizer, self.model = network, tokenizer, model
         self.batch_size, self.seed, self.sampling = batch_size, seed, sampling
         self.batches = 0
-        self._waiting: list[tuple[Prompt, dict[str, Any], asyncio.Future[Completion]]] = []
+        self._asked: Counter[str] = Counter()
+        self._waiting: list[_Request] = []
         self._worker: asyncio.Task[None] | None = None
 
     async def complete(self, messages: Prompt, **sampling: Any) -> Completion:
         """Answer a prompt; see ChatModel."""
-        known = {name: value for name, value in sampling.items() if name in ("max_tokens", "temperature", "top_p")}
+        known = {name: value for name, value in sampling.items() if name in ("max_tokens", "temperature")}
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append((messages, {**self.sampling, **known}, future))
+        self._asked[key := repr(messages)] += 1
+        self._waiting.append(_Request(messages, {**self.sampling, **known}, (self.seed, self._asked[key]), future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -175,8 +203,8 @@ class LocalChat:
     async def _work(self) -> None:
         while self._waiting:
             await self._gathered()
-            options = self._waiting[0][1]
-            batch = [request for request in self._waiting if request[1] == options][: self.batch_size]
+            options = self._waiting[0].options
+            batch = [request for request in self._waiting if request.options == options][: self.batch_size]
             self._waiting = [request for request in self._waiting if not any(request is taken for taken in batch)]
             await asyncio.to_thread(self._answer, batch, options)
 
@@ -187,19 +215,25 @@ class LocalChat:
             count = len(self._waiting)
             await asyncio.sleep(_QUIET)
 
-    def _answer(self, batch: Sequence[tuple[Prompt, Any, asyncio.Future[Completion]]], options: dict[str, Any]) -> None:
-        seed, self.batches = self.seed + self.batches, self.batches + 1
-        loop = batch[0][2].get_loop()
+    def _answer(self, batch: Sequence[_Request], options: dict[str, Any]) -> None:
+        self.batches += 1
+        loop = batch[0].future.get_loop()
         try:
-            prompts = [prompt for prompt, _, _ in batch]
-            answers = generate(self.network, self.tokenizer, prompts, batch_size=self.batch_size, seed=seed, **options)
+            answers = generate(
+                self.network,
+                self.tokenizer,
+                [request.prompt for request in batch],
+                batch_size=self.batch_size,
+                seeds=[request.seed for request in batch],
+                **options,
+            )
         except Exception as error:
             fault = EndpointError(f"the local model failed: {type(error).__name__}: {error}")
-            for _, _, future in batch:
-                loop.call_soon_threadsafe(_settle, future, fault)
+            for request in batch:
+                loop.call_soon_threadsafe(_settle, request.future, fault)
             return
-        for (_, _, future), answer in zip(batch, answers, strict=True):
-            loop.call_soon_threadsafe(_settle, future, answer.model_copy(update={"model": self.model}))
+        for request, answer in zip(batch, answers, strict=True):
+            loop.call_soon_threadsafe(_settle, request.future, answer.model_copy(update={"model": self.model}))
 
 
 def _settle(future: asyncio.Future[Completion], result: Completion | Exception) -> None:
