@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from functools import lru_cache
 
 from starec_env.types import Candidates, Item
@@ -44,7 +43,6 @@ def clean(text: str, most: int = MAX_TITLE) -> str:
 
 
 _cached = lru_cache(maxsize=2**16)
-_clean = _cached(clean)  # for catalogue text, which every prompt repeats; not for profiles, which never come again
 
 
 @_cached
@@ -53,32 +51,36 @@ def title_key(title: str) -> str:
     return _fold(title).strip(_EDGES)
 
 
+@_cached
 def item_title(item: Item) -> str:
     """An item's title for a prompt, with the year where the data has one and the title doesn't tell it."""
-    title, year = _clean(item.title) or "untitled", _clean(item.attributes.get("year", ""))
+    title, year = clean(item.title) or "untitled", clean(item.attributes.get("year", ""))
     return title if not year or f"({year})" in title else f"{title} ({year})"
 
 
 def item_line(item: Item, title: str) -> str:
     """An item as a line of a prompt: the title and the other attributes, e.g. "Heat (1995) | Action/Crime"."""
-    return " | ".join([title, *_attributes(item)])
+    return title + _attributes(item)
 
 
-def _attributes(item: Item) -> Iterator[str]:
-    for name, value in item.attributes.items():
-        text = _clean(value, MAX_ATTRIBUTE)
-        if text and name != "year":
-            yield text if name in _SELF_EXPLAINING else f"{_clean(name)}: {text}"
+@_cached
+def _attributes(item: Item) -> str:
+    told = [(name, clean(value, MAX_ATTRIBUTE)) for name, value in item.attributes.items() if name != "year"]
+    texts = [text if name in _SELF_EXPLAINING else f"{clean(name)}: {text}" for name, text in told if text]
+    return "".join(f" | {text}" for text in texts)
 
 
 def candidate_titles(candidates: Candidates) -> list[str]:
     """The candidates' titles as shown, in the order shown; those that look alike are told apart by " [id]"."""
     titles = [item_title(item) for item in candidates]
     for _ in range(2):  # twice: the first round's ids could make a title look like another
-        owners = Counter(map(title_key, titles))
+        keys = [title_key(title) for title in titles]
+        owners = Counter(keys)
+        if all(keys) and len(owners) == len(keys):
+            break
         titles = [
-            title if title_key(title) and owners[title_key(title)] == 1 else f"{title} [{clean(str(item.id))}]"
-            for title, item in zip(titles, candidates, strict=True)
+            title if key and owners[key] == 1 else f"{title} [{clean(str(item.id))}]"
+            for title, key, item in zip(titles, keys, candidates, strict=True)
         ]
     return titles
 
