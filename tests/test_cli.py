@@ -82,6 +82,8 @@ def test_show_tells_a_story_and_suggests_the_nearest_user(endpoint: FakeEndpoint
     user = next(read_steps(tmp_path / "run")).user_id
     done = starec("show", tmp_path / "run", "--user", user)
     assert done.returncode == 0 and f"user {user}, turn" in done.stdout and "The user took" in done.stdout
+    everyone = starec("show", tmp_path / "run")
+    assert everyone.returncode == 0 and f" {user} " in everyone.stdout and "--user ID" in everyone.stdout
     wrong = starec("show", tmp_path / "run", "--user", f"{user}9")
     assert wrong.returncode == 1 and f"did you mean '{user}'" in wrong.stderr
 

@@ -17,7 +17,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.balance import Balanced
 from starec_agents.openai_chat import OpenAIChat
 from starec_agents.population import run_population
-from starec_agents.story import metrics_table, story
+from starec_agents.story import metrics_table, overview, story
 from starec_env import load_dataset, prepare
 from starec_env.errors import InvalidOption, unknown
 from starec_env.types import Endpoint
@@ -138,12 +138,12 @@ async def _check(llm: OpenAIChat | Balanced) -> None:
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--user", required=True, help="A user's id.")
-def show(run: Path, user: str) -> None:
+@click.option("--user", help="A user's id  [default: list the users]")
+def show(run: Path, user: str | None) -> None:
     """Print one user's story: ranking, feedback, reflection, memory before and after.
 
     Example: starec show runs/first --user 42
     """
     console = Console()
-    for panel in story(run, user):
-        console.print(panel)
+    for part in overview(run) if user is None else story(run, user):
+        console.print(part)

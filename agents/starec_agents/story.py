@@ -22,6 +22,8 @@ from starec_env.types import Id, Step
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+_FEW_VALID = 0.5
+
 
 def metrics_text(metrics: Mapping[str, Any], out: Path) -> str:
     """A run's metrics as a table in plain text, ending with where the files are."""
@@ -35,28 +37,49 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
     """A run's metrics: NDCG in percent with standard errors over users, and what the run cost."""
     run = read_run(out)
     title = f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, candidates {run['candidates_hash']}"
-    table = Table(title=title, title_justify="left")
-    for k in CUTOFFS:
-        table.add_column(f"NDCG@{k}", justify="right", no_wrap=True)
-    for name in ("valid", "users", "steps"):
+    table = Table(title=plain(title), title_justify="left")
+    for name in (*(f"NDCG@{k}" for k in CUTOFFS), "valid", "users"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
         *(_percent(metrics[f"ndcg@{k}"], metrics[f"ndcg@{k}_se"]) for k in CUTOFFS),
         "-" if metrics["valid_share"] is None else f"{metrics['valid_share']:.0%}",
         f"{metrics['users']:,}",
-        f"{metrics['steps']:,}",
     )
     note = (
-        "NDCG in percent ± standard error over users. "
+        f"NDCG in percent ± standard error over users. {metrics['steps']:,} steps, "
         f"{metrics['failures']:,} users failed. {metrics['prompt_tokens']:,} tokens in, "
         f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
         f"Results are in {out} (starec show {out} --user ID tells a user's story)."
     )
-    return Group(table, Text(note))
+    if metrics["valid_share"] is not None and metrics["valid_share"] < _FEW_VALID:
+        note += (
+            "\nMost answers could not be read as whole rankings: starec show has their texts. "
+            "Small models manage --answer-format compact --structured."
+        )
+    return Group(table, plain(note))
 
 
 def _percent(mean: float | None, error: float | None) -> str:
     return "-" if mean is None else f"{100 * mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def overview(out: str | Path) -> Iterator[RenderableType]:
+    """What a run is and who is in it: its settings, and a line a user with steps, mean reward and last rank.
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    run = read_run(out)
+    yield plain(f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, seed {run['seed']}")
+    users: dict[Id, tuple[int, float, int | None]] = {}
+    for step in read_steps(out):
+        steps, rewards, _ = users.get(step.user_id, (0, 0.0, None))
+        users[step.user_id] = steps + 1, rewards + step.reward, step.feedback.rank
+    table = Table("user", "steps", "mean reward", "rank at the last")
+    for user, (steps, rewards, last) in users.items():
+        table.add_row(plain(str(user)), str(steps), f"{rewards / steps:+.2f}", "-" if last is None else str(last))
+    yield table
+    yield plain(f"starec show {out} --user ID tells a user's story")
 
 
 def story(out: str | Path, user_id: str) -> Iterator[RenderableType]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from starec_env.errors import unknown
 from starec_env.scoring import CUTOFFS
@@ -133,14 +134,14 @@ class Results:
         return "\n".join([*notes, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=f"{self.settings['dataset']}, NDCG in percent")
+        table = Table(title=Text(f"{self.settings['dataset']}, NDCG in percent"))
         table.add_column("method")
         for name in (*SHOWN, "seconds"):
             table.add_column(name.upper() if name in SHOWN else name, justify="right")
-        for cells in self._cells("[bold]{}[/bold]".format, "[underline]{}[/underline]".format):
-            table.add_row(*cells)
+        for method, *cells in self._cells("[bold]{}[/bold]".format, "[underline]{}[/underline]".format):
+            table.add_row(Text(method), *cells)
         yield table
-        yield from self.notes()
+        yield from map(Text, self.notes())
 
     def __str__(self) -> str:
         console = Console(width=120)

@@ -59,6 +59,15 @@ def test_a_run_writes_all_its_files_and_its_metrics(tiny_dataset: Dataset, tmp_p
     assert "NDCG@10" in str(run) and str(run.out) in str(run)
 
 
+def test_a_run_whose_answers_cannot_be_read_says_what_small_models_manage(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    agent = UserAgent.factory(ScriptedChat("I'd rather not."), answer_format="compact")
+    run = run_population(tiny_dataset, agent, users=3, turns=1, out=tmp_path / "run", progress=False)
+    assert run.metrics["valid_share"] == 0 and "--structured" in str(run)
+    assert "--structured" not in str(simulate(tiny_dataset, tmp_path / "good"))
+
+
 def test_memory_passes_from_step_to_step(tiny_dataset: Dataset, tmp_path: Path) -> None:
     simulate(tiny_dataset, tmp_path / "run")
     for trajectory in read_trajectories(tmp_path / "run"):

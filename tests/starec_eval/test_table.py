@@ -25,7 +25,7 @@ def results():
         Scored("poor_one", np.full(len(good), 15.0), 1.25),
         Scored("good", good),
         Scored("alike", like, violations=["user 3, repetition 1: missing: 2"]),
-        Scored("broken", np.full(len(good), np.nan), error="user 5: the server is gone"),
+        Scored("broken", np.full(len(good), np.nan), error="user 5: pip install starec[train]"),
     ]
     return Results(protocol.describe(), protocol.cases, methods)
 
@@ -35,7 +35,7 @@ def test_rows_hold_each_metric_in_percent_with_its_error_users_and_seconds(resul
     assert poor["ndcg@20"] == 25 and poor["ndcg@20_se"] == 0 and poor["ndcg@10"] == 0 and poor["seconds"] == 1.25
     assert good["ndcg@10"] == pytest.approx(100 * ndcg(results.methods[1].ranks, 10).mean(), abs=1e-3)
     assert good["users"] == 25 and good["cases"] == 75 and good["hr@5"] == 100
-    assert broken["ndcg@1"] is None and broken["error"] == "user 5: the server is gone"
+    assert broken["ndcg@1"] is None and broken["error"] == "user 5: pip install starec[train]"
 
 
 def test_every_form_marks_best_and_second_and_the_failed_method(results):
@@ -45,7 +45,7 @@ def test_every_form_marks_best_and_second_and_the_failed_method(results):
     assert re.search(rf"\\textbf{{{best} \$\\pm\$", latex) and re.search(rf"\\underline{{{second} \$\\pm\$", latex)
     assert r"poor\_one & " in latex and latex.count(r"\\") == 5 and r"\toprule" in latex
     assert "| broken | failed | failed |" in markdown
-    assert "broken failed: user 5: the server is gone" in str(results)
+    assert "broken failed: user 5: pip install starec[train]" in str(results)
 
 
 def test_every_table_prints_hash_reading_counts_and_seed(results):
