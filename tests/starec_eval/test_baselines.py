@@ -6,8 +6,9 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from support import make_dataset
+from support import make_dataset, shared_data
 
+from starec_env.datasets import load_dataset
 from starec_env.errors import InvalidOption, MissingExtra, UnknownName
 from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
 from starec_eval.baselines.pairs import PairCounts
@@ -83,6 +84,14 @@ def test_random_scores_what_chance_expects(cases):
     assert found == pytest.approx([5.0, 14.7, 22.7, 35.2], abs=0.5)
 
 
+def test_random_scores_what_chance_expects_on_movielens_1m_over_twenty_seeds():
+    dataset = load_dataset("ml-1m", shared_data("ml-1m"))
+    ranks = [score_ranks(Random(seed=seed), Protocol(dataset, seed=seed).cases) for seed in range(20)]
+    found = np.array([[100 * ndcg(each, k).mean() for k in (1, 5, 10, 20)] for each in ranks])
+    print(f"mean {found.mean(0).round(2)}, lowest {found.min(0).round(2)}, highest {found.max(0).round(2)}")
+    assert found.mean(axis=0) == pytest.approx([5.0, 14.7, 22.7, 35.2], abs=0.5)
+
+
 def test_popularity_counts_interactions(train, cases):
     scores = Pop().fit(train).scores(cases.batch())
     assert (scores == matrix(train).sum(axis=0)[cases.candidates]).all()
@@ -148,6 +157,16 @@ def test_bpr_finds_a_users_taste_whether_it_met_the_user_or_not(known):
     protocol = Protocol(dataset, Reading(min_interactions=1, transductive=known), users=40, n_train=80)
     ranks = score_ranks(BPR().fit(protocol.training("sample")), protocol.cases)
     assert ndcg(ranks, 10).mean() > 0.45 > 2 * 0.2
+
+
+@WITHOUT_TORCH
+def test_bpr_without_folding_in_ranks_strangers_by_the_items_biases(train, cases):
+    scorer, batch = BPR(epochs=2, fold_in=False).fit(train), cases.batch()
+    scorer.users = dict.fromkeys(list(scorer.users)[:20], 0)
+    stranger = np.array([user not in scorer.users for user in batch.users])
+    biases = scorer.tables[2].numpy()[batch.candidates]
+    same = (scorer.scores(batch) == biases).all(axis=1)
+    assert (same == stranger).all() and 0 < stranger.sum() < len(stranger)
 
 
 @WITHOUT_TORCH

@@ -21,7 +21,8 @@ class BPR(Scorer):
     """Score of c: `p_u . q_c + b_c`, trained by `-log sigmoid(score(taken) - score(not taken))`.
 
     Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback". A user whom training didn't meet
-    gets a vector fitted to the history by the same loss, items held fixed.
+    gets a vector fitted to the history by the same loss, items held fixed; without `fold_in` the zero vector, so that
+    only the items' biases rank, much like popularity.
     """
 
     name: ClassVar[str] = "bpr"
@@ -29,6 +30,7 @@ class BPR(Scorer):
     lr: float = 1e-2
     l2: float = 1e-2
     epochs: int = 60
+    fold_in: bool = True
     train: TrainOn = "sample"
     seed: int = 0
     users: dict[Id, int] = field(init=False, repr=False)
@@ -66,8 +68,8 @@ class BPR(Scorer):
         torch = import_torch(self.label)
         p, q, b = self.tables
         known = np.array([self.users.get(user, -1) for user in batch.users])
-        vectors = p[known]
-        if (known < 0).any():
+        vectors = torch.where(torch.from_numpy(known >= 0)[:, None], p[known], 0.0)
+        if self.fold_in and (known < 0).any():
             histories, place = batch.distinct_histories()
             vectors[known < 0] = self._folded(torch, histories)[place[known < 0]]
         candidates = torch.from_numpy(batch.candidates.astype(np.int64))
