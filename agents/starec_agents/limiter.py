@@ -13,6 +13,11 @@ TOLERATED = 0.1
 Cutting at each refusal, as TCP does, holds a server that refuses one request in twenty for reasons of its own at three
 in flight; so measured, 10,000 requests took three times as long.
 """
+RAMP_S = 0.1
+"""Until the first refusal the limit also doubles each time so long has passed while requests wait.
+
+A server that refuses does so at once: there is no need to wait for its answers, which may take half a minute each.
+"""
 RECENT = 64
 """How many requests count as recent: the time constant of a moving average."""
 
@@ -20,9 +25,10 @@ RECENT = 64
 class Pool:
     """Additive increase, multiplicative decrease, in the way of TCP: no storm, no fixed cap to guess.
 
-    The limit starts at min(32, most), and doubles with each round of answers until the first cut. It is halved when
-    more than a tenth of the recent requests met congestion (429, 503, a time-out), once for all that were in flight
-    then: one burst is one sign. It never grows while it isn't the bottleneck. A pool belongs to one event loop.
+    The limit starts at min(32, most), and doubles with each round of answers, or sooner (RAMP_S), until the first cut.
+    It is halved when more than a tenth of the recent requests met congestion (429, 503, a time-out), once for all that
+    were in flight then: one burst is one sign. It never grows while it isn't the bottleneck. A pool belongs to one
+    event loop.
 
     Args:
         most: The limit's upper bound; 1 is the lower.
@@ -41,6 +47,7 @@ class Pool:
         self._most = most
         self._cuts = 0
         self._refused = 0.0
+        self._ramping = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._paused_until = 0.0
         self._down_until = 0.0
@@ -70,6 +77,7 @@ class Pool:
             self._waiting.appendleft(slot)
         else:
             self._waiting.append(slot)
+        self._ramp()
         try:
             await slot
         except asyncio.CancelledError:
@@ -99,6 +107,18 @@ class Pool:
             self._cut(pause)
         self.in_flight -= 1
         self._wake()
+
+    def _ramp(self) -> None:
+        if not (self._ramping or self._refused or self.limit >= self._most):
+            self._ramping = True
+            asyncio.get_running_loop().call_later(RAMP_S, self._double)
+
+    def _double(self) -> None:
+        self._ramping = False
+        if self._waiting and not self._refused:
+            self.limit = min(self._most, 2 * self.limit)
+            self._wake()
+            self._ramp()
 
     def _cut(self, pause: float | None) -> None:
         self.limit = max(1.0, self.limit / 2)

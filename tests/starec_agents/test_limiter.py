@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from starec_agents import limiter
 from starec_agents.limiter import Pool
 from starec_env.errors import EndpointError
 
@@ -24,6 +25,31 @@ async def test_the_limit_doubles_with_each_round_of_answers_up_to_the_most() -> 
         for _ in range(pool.in_flight):
             pool.release(0, answered=True)
     assert rounds == [8, 16, 32, 50]
+    for task in crowd:
+        task.cancel()
+
+
+async def test_the_limit_also_doubles_as_time_passes_without_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter, "RAMP_S", 0.01)
+    pool = Pool(50, limit=8)
+    crowd = [asyncio.create_task(pool.acquire()) for _ in range(200)]
+    await settled()
+    assert pool.in_flight == 8
+    while pool.in_flight < 50:
+        await asyncio.sleep(0.005)
+    assert pool.limit == 50
+    for task in crowd:
+        task.cancel()
+
+
+async def test_one_refusal_ends_the_doubling_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter, "RAMP_S", 0.01)
+    pool = Pool(50, limit=8)
+    crowd = [asyncio.create_task(pool.acquire()) for _ in range(200)]
+    await settled()
+    pool.release(0, congested=True)
+    await asyncio.sleep(0.05)
+    assert pool.in_flight == pool.limit == 8
     for task in crowd:
         task.cancel()
 
