@@ -1,86 +1,112 @@
-"""A population of graph agents beside a bare AsyncOpenAI loop that makes the same calls.
+"""A population of graph agents beside a bare AsyncOpenAI loop that sends the same messages.
 
-A server in another process answers every request after a fixed time. The population runs first and is recorded; the
-bare loop (same transport, no graph, no parsing, no record) then sends the recorded prompts at the same concurrency.
+    python eval/benchmarks/population.py [--concurrency 64 256 512] [--latency 0.2] [--workers 1]
 
-    python eval/benchmarks/population.py --users 2048 --turns 2 --latency 1.0 --concurrency 256
+A server in another process (eval/benchmarks/canned.py) answers every request after a fixed time. The population runs
+first and is recorded, start and final tables included; the bare loop (same transport, no graph, no parsing, no record)
+then sends the recorded prompts at the same concurrency. Users have equally many turns, and are as many as the largest
+concurrency or a multiple of it, so that no tail of a few long users is measured.
+
+At a few hundred calls a second either is bound by the CPU time of its one core, not by the server. So beside the ratio
+of throughputs stands what one core's CPU time a call would let the population reach, at most what the bare loop does,
+and the share of it that was reached.
 """
 
 import argparse
 import asyncio
 import resource
-import sys
+import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from canned import cpu_of, spawn
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from rich.console import Console
+from rich.table import Table
 
-from starec_agents.agent import UserAgent
-from starec_agents.openai_chat import OpenAIChat
-from starec_agents.population import run_population
-from starec_agents.store import read_steps
+from starec_agents import OpenAIChat, UserAgent, read_steps, run_population
 from starec_env import load_dataset, prepare
-from starec_env.types import Dataset, Endpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from fake_endpoint import spawn  # noqa: E402
+from starec_env.stream import Stream
+from starec_env.types import Dataset, Endpoint, Id
 
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-
-
-def population(base_url: str, dataset: Dataset, args: argparse.Namespace, out: Path) -> tuple[float, float]:
-    llm = OpenAIChat(Endpoint(base_url=base_url, model="fake", concurrency=args.concurrency))
-    agent = UserAgent.factory(llm, answer_format="compact")
-    wall, cpu = time.perf_counter(), cpu_time()
-    run_population(
-        dataset, agent, users=args.users, turns=args.turns, out=out, concurrency=args.concurrency, workers=args.workers,
-        progress=False,
-    )  # fmt: skip
-    return time.perf_counter() - wall, cpu_time() - cpu
+COLUMNS = (
+    "in flight", "calls/s", "bare calls/s", "ratio", "of one core's limit", "CPU ms/turn", "CPU ms/call", "bare",
+    "server",
+)  # fmt: skip
 
 
 def cpu_time() -> float:
     """Seconds of CPU that this process and its ended workers have used."""
-    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in WHO)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, WHO))
 
 
-async def bare(base_url: str, prompts: list[list[dict[str, str]]], concurrency: int) -> None:
+def population(
+    url: str, dataset: Dataset, users: list[Id], turns: int, concurrency: int, workers: int, out: Path
+) -> None:
+    llm = OpenAIChat(Endpoint(base_url=url, model="fake", concurrency=concurrency))
+    agent = UserAgent.factory(llm, answer_format="compact")
+    run_population(
+        dataset, agent, users=users, turns=turns, out=out, concurrency=concurrency, workers=workers, progress=False
+    )
+
+
+async def bare(url: str, prompts: Iterable[list[dict[str, str]]], concurrency: int) -> None:
     waiting = iter(prompts)
-    async with AsyncOpenAI(base_url=base_url, api_key="none", http_client=DefaultAioHttpClient()) as client:
+    async with AsyncOpenAI(base_url=url, api_key="none", http_client=DefaultAioHttpClient()) as client:
 
         async def worker() -> None:
             for messages in waiting:
-                await client.chat.completions.create(model="fake", messages=messages, temperature=0, max_tokens=2048)
+                await client.chat.completions.create(model="fake", messages=messages, temperature=0, max_tokens=2048)  # type: ignore[arg-type]
 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
+
+
+def measure(url: str, dataset: Dataset, users: list[Id], turns: int, concurrency: int, workers: int) -> list[float]:
+    """One round of both; returns the figures of COLUMNS but the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        wall, cpu, served = time.perf_counter(), cpu_time(), cpu_of(url)
+        population(url, dataset, users, turns, concurrency, workers, Path(folder))
+        wall, cpu, served = time.perf_counter() - wall, cpu_time() - cpu, cpu_of(url) - served
+        prompts = [[dict(m) for m in call.messages] for step in read_steps(folder) for call in step.calls]
+    calls, n = len(prompts), len(users) * turns
+    assert calls == 2 * n
+    bare_wall, bare_cpu = time.perf_counter(), time.process_time()
+    asyncio.run(bare(url, prompts, concurrency))
+    bare_wall, bare_cpu = time.perf_counter() - bare_wall, time.process_time() - bare_cpu
+    rate, bare_rate = calls / wall, calls / bare_wall
+    limit = min(bare_rate, workers * calls / cpu)
+    return [
+        rate, bare_rate, rate / bare_rate, rate / limit, 1e3 * cpu / n, 1e3 * cpu / calls, 1e3 * bare_cpu / calls,
+        1e3 * served / calls,
+    ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=512)
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--latency", type=float, default=1.0, help="seconds")
-    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--latency", type=float, default=0.2, help="seconds")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="medians of which are shown")
     args = parser.parse_args()
     dataset = prepare(load_dataset("ml-latest-small"))
-    print(f"{args.users} users x {args.turns} turns, {args.concurrency} in flight, {args.workers} workers")
-    with spawn("--scripted", "--latency", str(args.latency)) as base_url:
-        for _ in range(args.repeats):
-            with tempfile.TemporaryDirectory() as folder:
-                wall, cpu = population(base_url, dataset, args, Path(folder))
-                prompts = [[dict(m) for m in call.messages] for step in read_steps(folder) for call in step.calls]
-            start, start_cpu = time.perf_counter(), time.process_time()
-            asyncio.run(bare(base_url, prompts, args.concurrency))
-            bare_wall, bare_cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            turns, calls = args.users * args.turns, len(prompts)
-            print(
-                f"population {calls / wall:7.1f} calls/s, {1000 * cpu / turns:.2f} ms CPU a turn of "
-                f"{calls / turns:.1f} calls | bare loop {calls / bare_wall:7.1f} calls/s, "
-                f"{1000 * bare_cpu / calls:.2f} ms CPU a call | ratio of throughput {bare_wall / wall:.2f}"
-            )
+    stream = Stream(dataset, turns=args.turns)
+    long_enough = np.flatnonzero(stream.end - stream.begin == args.turns)
+    users = [dataset.user(int(user)).id for user in long_enough[: args.users]]
+    workers = f"{args.workers} worker{'s' * (args.workers > 1)}"
+    title = f"{len(users)} users x {args.turns} turns x 2 calls, answers after {args.latency:g} s, {workers}"
+    table = Table(*COLUMNS, title=title)
+    with spawn(args.latency) as url:
+        for concurrency in args.concurrency:
+            rounds = [measure(url, dataset, users, args.turns, concurrency, args.workers) for _ in range(args.rounds)]
+            rate, bare_rate, *others = map(statistics.median, zip(*rounds, strict=True))
+            table.add_row(str(concurrency), f"{rate:.0f}", f"{bare_rate:.0f}", *(f"{other:.2f}" for other in others))
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
