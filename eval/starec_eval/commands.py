@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from starec_agents.prompts import ANSWER_FORMATS
+from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY
 from starec_agents.store import read_run
 from starec_env.datasets import load_dataset, prepare
-from starec_env.errors import InvalidOption
+from starec_env.errors import InvalidOption, unknown
 from starec_env.types import Dataset, Endpoint
 from starec_eval.baselines import BASELINES, build
 from starec_eval.evaluate import Report, evaluate
@@ -66,6 +66,10 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--retries", type=click.IntRange(min=0), default=5, show_default=True, help="Of a request that failed.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
+@click.option(
+    "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
+)
+@click.option("--against", metavar="METHOD", help="Tell each other method's paired difference to this one.")
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")
 @click.option("--figures", help="Of the paper's section 5: 2a,2b. Needs --config.")
@@ -86,8 +90,10 @@ def eval_command(**options: Any) -> int:
         if options["tables"] or options["figures"]:
             return _section5(options, report)
         run, methods = options["run"], [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
-        asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "structured")}
+        asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "structured", "max_history")}
         rankers = build_methods(methods, _endpoints(options), **asking)
+        if (against := options["against"]) and against not in methods:
+            raise unknown("method to compare against", against, methods)
         name = options["dataset_name"] or (read_run(run)["dataset"]["name"] if run else "ml-latest-small")
         dataset = load_dataset(name, options["data_dir"])
         if run:
@@ -98,6 +104,7 @@ def eval_command(**options: Any) -> int:
             protocol = Protocol(dataset, reading, **{key: options[key] for key in taken})
             kept = {key: options[key] for key in ("out", "resume", "concurrency")}
             results = evaluate(rankers, protocol, **kept, report=report)
+    results.against = against
     Console().print(results)
     if options["out"]:
         results.write(options["out"])

@@ -29,7 +29,7 @@ def build_methods(
             with "@" and an endpoint's name if it isn't the one called "".
         endpoints: By name; one client is made for each that is used.
         seed: Of the baselines.
-        options: Of `build_llm`: warmup, answer_format, structured and sampling.
+        options: Of `build_llm`: warmup, answer_format, structured, max_history and sampling.
 
     Raises:
         UnknownName: There is no such method or endpoint; with the nearest that there is.

@@ -32,6 +32,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from starec_agents.openai_chat import OpenAIChat
+from starec_agents.prompts import MAX_HISTORY
 from starec_agents.store import read_steps
 from starec_env import load_dataset
 from starec_env.errors import InvalidOption, unknown
@@ -85,6 +86,7 @@ class Section(_Strict):
     warmup: int = Field(default=0, ge=0, le=39)
     answer_format: str = "paper"
     structured: bool = False
+    max_history: int = Field(default=MAX_HISTORY, ge=1)
     concurrency: int = Field(default=64, ge=1)
 
 
@@ -123,10 +125,10 @@ def run_section5(
         RunError: `out` holds another evaluation, or one and `resume` is False.
     """
     methods = _needed(config, tables, figures)
-    options = {"warmup": config.warmup, "answer_format": config.answer_format, "structured": config.structured}
+    asking = {name: getattr(config, name) for name in ("answer_format", "structured", "max_history")}
     done: dict[str, tuple[Protocol, Results]] = {}
     for name, data in config.datasets.items():
-        rankers = build_methods(methods, config.endpoints, seed=config.seed, **options)
+        rankers = build_methods(methods, config.endpoints, seed=config.seed, warmup=config.warmup, **asking)
         protocol = Protocol(
             load_dataset(name, data.path),
             READINGS[data.reading].with_settings(data.settings),
@@ -145,7 +147,7 @@ def run_section5(
     ]
     drawn = [_scales(config.tables["6"], done)] if "6" in tables else []
     drawn += [_activity(config.figures["2a"], done)] if "2a" in figures else []
-    drawn += [_best_of(config, done, Path(out), options)] if "2b" in figures else []
+    drawn += [_best_of(config, done, Path(out), asking)] if "2b" in figures else []
     _write(Path(out), dict(zip(tables, made, strict=True)), drawn)
     return made, drawn
 
@@ -219,7 +221,7 @@ def _activity(rows: Mapping[str, str | int], done: Mapping[str, tuple[Protocol, 
 
 
 def _best_of(
-    config: Section, done: Mapping[str, tuple[Protocol, Results]], out: Path, options: Mapping[str, Any]
+    config: Section, done: Mapping[str, tuple[Protocol, Results]], out: Path, asking: Mapping[str, Any]
 ) -> FigureData:
     figure = config.figures["2b"]
     sampled, against = str(figure["sampled"]), str(figure["against"])
@@ -236,8 +238,7 @@ def _best_of(
                     out=samples,
                     samples=int(figure.get("samples", max(analysis.BEST_OF))),
                     concurrency=config.concurrency,
-                    answer_format=config.answer_format,
-                    structured=config.structured,
+                    **asking,
                 )
             )
             values = analysis.sampled_ndcg(read_steps(samples))

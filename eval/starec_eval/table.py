@@ -50,6 +50,8 @@ class Results:
     """`Protocol.describe()`."""
     cases: Cases
     methods: list[Scored] = field(default_factory=list)
+    against: str | None = None
+    """The method whose paired differences to all others the notes tell."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -175,6 +177,10 @@ class Results:
 
     def _gaps(self) -> Iterator[str]:
         good = sorted((row for row in self.rows if not row["error"]), key=lambda row: -row["ndcg@10"])
+        if self.against in [row["method"] for row in good]:
+            for name, gap in self.compare(self.against).items():
+                interval = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+                yield f"{name} against {self.against} at NDCG@10: {100 * gap.gap:+.1f} points ({interval})"
         if len(good) < 2:
             return
         best = good[0]["method"]

@@ -52,6 +52,7 @@ repetitions = 2
 warmup = 1
 answer_format = "compact"
 concurrency = 8
+max_history = 12
 [endpoints.small]
 base_url = "{url}"
 model = "small"
@@ -153,11 +154,15 @@ def test_the_command_evaluates_methods_at_an_endpoint_and_at_named_ones(server, 
     (tmp_path / "c.toml").write_text(CONFIG.format(url=server.url))
     args = ("--users", 4, "--methods", "pop,starec,rank-only@large", "--base-url", server.url, "--model", "small")
     more = ("--config", tmp_path / "c.toml", "--answer-format", "compact", "--warmup", 1, "--out", tmp_path / "out")
-    starec_eval(*args, *more)
+    printed = starec_eval(*args, *more, "--max-history", 2, "--against", "pop")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["pop", "starec", "rank-only@large"]
     assert all(row["error"] is None and row["users"] == 4 and row["cases"] == 12 for row in rows)
-    assert len(list(read_steps(tmp_path / "out" / "runs" / "starec" / "0"))) == 8
+    steps = list(read_steps(tmp_path / "out" / "runs" / "starec" / "0"))
+    assert len(steps) == 8 and steps[0].calls[0].messages[-1]["content"].count("\n+ ") <= 2
+    assert "starec against pop at NDCG@10" in printed
+    with pytest.raises(UnknownName, match="popp"):
+        starec_eval("--methods", "pop", "--against", "popp")
     with pytest.raises(InvalidOption, match="--base-url and --model"):
         starec_eval("--methods", "starec")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.csv as pa_csv
@@ -63,6 +64,14 @@ def test_a_gap_smaller_than_its_error_is_noted_and_warned_of(results):
         results.compare("alikee")
     with pytest.raises(UnknownName):
         results.compare("broken")
+
+
+def test_the_notes_tell_paired_differences_to_any_chosen_method(results):
+    notes = replace(results, against="poor_one").notes()
+    gap = results.compare("poor_one")["good"]
+    said = f"+{100 * gap.gap:.1f} points (95 % interval +{100 * gap.low:.1f} to +{100 * gap.high:.1f})"
+    assert f"good against poor_one at NDCG@10: {said}" in notes
+    assert not any("broken against" in note for note in notes)
 
 
 def test_the_files_hold_what_the_table_shows(results, tmp_path):

@@ -26,7 +26,7 @@ def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: i
         llm: Answers its prompts.
         name: In tables; None for the method's.
         warmup: Turns that agents learn from before the held-out one; LLMRank has none, AgentCF at least one.
-        options: answer_format, structured and sampling.
+        options: answer_format, structured, max_history (AgentCF's prompts tell no history) and sampling.
 
     Raises:
         UnknownName: With the nearest name that exists.
@@ -37,6 +37,7 @@ def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: i
     if method in LLMRANK:
         return LLMRanker(name, partial(LLMRank, llm, LLMRANK[method], **options))
     if method == "agentcf":
+        options.pop("max_history", None)
         return agentcf(llm, name=name, warmup=max(1, warmup), **options)
     raise unknown("LLM method", method, LLM_METHODS)
 
