@@ -13,7 +13,7 @@ from starec_env.errors import InvalidOption, MissingExtra, UnknownName
 from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
 from starec_eval.baselines.pairs import PairCounts
 from starec_eval.baselines.scorer import PAD, ranks_of
-from starec_eval.baselines.sequential import pieces
+from starec_eval.baselines.sequential import Sequential, pieces
 from starec_eval.evaluate import score_ranks
 from starec_eval.metrics import ndcg
 from starec_eval.protocol import Protocol, Reading
@@ -195,6 +195,17 @@ def test_long_sequences_are_cut_into_pieces_that_make_each_item_a_target_once(tr
 
 
 @WITHOUT_TORCH
+@WITHOUT_TORCH
+def test_training_stops_only_after_checks_of_fifty_steps_or_more(train, monkeypatch):
+    found = [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]
+    checks, steps = iter(found), []
+    loss = Sequential._loss
+    monkeypatch.setattr(Sequential, "_loss", lambda self, *args: steps.append(1) or loss(self, *args))
+    monkeypatch.setattr(Sequential, "_validate", lambda *args: next(checks))
+    BASELINES["gru4rec"](batch_size=3, patience=3).fit(train)  # 14 steps an epoch, so a check every 4 epochs
+    assert len(steps) == 6 * 4 * 14 and not list(checks)
+
+
 @pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
 def test_sequences_longer_than_the_model_train_and_score(name, train, cases):
     scorer = BASELINES[name](epochs=1, max_length=6).fit(train)

@@ -14,7 +14,7 @@ from starec_env.types import Dataset
 from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores
 
 _POPULARITY_POWER = 0.7
-_VALIDATION_USERS, _VALIDATION_NEGATIVES = 1000, 100
+_VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
 
 
 def import_torch(method: str) -> Any:
@@ -31,8 +31,9 @@ class Sequential(Scorer):
     """Next-item model: `score(c) = hidden(history) . embedding(c) + bias(c)`, trained by sampled softmax.
 
     Each position predicts the next item against shared uniform negatives. The bias starts at 0.7 log popularity,
-    which spares the first epochs. A sequence's last item is held out; training stops when ranking it against 100
-    negatives no longer improves, and the best epoch's weights are kept.
+    which spares the first epochs. A sequence's last item is held out; it is ranked against 100 negatives after every
+    epoch, or after as many as make 50 steps, and training stops when `patience` such checks bring nothing better. The
+    best weights are kept.
     """
 
     size: int = 64
@@ -76,12 +77,15 @@ class Sequential(Scorer):
         rivals = torch.randint(1, n_items + 1, (len(checked), _VALIDATION_NEGATIVES))
         optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
         best, best_weights, waited = -1.0, None, 0
-        for _ in range(self.epochs):
+        steps = -(-len(seen) // self.batch_size)
+        for epoch in range(1, self.epochs + 1):
             net.train()
             for rows in torch.randperm(len(seen)).split(self.batch_size):
                 optimizer.zero_grad()
                 self._loss(torch, net, seen[rows], n_items).backward()
                 optimizer.step()
+            if epoch % -(-_VALIDATION_STEPS // steps) and epoch < self.epochs:
+                continue
             found = self._validate(torch, net, seen[checked, :-1], torch.cat([last[checked], rivals], 1))
             waited += 1
             if found > best:
