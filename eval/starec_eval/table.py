@@ -177,7 +177,7 @@ class Results:
 
     def _gaps(self) -> Iterator[str]:
         good = sorted((row for row in self.rows if not row["error"]), key=lambda row: -row["ndcg@10"])
-        if self.against in [row["method"] for row in good]:
+        if self.against and self.against in [row["method"] for row in good]:
             for name, gap in self.compare(self.against).items():
                 interval = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
                 yield f"{name} against {self.against} at NDCG@10: {100 * gap.gap:+.1f} points ({interval})"
