@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from starec_env.errors import unknown
 from starec_env.scoring import CUTOFFS
 from starec_eval.cases import Cases
+from starec_eval.figures import TableData, score_cells
 from starec_eval.metrics import METRICS, Difference, mean_and_se, paired_difference, per_user
 
 SHOWN = tuple(f"ndcg@{k}" for k in CUTOFFS)
@@ -119,47 +118,33 @@ class Results:
         violations = [f"{scored.method}: {text}\n" for scored in self.methods for text in scored.violations]
         (folder / "violations.txt").write_text("".join(violations), encoding="utf-8")
 
+    @property
+    def data(self) -> TableData:
+        """The table as texts: NDCG with errors, best and second marked, and seconds."""
+        columns = [score_cells(self.rows, name) for name in SHOWN]
+        cells = [
+            [row["method"], *scores, f"{row['seconds']:.1f}"] for row, *scores in zip(self.rows, *columns, strict=True)
+        ]
+        head = ["method", *(name.upper() for name in SHOWN), "seconds"]
+        return TableData(f"{self.settings['dataset']}, NDCG in percent", head, cells, self.notes())
+
     def to_markdown(self) -> str:
         """A Markdown table, best bold and second underlined, with its notes."""
-        head = ["method", *(name.upper() for name in SHOWN), "seconds"]
-        lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in self._cells("**{}**".format, "<u>{}</u>".format)]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes()), ""])
+        return self.data.to_markdown()
 
     def to_latex(self) -> str:
         """A booktabs table as the paper's Table 4, best bold and second underlined."""
-        cells = self._cells(r"\textbf{{{}}}".format, r"\underline{{{}}}".format)
-        body = [" & ".join(_tex(cell) for cell in row[:-1]) + r" \\" for row in cells]
-        head = " & ".join(["Method", *(name.upper() for name in SHOWN)]) + r" \\"
-        notes = [f"% {note}" for note in self.notes()]
-        begin = rf"\begin{{tabular}}{{l{'r' * len(SHOWN)}}}"
-        return "\n".join([*notes, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+        data = self.data
+        return replace(data, head=data.head[:-1], rows=[row[:-1] for row in data.rows]).to_latex()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=Text(f"{self.settings['dataset']}, NDCG in percent"))
-        table.add_column("method")
-        for name in (*SHOWN, "seconds"):
-            table.add_column(name.upper() if name in SHOWN else name, justify="right")
-        for method, *cells in self._cells("[bold]{}[/bold]".format, "[underline]{}[/underline]".format):
-            table.add_row(Text(method), *cells)
-        yield table
-        yield from map(Text, self.notes())
+    def __rich__(self) -> RenderableType:
+        return self.data.__rich__()
 
     def __str__(self) -> str:
         console = Console(width=120)
         with console.capture() as captured:
             console.print(self)
         return captured.get()
-
-    def _cells(self, best: Callable[[str], str], second: Callable[[str], str]) -> Iterator[list[str]]:
-        places = {name: sorted({row[name] for row in self.rows if row[name] is not None})[::-1] for name in SHOWN}
-        for row in self.rows:
-            cells = []
-            for name in SHOWN:
-                text = _cell(row[name], row[f"{name}_se"])
-                place = places[name].index(row[name]) if row[name] is not None else None
-                cells.append(best(text) if place == 0 else second(text) if place == 1 else text)
-            yield [row["method"], *cells, f"{row['seconds']:.1f}"]
 
     def notes(self) -> list[str]:
         """What the table was made of, which gaps are not settled, and what went wrong."""
@@ -199,18 +184,8 @@ class Results:
                 yield f"{scored.method}: {len(scored.violations):,} rankings not valid, first {scored.violations[0]}"
 
 
-def _cell(value: float | None, se: float | None) -> str:
-    if value is None:
-        return "failed"
-    return f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
-
-
 def _count_note(counts: Mapping[str, Any]) -> str:
     return (
         f"{counts['data']}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} "
         f"interactions, sparsity {100 * counts['sparsity']:.2f} %"
     )
-
-
-def _tex(text: str) -> str:
-    return text.replace("±", r"$\pm$").replace("_", r"\_").replace("%", r"\%")
