@@ -68,7 +68,7 @@ class TableData:
         return "\n".join([f"% {self.title}", *(f"% {note}" for note in self.notes), *body])
 
     def __rich__(self) -> RenderableType:
-        table = Table(title=self.title)
+        table = Table(title=Text(self.title))
         for number, name in enumerate(self.head):
             table.add_column(Text(name), justify="right" if number else "left")
         for row in self.rows:
