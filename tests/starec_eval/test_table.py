@@ -66,6 +66,14 @@ def test_a_gap_smaller_than_its_error_is_noted_and_warned_of(results):
         results.compare("broken")
 
 
+def test_cut_offs_beyond_the_list_cover_all_of_it_and_the_table_says_so():
+    dataset = make_dataset(n_users=60, n_items=80, length=20)
+    protocol = Protocol(dataset, Reading(min_interactions=2), users=5, n_candidates=8)
+    short = Results(protocol.describe(), protocol.cases, [Scored("last", np.full(15, 8.0))])
+    assert "NDCG@20 covers the whole list of 8" in short.notes()
+    assert short.rows[0]["ndcg@10"] == short.rows[0]["ndcg@20"] == pytest.approx(100 / np.log2(9), abs=1e-3)
+
+
 def test_the_notes_tell_paired_differences_to_any_chosen_method(results):
     notes = replace(results, against="poor_one").notes()
     gap = results.compare("poor_one")["good"]
