@@ -34,20 +34,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def kill_at_checkpoint(command: Sequence[str], checkpoint: Path, timeout: float = 240) -> None:
-    """Run `starec` with a command until a checkpoint is there, then kill -9."""
+def kill_when_there(command: Sequence[object], path: Path, timeout: float = 240) -> None:
+    """Run `starec` with a command until it has written to a file, then kill -9."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "starec_env.cli", *command],
+        [sys.executable, "-m", "starec_env.cli", *map(str, command)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     deadline = time.monotonic() + timeout
-    while not (checkpoint / "trainer_state.json").exists():
+    while not path.exists() or not path.stat().st_size:
         if child.poll() is not None or time.monotonic() > deadline:
             child.kill()
-            raise AssertionError(f"no {checkpoint.name} came: {child.communicate()[0][-3000:]}")
+            raise AssertionError(f"{path} never came: {child.communicate()[0][-3000:]}")
         time.sleep(0.01)
     child.kill()
     child.communicate()

@@ -6,8 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support_training import logged
+from fake_endpoint import FakeEndpoint
+from support_training import kill_when_there, logged, losses
 
+from starec_agents.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.errors import TrainingError
 from starec_training.commands import UNFINISHED, read_users
@@ -49,9 +51,11 @@ def test_sft_and_grpo_run_by_their_configs(
         f"output_dir: {tmp_path / 'sft'}\nusers_file: {tmp_path / 'users.json'}\nsize: 7B\n"
     )
     command = ["sft", "--config", tmp_path / "sft.yaml", "--max_steps", 2, "--lr_scheduler_type", "constant"]
+    command += ["--eval_users", 2, "--eval_steps", 1]
     assert starec(*command, "--minutes", 0) == UNFINISHED
     assert starec(*command) == 0
     assert logged(tmp_path / "sft", "learning_rate") == [1e-5, 1e-5]
+    assert len(logged(tmp_path / "sft", "eval_loss")) == 2
     assert "trained: " in capsys.readouterr().out
     command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--output_dir", tmp_path / "rl"]
     command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
@@ -59,6 +63,44 @@ def test_sft_and_grpo_run_by_their_configs(
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
     assert logged(tmp_path / "rl", "learning_rate") == [1e-6]
+
+
+def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
+    user, thought = scripted_user(), "<think>\nThe user took three dramas of late.\n</think>\n"
+    with FakeEndpoint(lambda body: f"{thought}{user(body['messages'], {})}", latency=0.02) as server:
+        command = ["teach", "--teacher", "llm", "--base_url", server.url, "--served_model", "fake", "--n_train", 12]
+        command += ["--user_turns", 3, "--min_ndcg", 0.7, "--rethinks", 1]
+        assert starec(*command, "--out", tmp_path / "whole") == 0
+        whole = server.requests
+        kill_when_there(["train", *command, "--out", tmp_path / "broken"], tmp_path / "broken/population/steps.jsonl")
+        assert not (tmp_path / "broken" / "rows.jsonl").exists()
+        assert starec(*command, "--out", tmp_path / "broken") == 0
+        assert server.requests - whole <= whole + 64  # what was in flight is asked again, and nothing else
+    for name in ("rows.jsonl", "users.json", "report.json"):
+        assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    told = json.loads((tmp_path / "whole" / "report.json").read_text())["tasks"]["rank"]
+    assert 0 < told["passed"] < told["samples"]
+
+
+def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["grpo", "--model", student, "--n_train", 5, "--user_turns", 2, "--n_candidates", 4, "--max_history", 2]
+    command += ["--answer_format", "compact", "--collect_batch", 2, "--max_completion_length", 30, "--max_steps", 2]
+    command += ["--hard", 0.5, "--hard_kind", "near", "--num_generations", 2, "--per_device_train_batch_size", 4]
+    command += ["--gradient_accumulation_steps", 1, "--save_steps", 1, "--reward", "ndcg", "--learning_rate", 1e-3]
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    kill_when_there(["train", *command, "--output_dir", broken], broken / "round-0/population/steps.jsonl")
+    assert not (broken / "round-0" / "rows-0.jsonl").exists()
+    for out in (broken, whole):
+        assert starec(*command, "--output_dir", out) == 0
+    rows = [(out / "round-0" / "rows-0.jsonl").read_text() for out in (broken, whole)]
+    assert rows[0] == rows[1]
+    assert losses(broken / "round-0" / "train") == losses(whole / "round-0" / "train")
+    told = json.loads((whole / "round-0" / "population" / "run.json").read_text())
+    assert (told["hard"], told["hard_kind"]) == (0.5, "near")
+    assert starec(*command, "--output_dir", whole, "--n_train", 4) == 1
+    assert "belongs to another run: its train_users differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """GRPO on state snapshots: the anchor, the groups, both tasks, rounds, kills, two processes."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from fake_vllm import FakeVLLM
 from peft import load_peft_weights
 from safetensors.torch import load_file
-from support_training import AGENT, ROOT, environment, kill_at_checkpoint, logged, losses
+from support_training import AGENT, ROOT, environment, kill_when_there, logged, losses
 from trl import GRPOConfig
 
 from starec_agents.llm import ScriptedChat
@@ -21,7 +23,7 @@ from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
-from starec_training import grpo
+from starec_training import grpo, server
 from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds, without_spread
 from starec_training.rewards import served
 from starec_training.rows import Rows, write_rows
@@ -96,7 +98,10 @@ def test_all_weights_train_against_the_folder_they_came_from(
     assert all(torch.equal(value, reference[name]) for name, value in anchor.items())
     moved = load_file(final / "model.safetensors")
     assert any(not torch.equal(value, moved[name]) for name, value in anchor.items())
-    assert logged(tmp_path, "rank/valid")
+    page = (ROOT / "docs" / "training.md").read_text()
+    names = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
+    assert {"reward", "rank/ndcg@10", "memory/usable", "kl", "entropy", "frac_reward_zero_std"} <= set(names)
+    assert [name for name in names if not logged(tmp_path, name)] == []
 
 
 def test_a_group_holds_completions_of_one_prompt(adapter: Path, taught: Rows, tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Row
     (tmp_path / "grpo.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
     command = ["train", "grpo", "--config", str(tmp_path / "grpo.yaml"), "--model", str(adapter)]
     command += ["--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(broken)]
-    kill_at_checkpoint(command, broken / "checkpoint-2")
+    kill_when_there(command, broken / "checkpoint-2" / "trainer_state.json")
     assert not (broken / "final").exists()
     assert train_grpo(adapter, taught, config(broken, **options)) == broken / "final"
     assert losses(broken) == losses(tmp_path / "whole")
@@ -207,6 +212,45 @@ def test_a_server_that_holds_the_policy_answers_graph_and_follow_ups(
     assert train_rounds(adapter, films, train_users, config(tmp_path / "late"), rounds, llm=server, minutes=0) is None
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["all weights", "adapter"])
+def test_in_server_mode_one_server_holds_the_policy_and_answers_graph_groups_and_follow_ups(
+    student: Path, adapter: Path, films: Dataset, train_users: list[Id], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, whole: bool,
+) -> None:  # fmt: skip
+    rounds = Rounds(rounds=2, users=4, turns=3, candidates=(4,), agent=AGENT)
+    with FakeVLLM(student, monkeypatch) as server:
+        told = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "bf16": False}
+        final = train_rounds(
+            student if whole else adapter, films, train_users, config(tmp_path, **told), rounds, follow_up_tokens=20
+        )
+    assert final is not None
+    assert logged(tmp_path / "round-0" / "train", "kl")[0] == 0.0
+    assert max(logged(tmp_path / "round-0" / "train", "sampling/sampling_logp_difference/max")) < 1e-3
+    whats = [what for what, _ in server.log]
+    assert list(dict.fromkeys(whats)) == ["update", "collect", "sample", "follow up"]
+    assert whats.count("sample") == 4  # two steps of each round
+    for folder, weights in ((student if whole else adapter, 0), (tmp_path / "round-0" / "train" / "final", -1)):
+        network = load_policy(folder)[0]
+        network = network if whole else network.merge_and_unload()
+        assert server.asked("collect")[weights] == pytest.approx(server.fingerprint(network), rel=1e-9)
+    met = 0.0
+    for what, weights in server.log:  # follow-ups of a step meet the weights that its groups were drawn with
+        met = weights if what == "sample" else met
+        assert what != "follow up" or weights == met
+
+
+def test_server_mode_without_its_server_or_library_stops_at_once(
+    student: Path, films: Dataset, train_users: list[Id], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9", "bf16": False}
+    with pytest.raises(TrainingError, match="pip install"):
+        train_rounds(student, films, train_users, config(tmp_path, **told), Rounds(agent=AGENT))
+    monkeypatch.setattr(server, "find_spec", lambda _: True)
+    with pytest.raises(TrainingError, match="no vLLM server answers at http://127.0.0.1:9 .*vllm serve MODEL"):
+        train_rounds(student, films, train_users, config(tmp_path, **told), Rounds(agent=AGENT))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prompts_without_spread_and_other_tasks_leave_the_next_round(taught: Rows, tmp_path: Path) -> None:
     (tmp_path / "spread.jsonl").write_text(
         "".join(json.dumps([*row.snapshot.key, 0.0]) + "\n" for row in taught.rows[:7])
@@ -245,20 +289,29 @@ def test_bad_input_stops_before_time_is_wasted(
 
 
 TWO = """
-import json, sys
+import json, os, sys, time
 from pathlib import Path
-from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds
-from starec_training.rows import Rows, read_rows
+from starec_env.cli import main
+from starec_training.grpo import Rounds, paper_grpo, train_rounds
+from starec_training.rows import read_rows, write_rows
 sys.path.insert(0, sys.argv[4])
 from support import make_dataset
 
 model, rows, out = Path(sys.argv[1]), read_rows(sys.argv[2]).rows, Path(sys.argv[3])
 settings = json.loads(sys.argv[5]) | {"ddp_timeout": 120, "per_device_train_batch_size": 4}
 updates, ranked = ([row for row in rows if row.task == task] for task in ("reflect", "rank"))
-uneven = Rows([row for pair in zip(updates, ranked) for row in pair][:6])  # every batch: one prompt of each task
+uneven = [row for pair in zip(updates, ranked) for row in pair][:6]  # every batch: one prompt of each task
+if int(os.environ["RANK"]) == 0:
+    write_rows(out / "uneven.jsonl", uneven)
 once = settings | {"gradient_accumulation_steps": 1, "shuffle_dataset": False}
-config = paper_grpo(output_dir=str(out / "rows"), **once)
-assert train_grpo(model, uneven, config)
+(out / f"{os.environ['RANK']}.yaml").write_text(json.dumps(once))
+while not (out / "uneven.jsonl").exists():
+    time.sleep(0.1)
+try:
+    command = ["grpo", "--config", str(out / f"{os.environ['RANK']}.yaml"), "--model", str(model)]
+    main(["train", *command, "--rows", str(out / "uneven.jsonl"), "--output_dir", str(out / "rows")])
+except SystemExit as stop:
+    assert not stop.code, stop.code
 films = make_dataset(n_users=24, n_items=40)
 rounds = Rounds(users=8, turns=2, candidates=(4,), agent={"answer_format": "compact", "max_history": 2})
 users = sorted({row.snapshot.user_id for row in rows})
@@ -269,7 +322,8 @@ assert train_rounds(model, films, users, paper_grpo(output_dir=str(out / "rounds
 def test_two_processes_pass_where_one_of_them_has_no_memory_rows(adapter: Path, taught: Rows, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", taught)
     (tmp_path / "two.py").write_text(TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     launch.append(str(tmp_path / "two.py"))
     arguments = [str(adapter), str(tmp_path / "rows.jsonl"), str(tmp_path), str(ROOT / "tests"), json.dumps(SETTINGS)]
     done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=400)

@@ -27,7 +27,7 @@ def run(dataset: Dataset, out: Path, reply: Any = None, **options: Any) -> Path:
 
 def test_a_run_gives_a_row_for_each_call_of_both_tasks(tiny_dataset: Dataset, tmp_path: Path) -> None:
     rows = run_rows(run(tiny_dataset, tmp_path), tiny_dataset)
-    steps = list(read_steps(tmp_path))
+    steps = sorted(read_steps(tmp_path), key=lambda step: (step.user_id, step.turn))
     users = {step.user_id for step in steps}
     ranked = [row for row in rows if row.task == "rank"]
     assert [row.completion for row in ranked] == [step.calls[0].completion for step in steps]
@@ -114,6 +114,15 @@ def test_a_line_whose_positive_is_not_a_candidate_is_named(taught: Rows, tmp_pat
         read_rows(path)
     with pytest.raises(TrainingError, match="can't read"):
         read_rows(tmp_path / "none.jsonl")
+
+
+def test_users_kept_apart_are_in_no_training_row(taught: Rows) -> None:
+    train, watched = taught.split(3)
+    users = [{row.snapshot.user_id for row in part} for part in (train, watched)]
+    assert len(users[1]) == 3 and not users[0] & users[1]
+    assert len(train) + len(watched) == len(taught)
+    with pytest.raises(InvalidOption, match="wanted 1 to"):
+        taught.split(18)
 
 
 def test_a_candidate_listed_twice_is_refused(taught: Rows) -> None:

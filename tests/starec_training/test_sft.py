@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support_training import kill_at_checkpoint, logged, losses
+from support_training import kill_when_there, logged, losses
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -79,7 +79,7 @@ def test_a_killed_training_resumes_to_the_same_losses(student: Path, taught: Row
     (tmp_path / "sft.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
     command = ["train", "sft", "--config", str(tmp_path / "sft.yaml"), "--model", str(student)]
     command += ["--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(broken)]
-    kill_at_checkpoint(command, broken / "checkpoint-4")
+    kill_when_there(command, broken / "checkpoint-4" / "trainer_state.json")
     assert not (broken / "final").exists()
     torn = broken / "checkpoint-900"
     torn.mkdir()  # as a kill in mid-save leaves it

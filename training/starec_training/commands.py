@@ -52,17 +52,7 @@ class DataArguments:
 
 
 @dataclass
-class ServerArguments:
-    """An OpenAI-compatible server: of the teacher (teach), or that holds the policy (grpo)."""
-
-    base_url: str | None = field(default=None, metadata={"help": "E.g. http://localhost:8000/v1"})
-    served_model: str | None = field(default=None, metadata={"help": "The model's name there."})
-    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Variable that holds the API key."})
-    max_tokens: int = field(default=4096, metadata={"help": "Most tokens of an answer."})
-
-
-@dataclass
-class TeachArguments(DataArguments, ServerArguments):
+class TeachArguments(DataArguments):
     """The teacher's trajectories as screened rows: OUT/rows.jsonl, with users.json and report.json."""
 
     out: str = field(default="runs/taught", metadata={"help": "Folder of the rows."})
@@ -71,6 +61,10 @@ class TeachArguments(DataArguments, ServerArguments):
     n_candidates: int = field(default=20, metadata={"help": "Items to rank."})
     min_ndcg: float = field(default=ndcg(LIKED_CUTOFF, 10), metadata={"help": "Least NDCG@10 of a sample."})
     rethinks: int = field(default=2, metadata={"help": "llm: most times that a flawed sample goes back."})
+    base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
+    served_model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "llm: variable that holds the API key."})
+    max_tokens: int = field(default=4096, metadata={"help": "llm: most tokens of an answer."})
 
 
 @dataclass
@@ -90,16 +84,21 @@ class SftArguments(ModelArguments):
     rows: list[str] = field(default_factory=list, metadata={"help": "Folders of `teach`, or JSONL files."})
     users_file: str | None = field(default=None, metadata={"help": "users.json whose held-out users must not occur."})
     size: str = field(default="0.5B", metadata={"help": "0.5B, 1.5B or 7B: the paper's settings for it."})
+    eval_users: int = field(default=0, metadata={"help": "Users of the rows kept apart, to watch for overfit."})
 
 
 @dataclass
-class GrpoArguments(ModelArguments, DataArguments, ServerArguments):
+class GrpoArguments(ModelArguments, DataArguments):
     """Reinforcement training in rounds; fields of TRL's GRPOConfig follow."""
 
     rows: str | None = field(default=None, metadata={"help": "Train once on these rows instead of collecting."})
     rounds: int = field(default=1, metadata={"help": "Times to collect and train."})
     round_users: int | None = field(default=None, metadata={"help": "Users sampled each round  [default: all]"})
     n_candidates: list[int] = field(default_factory=lambda: [20], metadata={"help": "Of each round: 5 10 20"})
+    hard: list[float] = field(
+        default_factory=lambda: [0.0], metadata={"help": "Share of hard negatives of each round: 0 0.5 1"}
+    )
+    hard_kind: str = field(default="popular", metadata={"help": "popular, or near (to the target)"})
     prompts: int | None = field(default=None, metadata={"help": "Most prompts a round."})
     collect_batch: int = field(default=32, metadata={"help": "Prompts at a time when the policy here is asked."})
     tasks: list[str] = field(default_factory=lambda: ["rank", "reflect"], metadata={"help": "Which tasks train."})
@@ -200,12 +199,15 @@ def sft(args: Sequence[str]) -> int:
         from starec_training.sft import paper_settings, train_sft
     except ImportError:
         raise MissingExtra("starec train sft", "train") from None
-    size = _parse(args, (SftArguments,), "sft", {}, partly=True)[0].size
-    given, config = _parse(args, (SftArguments, SFTConfig), "sft", paper_settings(size))
+    given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
+    watch = {"eval_strategy": "steps", "eval_steps": 50} if given.eval_users else {}
+    given, config = _parse(args, (SftArguments, SFTConfig), "sft", {**paper_settings(given.size), **watch})
     rows = _rows(given.rows)
-    heldout = read_users(given.users_file)["heldout"] if given.users_file else []
-    final = train_sft(given.model, rows, config, adapter=_lora(given), heldout=heldout, minutes=given.minutes)
-    return _end(final)
+    options = {"adapter": _lora(given), "minutes": given.minutes}
+    if given.eval_users:
+        rows, options["eval_rows"] = rows.split(given.eval_users)
+    options["heldout"] = read_users(given.users_file)["heldout"] if given.users_file else []
+    return _end(train_sft(given.model, rows, config, **options))
 
 
 @_stage
@@ -221,15 +223,12 @@ def grpo(args: Sequence[str]) -> int:
         from starec_training.grpo import Rounds, paper_settings, train_grpo, train_rounds
     except ImportError:
         raise MissingExtra("starec train grpo", "train") from None
-    from starec_training.rewards import served
 
     given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
     if not given.anchor:
         config.beta = 0.0
     options = {name: getattr(given, name) for name in ("algorithm", "reward", "max_prompt", "minutes")}
     options |= {"adapter": _lora(given)}
-    if given.base_url:
-        options["rank"] = served(_server(given), temperature=0.0, max_tokens=given.max_tokens)
     if given.rows:
         heldout = read_users(given.users_file)["heldout"] if given.users_file else []
         return _end(train_grpo(given.model, _rows([given.rows]), config, heldout=heldout, **options))
@@ -240,6 +239,8 @@ def grpo(args: Sequence[str]) -> int:
         users=given.round_users,
         turns=given.user_turns,
         candidates=given.n_candidates,
+        hard=given.hard,
+        hard_kind=given.hard_kind,
         prompts=given.prompts,
         tasks=given.tasks,
         follow_ups=given.follow_ups,
@@ -247,8 +248,7 @@ def grpo(args: Sequence[str]) -> int:
         batch_size=given.collect_batch,
         seed=given.sample_seed,
     )
-    llm = _server(given) if given.base_url else None
-    return _end(train_rounds(given.model, data, train_users, config, rounds, heldout=heldout, llm=llm, **options))
+    return _end(train_rounds(given.model, data, train_users, config, rounds, heldout=heldout, **options))
 
 
 def _end(final: Path | None) -> int:
@@ -276,11 +276,11 @@ def _lora(given: ModelArguments) -> Any:
     return lora(given.lora_rank, given.lora_alpha) if given.lora_rank else None
 
 
-def _server(given: ServerArguments, cache: Path | None = None) -> Any:
+def _server(given: TeachArguments, cache: Path) -> Any:
     from starec_agents.openai_chat import OpenAIChat
 
     if given.base_url is None or given.served_model is None:
-        raise TrainingError("an LLM teacher and a served policy need --base_url and --served_model")
+        raise TrainingError("an LLM teacher needs --base_url and --served_model")
     endpoint = Endpoint(
         base_url=given.base_url, model=given.served_model, api_key_env=given.api_key_env, max_tokens=given.max_tokens
     )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -25,10 +25,14 @@ from trl import GRPOConfig, GRPOTrainer
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ChatModel
 from starec_agents.population import run_population
+from starec_agents.records import Turns
 from starec_env.errors import InvalidOption, TrainingError, check_choice
+from starec_env.stream import Stream
 from starec_env.types import Dataset, Id
+from starec_training.evidence import Evidence
+from starec_training.negatives import KINDS, HarderTurns
 from starec_training.policy import LocalChat, ranker
-from starec_training.rewards import REWARDS, RankPrompts, memory_reward, ranking_reward
+from starec_training.rewards import REWARDS, RankPrompts, memory_reward, ranking_reward, served
 from starec_training.rows import (
     Rows,
     check_apart,
@@ -40,14 +44,16 @@ from starec_training.rows import (
     with_turns,
     write_rows,
 )
+from starec_training.server import hand_over, holds_policy, server_chat
 from starec_training.sft import finish
-from starec_training.stage import FINAL, Guard, check_trainable, claim, device_settings, load_policy
+from starec_training.stage import FINAL, Guard, check_trainable, claim, device_settings, digest, load_policy
 
 ALGORITHMS = ("grpo", "reinforce++")
 MAX_PROMPT = 4096
 """Most tokens of a prompt (5.1.4)."""
 
 Key = tuple[str, Id, int]
+T = TypeVar("T")
 
 
 def paper_settings() -> dict[str, Any]:
@@ -148,8 +154,9 @@ def train_grpo(
         adapter: Train a new LoRA on a whole model, which is then the reference.
         algorithm: "grpo", or "reinforce++" (Table 5).
         reward: "position" (the paper's) or "ndcg".
-        rank: Ranks the follow-ups of memory updates, e.g. `served(...)`; None asks the model being trained.
-        follow_up_tokens: Most tokens of such a follow-up of the model being trained; None: as of any completion.
+        rank: Ranks the follow-ups of memory updates, e.g. `served(...)`; None asks the model being trained, or in
+            vLLM's server mode the server that holds it.
+        follow_up_tokens: Most tokens of such a follow-up; None: as of any completion.
         max_prompt: Longer prompts are dropped and counted.
         heldout: Users kept for testing.
         minutes: Stop with a checkpoint after so long.
@@ -171,6 +178,9 @@ def train_grpo(
     checkpoint = claim(out, settings, rows)
     if (out / FINAL).exists():
         return out / FINAL
+    most = follow_up_tokens or config.max_completion_length
+    if rank is None and holds_policy(config):
+        rank = served(server_chat(config), temperature=0.0, max_tokens=most)
     policy, tokenizer = load_policy(model)
     rows = fitting(rows, tokenizer, max_prompt=max_prompt)
     prompts = config.generation_batch_size // config.num_generations
@@ -183,7 +193,7 @@ def train_grpo(
     follow = rank or ranker(
         lambda: trainer.accelerator.unwrap_model(trainer.model),
         tokenizer,
-        max_tokens=follow_up_tokens or config.max_completion_length,
+        max_tokens=most,
         batch_size=config.per_device_train_batch_size,
     )
     trainer = _trainer_class(algorithm)(
@@ -205,6 +215,8 @@ def train_grpo(
         _load_weights(trainer.model, Path(start))
     trainer.accelerator.print(str(rows))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if holds_policy(config) and trainer.is_world_process_zero():
+        trainer.vllm_generation.vllm_client.close_communicator()  # the next round opens its own, at the same port
     return finish(trainer, tokenizer, out)
 
 
@@ -235,6 +247,10 @@ class Rounds:
     """The last so many turns of each user."""
     candidates: Sequence[int] = (20,)
     """Candidates of each round's lists; the last holds for further rounds. Growing numbers make a curriculum."""
+    hard: Sequence[float] = (0.0,)
+    """Share of each round's negatives that are harder than the environment's, likewise; growing shares make another."""
+    hard_kind: str = "popular"
+    """What the harder ones are like: popular, or near to the target (`negatives.HarderTurns`)."""
     prompts: int | None = None
     """Most prompts a round, sampled; None takes all."""
     tasks: Sequence[str] = ("rank", "reflect")
@@ -273,17 +289,23 @@ def train_rounds(
         config: `paper_grpo(...)`; its output_dir holds the rounds.
         rounds: How to collect.
         heldout: Users kept for testing; none may be a training user.
-        llm: A server's client that holds the current policy (vLLM in TRL's server mode, started on the anchor); None
-            asks the policy in this process.
+        llm: Answers the agent graph in the policy's place; None asks the policy in this process, or in vLLM's server
+            mode the server, which gets the policy's weights first.
         minutes: Stop with a checkpoint after so long; a collection is not stopped, but goes on when it was killed.
         options: Of `train_grpo`: adapter, algorithm, reward, rank and so on.
 
     Returns:
         The folder of the last round's policy, or None if the time ran out.
     """
-    if rounds.rounds < 1 or not rounds.candidates:
-        raise InvalidOption("at least one round, and a number of candidates for it, are needed")
+    if rounds.rounds < 1 or not rounds.candidates or not rounds.hard:
+        raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
+    check_choice("hard_kind", rounds.hard_kind, KINDS)
     check_apart(train_users, heldout)
+    if llm is None and holds_policy(config):
+        server_chat(config)  # raises if it can't be asked, before time is wasted
+    told = {"stage": "rounds", "model": str(model), "dataset": dataset.hash, "train_users": digest(train_users)}
+    told |= {name: value for name, value in vars(rounds).items() if name not in ("rounds", "batch_size", "agent")}
+    claim(config.output_dir, told, Rows())
     began = time.monotonic()
     policy: Path | None = None
     for number in range(rounds.rounds):
@@ -314,32 +336,46 @@ def _collected(
     state = PartialState()
     mine = folder / f"population-{state.process_index}" if state.num_processes > 1 else folder / "population"
     parts = [folder / f"rows-{place}.jsonl" for place in range(state.num_processes)]
+    todo = not all(part.exists() for part in parts)
+    state.wait_for_everyone()
+    if todo and llm is None and holds_policy(config):
+        if state.is_main_process:
+            hand_over(config, policy)
+        state.wait_for_everyone()
+        llm = server_chat(config)
     if not parts[state.process_index].exists():
-        seed, n_candidates = rounds.seed + number, rounds.candidates[min(number, len(rounds.candidates) - 1)]
-        settings = {"turns": rounds.turns, "seed": seed, "n_candidates": n_candidates, "split": "train"}
+        seed, n_candidates = rounds.seed + number, _of_round(rounds.candidates, number)
+        settings: dict[str, Any] = {"turns": rounds.turns, "n_candidates": n_candidates, "seed": seed, "split": "train"}
         users = _users(with_turns(dataset, train_users, **settings), rounds, number)
         sampling = {"temperature": config.temperature, "max_tokens": config.max_completion_length}
+        uniform = Stream(dataset, **settings)
+        stream: Turns | None = None
+        if hard := _of_round(rounds.hard, number):
+            stream = HarderTurns(uniform, Evidence(dataset, train_users), rounds.hard_kind, hard)
         if llm is None:
             network, tokenizer = load_policy(policy)
             network.to(state.device)
-            chat: ChatModel = LocalChat(
-                network, tokenizer, model=f"round {number}", batch_size=rounds.batch_size, seed=seed
-            )
-        else:
-            chat = llm
+            llm = LocalChat(network, tokenizer, model=f"round {number}", batch_size=rounds.batch_size, seed=seed)
         run_population(
             dataset,
-            UserAgent.factory(chat, **rounds.agent, **sampling),
+            UserAgent.factory(llm, **rounds.agent, **sampling),
             out=mine,
             users=users[state.process_index :: state.num_processes],
             **settings,
+            stream=stream,
+            about={"hard": hard, "hard_kind": rounds.hard_kind} if hard else None,
             concurrency=max(64, 2 * rounds.batch_size),
             resume=(mine / "run.json").exists(),
             progress=state.is_main_process,
         )
-        write_rows(parts[state.process_index], run_rows(mine, dataset, heldout=heldout, follow_ups=rounds.follow_ups))
+        rows = run_rows(mine, dataset, heldout=heldout, follow_ups=rounds.follow_ups, stream=stream)
+        write_rows(parts[state.process_index], rows)
     state.wait_for_everyone()
     return Rows([row for part in parts for row in read_rows(part)])
+
+
+def _of_round(values: Sequence[T], number: int) -> T:
+    return values[min(number, len(values) - 1)]
 
 
 def _users(train_users: Sequence[Id], rounds: Rounds, number: int) -> list[Id]:

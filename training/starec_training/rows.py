@@ -7,6 +7,7 @@ moment. GRPO samples a group of answers to one such prompt. Supervised training 
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starec_agents.llm import Message
 from starec_agents.parsing import parse_ranking
 from starec_agents.prompts import MAX_HISTORY, rank_messages
+from starec_agents.records import Turns
 from starec_agents.store import read_run, read_steps, write_text
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.stream import Stream
@@ -189,6 +191,17 @@ class Rows:
         rows = [row for place, row in enumerate(self.rows) if place not in choose]
         return Rows(rows, self.dropped + Counter(choose.values()))
 
+    def split(self, users: int) -> tuple[Rows, Rows]:
+        """The rows of all users but so many, and of those: never one user in both."""
+        known = sorted({str(row.snapshot.user_id) for row in self.rows})
+        if not 0 < users < len(known):
+            raise InvalidOption(f"{users} of the rows' {len(known)} users kept apart: wanted 1 to {len(known) - 1}")
+        apart = set(random.Random(0).sample(known, users))
+        parts: tuple[Rows, Rows] = Rows(), Rows()
+        for row in self.rows:
+            parts[str(row.snapshot.user_id) in apart].rows.append(row)
+        return parts
+
 
 def read_rows(path: str | Path) -> Rows:
     """Rows from a JSONL file.
@@ -242,8 +255,9 @@ def run_rows(
     heldout: Collection[Id] = (),
     follow_ups: int = 1,
     follow: Literal["next", "same"] = "next",
+    stream: Turns | None = None,
 ) -> Rows:
-    """Training rows from a population's run.
+    """Training rows from a population's run, in the order of users and turns, whatever the order of the record.
 
     Args:
         out: The run's folder.
@@ -253,6 +267,7 @@ def run_rows(
         follow: "next": the user's next turns; an update that no turn of the run follows is dropped. "same": the
             candidates of the turn itself, which the paper's "a relevant candidate set" (4.2.2) can also mean; it pays
             for merely repeating the answer in the profile.
+        stream: The turns that the run was given; None for those that its settings draw.
 
     Raises:
         TrainingError: The run was made on other data, or a held-out user is in it.
@@ -267,12 +282,12 @@ def run_rows(
             "prepare the data set as that run did"
         )
     settings = ("n_candidates", "seed", "split", "targets", "turns", "min_history")
-    stream = Stream(dataset, **{name: run[name] for name in settings})
+    stream = stream or Stream(dataset, **{name: run[name] for name in settings})
     formats = ("answer_format", "structured", "max_history")
     common: dict[str, Any] = {name: run[name] for name in formats if name in run}
     lineage = {"run": Path(out).name, "model": run["model"], "graph": run["graph"]}
     rows = Rows()
-    for user_id, steps in _by_user(read_steps(out)):
+    for user_id, steps in sorted(_by_user(read_steps(out)), key=lambda found: dataset.user_index(found[0])):
         check_apart([user_id], heldout)
         turns = {turn.number: turn for turn in stream.turns(dataset.user_index(user_id))}
         for step in steps:
@@ -289,7 +304,7 @@ def _by_user(steps: Iterable[Step]) -> Iterator[tuple[Id, list[Step]]]:
     users: dict[Id, dict[int, Step]] = {}
     for step in steps:
         users.setdefault(step.user_id, {})[step.turn] = step  # a resumed run's later record of a turn wins
-    return ((user_id, list(found.values())) for user_id, found in users.items())
+    return ((user_id, [found[turn] for turn in sorted(found)]) for user_id, found in users.items())
 
 
 def _add(

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from starec_agents.store import write_text
-from starec_agents.weights import SMOLLM2, smollm2_folder
+from starec_agents.weights import NANO, SMOLLM2, find_folder
 from starec_env.errors import StarecWarning, TrainingError
 from starec_training.health import symptoms
 from starec_training.rows import Rows, check_chat_template
@@ -36,13 +36,14 @@ def load_policy(model: str | Path) -> tuple[Any, Any]:
     """A policy to train or to ask, and its tokenizer (padding on the left).
 
     Args:
-        model: A folder in Hugging Face's format, an adapter's folder (it stays trainable), a hub id, or "smollm2".
+        model: A folder in Hugging Face's format, an adapter's folder (it stays trainable), a hub id, "starec-nano" or
+            "smollm2".
             Weights are held in float32; bfloat16 is for the arithmetic.
 
     Raises:
         TrainingError: It can't be loaded, or its tokenizer has no chat template.
     """
-    where = str(smollm2_folder(sys.executable)) if str(model) == SMOLLM2 else str(model)
+    where = find_folder(str(model), sys.executable) if model in (NANO, SMOLLM2) else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
         if (Path(where) / "adapter_config.json").exists():
@@ -82,8 +83,8 @@ def claim(out: str | Path, settings: Mapping[str, Any], rows: Rows) -> Path | No
         TrainingError: The folder belongs to another run.
     """
     folder, path = Path(out), Path(out) / "stage.json"
-    digest = blake2b("\n".join(row.model_dump_json() for row in rows).encode(), digest_size=8).hexdigest()
-    wanted = json.loads(json.dumps({**settings, "rows": len(rows), "rows_hash": digest}, default=str))
+    known = {"rows": len(rows), "rows_hash": digest(row.model_dump_json() for row in rows)}
+    wanted = json.loads(json.dumps({**settings, **known}, default=str))
     with PartialState().main_process_first():
         if not path.exists():
             if any(folder.glob("checkpoint-*")):
@@ -98,6 +99,11 @@ def claim(out: str | Path, settings: Mapping[str, Any], rows: Rows) -> Path | No
             f"{wanted[key]!r}); resume with the same settings, or choose another output_dir"
         )
     return last_checkpoint(folder)
+
+
+def digest(values: Iterable[Any]) -> str:
+    """A short hash of some values in order."""
+    return blake2b("\n".join(map(str, values)).encode(), digest_size=8).hexdigest()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
