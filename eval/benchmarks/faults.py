@@ -9,7 +9,8 @@ mix it is checked, not only shown, that
 - every user ends with all its steps, or with a recorded failure;
 - the resumed run redoes the failed users alone, and asks nothing whose answer was recorded;
 - the record is then the same as that of a run without faults;
-- no request is sent more than 1 + max_retries times in a session, and no more are in flight than allowed.
+- no request is sent more than 1 + max_retries times in a session, and no more are in flight than allowed;
+- the limit of requests in flight recovers with the server.
 
 Shown are requests, retries, failed users, the most in flight, the limit that the client settled at and, after 2,000
 answers from the recovered server, what it has come back to.
@@ -26,7 +27,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -126,6 +126,7 @@ async def check_mix(faults: dict[str, float], dataset: Dataset, users: int, out:
             if truth is not None and not CHANGES_ANSWERS & set(faults):
                 assert record(out) == truth, "the record differs from a run without faults"
             await recover(llm)
+            assert pool.limit >= 64, pool.limit
             return [
                 f"{first:,}", f"{retries:,}", str(len(failed)), f"{again:,}", str(server.peak), f"{settled:.0f}",
                 f"{pool.limit:.0f}", f"{time.perf_counter() - started:.0f} s",
@@ -171,5 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    np.random.default_rng()
     main()

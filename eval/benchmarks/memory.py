@@ -5,8 +5,9 @@
 Each size runs in a process of its own: ml-1m (its 6,040 users repeated under new ids to as many as wanted, a turn
 each), the scripted model, 256 users in flight. Shown are the peak of the process's resident memory, what of it was
 there before the run (packages and data set), and the time. Then as many users as given are held in flight at once, each
-waiting for its answer, to see what one costs beyond its prompt's text. In the same way: as many environments of the
-vector environment as given with --envs, stepped three times.
+waiting for its answer, to see what one costs beyond its prompt's text, and beside it as many invocations of the least
+LangGraph graph: one node, which waits. Last come as many users as given with --envs, each in an environment of its own
+in the vector environment, stepped three times: what the data set's arrays take, and what the environment adds.
 """
 
 import argparse
@@ -18,8 +19,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
+from langgraph.graph import StateGraph
 
 from starec_agents import ScriptedChat, UserAgent, arun_population, run_population
 from starec_agents.llm import Completion, Message
@@ -47,7 +50,13 @@ def repeated(dataset: Dataset, n_users: int) -> Dataset:
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Most resident memory so far, or since `forget_peak`, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def now() -> float:
@@ -93,16 +102,41 @@ async def in_flight(dataset: Dataset, n: int) -> None:
     print(llm.full, llm.text / n / 1024, flush=True)
 
 
+async def least_graphs(n: int) -> None:
+    all_here, here = asyncio.Event(), 0
+
+    async def wait(state: dict[str, int]) -> dict[str, int]:
+        nonlocal here
+        here += 1
+        if here == n:
+            print(now(), 0.0, flush=True)
+            all_here.set()
+        await all_here.wait()
+        return {"x": 1}
+
+    builder = StateGraph(TypedDict("State", {"x": int}))
+    builder.add_node(wait)
+    builder.set_entry_point("wait")
+    graph = builder.compile()
+    await asyncio.gather(*(graph.ainvoke({"x": 0}) for _ in range(n)))
+
+
 def environments(dataset: Dataset, n: int) -> None:
+    columns = (dataset.indptr, dataset.item_indices, dataset.ratings, dataset.timestamps, dataset.user_ids)
+    data, before = sum(column.nbytes for column in columns) / 2**20, now()
+    forget_peak()
     envs = UserFeedbackVectorEnv(n, dataset=dataset)
-    before, started = now(), time.perf_counter()
+    made, made_peak = now(), peak()
+    forget_peak()
+    started = time.perf_counter()
     envs.reset(seed=0)
     order = np.tile(np.arange(20), (n, 1))
     for _ in range(3):
         envs.step(order)
     print(
-        f"{n:,} environments: peak {peak():.0f} MiB, {before:.0f} MiB of it before the reset, "
-        f"{1e6 * (time.perf_counter() - started) / 3 / n:.1f} us a step",
+        f"{n:,} environments: data set {data:.0f} MiB; the environment adds {made - before:.0f} MiB when made (peak "
+        f"{made_peak - before:.0f}) and {peak() - made:.0f} MiB at most while stepped, "
+        f"{1e6 * (time.perf_counter() - started) / 4 / n:.1f} us a step; peak of the process {peak():.0f} MiB",
         flush=True,
     )
 
@@ -124,13 +158,16 @@ def main() -> None:
         for n in args.users:
             print(child("run", n, args.data), flush=True)
         few, many = args.in_flight
-        (low, _), (high, text) = (map(float, child("flight", n, args.data).split()) for n in (few, many))
-        each = (high - low) * 1024 / (many - few)
-        print(f"{many:,} in flight: {each:.1f} KiB each, {text:.1f} KiB of it prompt text", flush=True)
+        for kind, what in (("flight", "users"), ("graphs", "one-node LangGraph graphs")):
+            (low, _), (high, text) = (map(float, child(kind, n, args.data).split()) for n in (few, many))
+            each = (high - low) * 1024 / (many - few)
+            print(f"{many:,} {what} in flight: {each:.1f} KiB each, {text:.1f} KiB of it prompt text", flush=True)
         for n in args.envs:
             print(child("envs", n, args.data), flush=True)
         return
     kind, n = args.child[0], int(args.child[1])
+    if kind == "graphs":
+        return asyncio.run(least_graphs(n))
     dataset = prepare(load_dataset("ml-1m", args.data))
     if kind == "run":
         run(repeated(dataset, n), n)
