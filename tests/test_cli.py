@@ -57,6 +57,14 @@ def test_simulate_prints_the_table_and_writes_the_files(endpoint: FakeEndpoint, 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
 
 
+def test_two_servers_share_the_requests_of_a_run(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    with FakeEndpoint(scripted(), models=("scripted",)) as second:
+        before = endpoint.requests
+        done = starec(*simulate_args(endpoint, tmp_path / "run", users=8), "--base-url", second.url)
+        assert done.returncode == 0, done.stderr
+        assert endpoint.requests - before > 5 < second.requests
+
+
 @pytest.mark.parametrize("answers", ["paper", "compact"])
 @pytest.mark.parametrize("agent", ["rank-only", "append-history"])
 def test_agents_and_answer_formats_are_options(

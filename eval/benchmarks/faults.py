@@ -168,7 +168,7 @@ def main() -> None:
             truth = truth or record(out)
             table.add_row(name, *figures)
             print(name, *figures, flush=True)
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
