@@ -3,25 +3,18 @@
     with FakeEndpoint("3 1 2", latency=0.2, faults={"429": 0.05, "cut": 0.01}) as server:
         OpenAIChat(Endpoint(base_url=server.url, model="fake"))
 
-It runs in a thread of its own, so it serves synchronous and asynchronous tests alike. In another process:
-
-    with spawn("--latency", "0.2") as url: ...
-    python tests/fake_endpoint.py --port 0 --latency 0.2          # prints its URL, serves until its stdin is closed
+It runs in a thread of its own, so it serves synchronous and asynchronous tests alike.
 """
 
-import argparse
 import asyncio
-import contextlib
 import email.utils
 import hashlib
 import json
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -303,35 +296,3 @@ def scripted() -> Reply:
 
     answer = scripted_user()
     return lambda body: answer(body["messages"], body)
-
-
-@contextlib.contextmanager
-def spawn(*options: str) -> Iterator[str]:
-    """Run the server in another process, with the command line's options; yields its base_url."""
-    command = [sys.executable, __file__, *options]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdin is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="An OpenAI-compatible server that misbehaves as told.")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds to every answer")
-    parser.add_argument("--reply", default="Hello.", help="the text of every answer")
-    parser.add_argument("--scripted", action="store_true", help="answer our agents' prompts validly")
-    parser.add_argument("--fault", action="append", default=[], metavar="NAME=SHARE", help="e.g. 429=0.05; repeatable")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    faults = {name: float(share) for name, _, share in (fault.partition("=") for fault in given.fault)}
-    reply = scripted() if given.scripted else given.reply
-    with FakeEndpoint(reply, latency=given.latency, faults=faults, seed=given.seed, port=given.port) as server:
-        print(server.url, flush=True)
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,32 +2,28 @@
 
     python eval/benchmarks/client.py [--requests 4000] [--rounds 3]
 
-A fake server in another process answers at once, or after 200 ms. The same number of workers asks it through either
-client, the two taking turns in the same run, on one core. Figures are medians over the rounds: CPU time of this process
-a request, and requests a second. The prompt is 800 words and the answer 200, as a ranking turn's are.
+A server in another process (eval/benchmarks/canned.py) answers at once, or after 200 ms. The same number of workers
+asks it through either client, the two taking turns in the same run, on one core. Figures are medians over the rounds:
+CPU time of this process a request, and requests a second. The prompt is 800 words, as a ranking turn's is.
 """
 
 import argparse
 import asyncio
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import httpx2
 import openai
+from canned import spawn
 from rich.console import Console
 from rich.table import Table
 
 from starec_agents.openai_chat import OpenAIChat
 from starec_env.types import Endpoint
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from fake_endpoint import spawn  # noqa: E402
-
-PROMPT, ANSWER = "word " * 800, "word " * 200
+PROMPT = "word " * 800
 Ask = Callable[[list[dict[str, str]]], Awaitable[object]]
 
 
@@ -79,7 +75,7 @@ def main() -> None:
     columns = ("latency", "in flight", "bare ms", "ours ms", "ratio", "bare req/s", "ours req/s", "ratio")
     table = Table(*columns, title=f"CPU a request and throughput, {given.requests:,} requests, {given.rounds} rounds")
     for latency, in_flight in itertools.product((0.0, 0.2), (64, 256, 512)):
-        with spawn("--latency", str(latency), "--reply", ANSWER) as url:
+        with spawn(latency) as url:
             rounds = [
                 [asyncio.run(client(url, given.requests, in_flight)) for client in (bare, ours)]
                 for _ in range(given.rounds)

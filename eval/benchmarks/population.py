@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from canned import cpu_of, spawn
+from memory import repeated
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from rich.console import Console
 from rich.table import Table
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="medians of which are shown")
     args = parser.parse_args()
-    dataset = prepare(load_dataset("ml-latest-small"))
+    dataset = repeated(prepare(load_dataset("ml-latest-small")), 3 * args.users)
     stream = Stream(dataset, turns=args.turns)
     long_enough = np.flatnonzero(stream.end - stream.begin == args.turns)
     users = [dataset.user(int(user)).id for user in long_enough[: args.users]]
