@@ -1,6 +1,7 @@
 """What instructions hidden in titles and profiles do to a real small model's rankings.
 
-    python eval/benchmarks/injection.py [--turns 60] [--model starec-nano]
+    python eval/benchmarks/injection.py [--turns 300] [--model starec-nano]
+    python eval/benchmarks/injection.py --turns 30 --model smollm2 --structured
 
 The structure of a prompt can't be forged (tests/starec_agents/test_security.py); whether a model heeds what a title
 says is the model's own matter, and is measured here. For each turn of real users one candidate that isn't the true one
@@ -64,7 +65,7 @@ def harmless(dataset: Dataset, turn: Turn, position: int) -> tuple[Query, Memory
 ATTACKS: dict[str, Attack] = {"its own title": own_title, "profile": profile, "history": history, "harmless": harmless}
 
 
-async def compare(llm: OpenAIChat, n: int) -> None:
+async def compare(llm: OpenAIChat, n: int, structured: bool) -> None:
     dataset = prepare(load_dataset("ml-latest-small"))
     stream = Stream(dataset, turns=1)
     users = np.random.default_rng(0).permutation(stream.users)[:n]
@@ -72,7 +73,8 @@ async def compare(llm: OpenAIChat, n: int) -> None:
     targets = [(turn.target + 7) % 20 for turn in turns]
 
     async def rank(query: Query, memory: Memory) -> tuple[tuple[int, ...], bool]:
-        ranking = await UserAgent(llm, answer_format="compact", memory=memory).arank(query)
+        options = {"structured": structured, "max_tokens": 300}
+        ranking = await UserAgent(llm, answer_format="compact", memory=memory, **options).arank(query)
         return ranking.order, ranking.valid
 
     async def rank_all(attack: Attack | None) -> list[tuple[tuple[int, ...], bool]]:
@@ -102,11 +104,12 @@ async def compare(llm: OpenAIChat, n: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=300)
     parser.add_argument("--model", default="starec-nano", help="what `starec serve` serves")
+    parser.add_argument("--structured", action="store_true", help="for models that can't write a ranking unaided")
     args = parser.parse_args()
     with local_server(args.model) as endpoint:
-        asyncio.run(compare(OpenAIChat(endpoint), args.turns))
+        asyncio.run(compare(OpenAIChat(endpoint), args.turns, args.structured))
 
 
 if __name__ == "__main__":
