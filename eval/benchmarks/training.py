@@ -1,18 +1,22 @@
-"""Time generation, SFT and GRPO of one model, and our GRPO step beside bare TRL's.
+"""Time SFT and GRPO of a model, our GRPO step beside bare TRL's, and generation, with the peak memory of each.
 
-    python eval/benchmarks/training.py --model smollm2 --steps 2
+    python eval/benchmarks/training.py --models starec-nano smollm2 --steps 2
 
-Our GRPO step (checked groups, recorded spread, rewards from snapshots) runs in turn with bare TRL's on the same ranking
-prompts, so that both meet the same load of the machine. CPU seconds are the process's own, which a busy machine
-stretches less than wall seconds.
+Each part runs in a process of its own, on rows of the blind teacher of ml-latest-small. Our GRPO step (checked groups,
+recorded spread, rewards from snapshots) and bare TRL's run in turn on the same ranking prompts, so that both meet the
+same load of the machine. CPU seconds are the process's own, which a busy machine stretches less than
+wall seconds. Tokens are those of prompts and answers together.
 """
 
 import argparse
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,91 +34,116 @@ from starec_training.rows import Rows, run_rows, to_dataset, with_turns
 from starec_training.sft import lora, paper_sft, train_sft
 from starec_training.stage import load_policy
 
+AT_ONCE = {"starec-nano": 8, "smollm2": 1}
+"""GRPO steps that are timed at once: what a trainer does before its first step is no part of a step."""
+QUIET = {"disable_tqdm": True, "report_to": "none", "logging_steps": 10**6}
+
 
 def teacher_rows(args: argparse.Namespace, folder: Path) -> Rows:
     dataset = prepare(load_dataset("ml-latest-small"))
-    options = {"split": "train", "turns": 2, "n_candidates": args.candidates}
+    options = {"split": "train", "turns": 2}
     users = with_turns(dataset, [dataset.user(user).id for user in range(200)], **options)
-    teacher = BlindTeacher(Evidence(dataset, users))
-    agent = teacher.agent(answer_format="compact", max_history=args.history)
-    run_population(dataset, agent, out=folder, users=users[: args.users], progress=False, **options)
+    agent = {"answer_format": "compact", "max_history": args.history, "structured": args.model == "starec-nano"}
+    teacher = BlindTeacher(Evidence(dataset, users)).agent(**agent)
+    run_population(dataset, teacher, out=folder, users=users[:16], progress=False, **options)
     return run_rows(folder, dataset)
 
 
-def timed_generation(args: argparse.Namespace, rows: Rows) -> dict[str, float]:
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def timed_generation(args: argparse.Namespace, rows: Rows, folder: Path) -> dict[str, float]:
     model, tokenizer = load_policy(args.model)
-    prompts = [row.prompt for row in rows.rows[: args.batch]]
-    began, cpu = time.perf_counter(), time.process_time()
-    answers = generate(model, tokenizer, prompts, max_tokens=args.tokens, batch_size=args.batch)
-    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    new, read = (sum(getattr(a.usage, f"{kind}_tokens") for a in answers) for kind in ("completion", "prompt"))
-    return {"prompt_tokens": read / len(answers), "new_tokens_per_cpu_s": new / cpu, "new_tokens_per_s": new / wall,
-            "all_tokens_per_cpu_s": (new + read) / cpu}  # fmt: skip
+    answers: list[Any] = []
+    prompts = [row.prompt for row in rows][: args.batch]
+    how = {"max_tokens": args.tokens, "batch_size": args.batch, "temperature": 1.0}
+    wall, cpu = timed(lambda: answers.extend(generate(model, tokenizer, prompts, **how)))
+    new = sum(answer.usage.completion_tokens for answer in answers)
+    read = sum(answer.usage.prompt_tokens for answer in answers)
+    return {"tokens": read + new, "new_tokens_per_s": new / wall, "wall_s": wall, "cpu_s": cpu}
 
 
 def timed_sft(args: argparse.Namespace, rows: Rows, folder: Path) -> dict[str, float]:
-    config = paper_sft(
-        output_dir=str(folder),
-        max_steps=args.steps,
-        per_device_train_batch_size=4,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    cpu = time.process_time()
-    train_sft(args.model, rows, config, adapter=lora(16))
-    return {"cpu_s_per_step_of_4": (time.process_time() - cpu) / args.steps}
+    """A step is what `steps` more of them take longer: loading and saving fall out."""
+    _, tokenizer = load_policy(args.model)
+    rows = Rows([max(rows, key=lambda row: len(str(row.prompt) + row.completion))] * 4 * (args.steps + 1))
+    text = [*rows.rows[0].prompt, {"role": "assistant", "content": rows.rows[0].completion}]
+    tokens = 4 * len(tokenizer.apply_chat_template([dict(message) for message in text], return_dict=False))
+    took = []
+    for steps in (1, 1 + args.steps):
+        settings = {"max_steps": steps, "per_device_train_batch_size": 4, "save_strategy": "no", **QUIET}
+        config = paper_sft(output_dir=str(folder / str(steps)), **settings)
+        took.append(timed(lambda config=config: train_sft(args.model, rows, config, adapter=lora(16))))
+    wall, cpu = ((after - before) / args.steps for before, after in zip(*took, strict=True))
+    return {"tokens": tokens, "wall_s": wall, "cpu_s": cpu}
 
 
-def timed_grpo(args: argparse.Namespace, rows: Rows, folder: Path) -> dict[str, float]:
-    """Seconds of each trainer's steps, one step of each in turn."""
-    ranked = to_dataset([row for row in rows if row.task == "rank"]).remove_columns("completion")
-    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-    cpu: dict[str, list[float]] = {"ours": [], "bare": []}
-    trainers = {}
-    for name, made in (("ours", AgentGRPO), ("bare", GRPOTrainer)):
-        model, tokenizer = load_policy(args.model)
-        config = paper_grpo(
-            output_dir=str(folder / name), max_steps=1, gradient_accumulation_steps=1, save_strategy="no",
-            max_completion_length=args.tokens, disable_tqdm=True, log_completions=False, logging_steps=10**6,
-            generation_kwargs={"min_new_tokens": args.tokens}, learning_rate=0.0, beta=0.0,
-        )  # fmt: skip
-        rewards = [ranking_reward()] if name == "ours" else [lambda completions, **_: [0.0] * len(completions)]
-        (folder / name).mkdir(parents=True)
-        trainers[name] = made(
-            model=model, args=config, reward_funcs=rewards, train_dataset=ranked, processing_class=tokenizer,
-            peft_config=lora(16),
-        )  # fmt: skip
-    for _ in range(args.steps + 1):
-        for name, trainer in trainers.items():
-            trainer.args.max_steps = 1
-            began, used = time.perf_counter(), time.process_time()
-            trainer.train()
-            seconds[name].append(time.perf_counter() - began)
-            cpu[name].append(time.process_time() - used)
-    middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    spent = {name: statistics.median(values[1:]) for name, values in cpu.items()}
-    return {"s_per_step_of_8": middle["ours"], "cpu_s_per_step_of_8": spent["ours"],
-            "bare_trl_cpu_s_per_step_of_8": spent["bare"], "ours_to_bare": spent["ours"] / spent["bare"]}  # fmt: skip
+def grpo_trainer(made: type[GRPOTrainer], args: argparse.Namespace, rows: Rows, folder: Path) -> GRPOTrainer:
+    model, tokenizer = load_policy(args.model)
+    config = paper_grpo(
+        output_dir=str(folder), max_steps=AT_ONCE[args.model], gradient_accumulation_steps=1, save_strategy="no",
+        max_completion_length=args.tokens, log_completions=False, learning_rate=0.0, beta=args.beta,
+        generation_kwargs={"min_new_tokens": args.tokens}, **QUIET,
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    ours = made is AgentGRPO
+    return made(
+        model=model, args=config, processing_class=tokenizer, peft_config=lora(16),
+        reward_funcs=[ranking_reward() if ours else lambda completions, **_: [0.0] * len(completions)],
+        train_dataset=to_dataset([row for row in rows if row.task == "rank"]).remove_columns("completion"),
+    )  # fmt: skip
+
+
+def timed_grpo(args: argparse.Namespace, rows: Rows, folder: Path, *beside: type[GRPOTrainer]) -> dict[str, float]:
+    trainers = [grpo_trainer(made, args, rows, folder / made.__name__) for made in (AgentGRPO, *beside)]
+    took = [[timed(trainer.train) for trainer in trainers] for _ in range(args.steps + 1)][1:]
+    found: dict[str, float] = {"tokens": trainers[0].state.num_input_tokens_seen / AT_ONCE[args.model]}
+    for place, kind in enumerate(("wall", "cpu")):
+        seconds = [[one[place] for one in step] for step in took]
+        found[f"{kind}_s"] = statistics.median(step[0] for step in seconds) / AT_ONCE[args.model]
+        if beside:
+            found[f"ours_to_bare_{kind}"] = statistics.median(step[0] / step[1] for step in seconds)
+    return found
+
+
+def timed_beside(args: argparse.Namespace, rows: Rows, folder: Path) -> dict[str, float]:
+    return timed_grpo(args, rows, folder, GRPOTrainer)
+
+
+PARTS = {"generation": timed_generation, "sft": timed_sft, "grpo": timed_grpo, "beside bare TRL": timed_beside}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    for name, value in (("steps", 2), ("batch", 8), ("tokens", 16), ("history", 4), ("candidates", 10)):
+    parser.add_argument("--models", nargs="+", choices=AT_ONCE, default=list(AT_ONCE))
+    for name, value in (("steps", 2), ("batch", 8), ("tokens", 16), ("history", 4), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--users", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beta", type=float, default=1e-3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        rows = teacher_rows(args, folder / "run")
-        found: dict[str, Any] = {"model": args.model, "threads": args.threads, "torch": torch.__version__}
-        found["generation"] = timed_generation(args, rows)
-        found["sft"] = timed_sft(args, rows, folder / "sft")
-        found["grpo"] = timed_grpo(args, rows, folder / "grpo")
-    found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(found, indent=1))
+    if args.model:
+        torch.set_num_threads(args.threads)
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = teacher_rows(args, Path(scratch) / "run")
+            found = PARTS[args.parts[0]](args, rows, Path(scratch) / "out")
+        found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        for kind, name in (("wall", "tokens_per_s"), ("cpu", "tokens_per_cpu_s")):
+            found[name] = found["tokens"] / found[f"{kind}_s"]
+        print(json.dumps(found))
+        return
+    told = [f"--{name}={getattr(args, name)}" for name in ("steps", "batch", "tokens", "history", "threads", "beta")]
+    for model in args.models:
+        for part in args.parts:
+            command = [sys.executable, __file__, "--model", model, "--parts", part, *told]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{model}, {part}: {done.stderr[-2000:]}")
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(model, part, json.dumps({name: round(value, 3) for name, value in found.items()}), flush=True)
 
 
 if __name__ == "__main__":

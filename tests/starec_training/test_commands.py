@@ -1,18 +1,21 @@
 """`starec train`: from a data set to rows and to a policy by commands alone; faults in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_endpoint import FakeEndpoint
-from support_training import kill_when_there, logged, losses
+from support_training import ROOT, kill_when_there, logged, losses
+from trl import GRPOConfig
 
 from starec_agents.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.errors import TrainingError
-from starec_training.commands import UNFINISHED, read_users
+from starec_training.commands import UNFINISHED, GrpoArguments, _parse, read_users  # noqa: PLC2701
+from starec_training.grpo import paper_settings
 from starec_training.rows import Rows, read_rows, write_rows
 
 
@@ -101,6 +104,26 @@ def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses
     assert (told["hard"], told["hard_kind"]) == (0.5, "near")
     assert starec(*command, "--output_dir", whole, "--n_train", 4) == 1
     assert "belongs to another run: its train_users differ" in capsys.readouterr().err
+
+
+def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
+    command = ["--config", str(tmp_path / "grpo.yaml"), "--output_dir", str(tmp_path / "rl")]
+    given, config = _parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
+    assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
+    assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
+
+
+def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write_rows(tmp_path / "rows.jsonl", taught)
+    command = ["sft", "--model", student, "--rows", tmp_path, "--max_steps", 2, "--report_to", "tensorboard"]
+    assert starec(*command, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sft") == 0
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    found = reading.EventAccumulator(str(events.parent)).Reload()
+    assert [entry.value for entry in found.Scalars("train/loss")] == pytest.approx(logged(tmp_path / "sft", "loss"))
 
 
 @pytest.mark.parametrize(

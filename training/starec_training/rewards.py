@@ -15,7 +15,7 @@ from typing import Any
 
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile
-from starec_env.errors import InvalidOption, TrainingError
+from starec_env.errors import TrainingError
 from starec_env.scoring import ndcg, position_reward
 from starec_env.stream import Reward
 from starec_training.rows import Snapshot, read_snapshot
@@ -58,7 +58,7 @@ def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
     return ranking
 
 
-def memory_reward(rank: RankPrompts, reward: Reward = position_reward, samples: int = 1) -> RewardFunction:
+def memory_reward(rank: RankPrompts, reward: Reward = position_reward) -> RewardFunction:
     """The reward of memory updates: what the follow-up rankings with the new profile are worth, averaged (4.2.2).
 
     All updates of a group are followed by the same rankings, and differ in the profile alone. An answer that holds no
@@ -67,10 +67,7 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward, samples: 
     Args:
         rank: The current policy: `starec_training.policy.ranker`, or `served` with the server that holds it.
         reward: Of the follow-up's rank.
-        samples: Rankings drawn for each follow-up; more than 1 only helps if `rank` samples.
     """
-    if samples < 1:
-        raise InvalidOption(f"samples={samples}: at least one follow-up ranking pays a memory update")
 
     def memory(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
@@ -87,8 +84,8 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward, samples: 
                 continue
             lengths.append(float(len(profile)))
             for number, prompt in enumerate(state.follow_up_prompts(profile)):
-                asked += [(place, state, number)] * samples
-                prompts += [prompt] * samples
+                asked.append((place, state, number))
+                prompts.append(prompt)
         ranks = _follow_up_ranks(rank, asked, prompts)
         for place in {place for place, _, _ in asked}:
             mine = [number for number, (owner, _, _) in enumerate(asked) if owner == place]

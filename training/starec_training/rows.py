@@ -254,7 +254,6 @@ def run_rows(
     *,
     heldout: Collection[Id] = (),
     follow_ups: int = 1,
-    follow: Literal["next", "same"] = "next",
     stream: Turns | None = None,
 ) -> Rows:
     """Training rows from a population's run, in the order of users and turns, whatever the order of the record.
@@ -263,10 +262,9 @@ def run_rows(
         out: The run's folder.
         dataset: The prepared data set that it ran on.
         heldout: Users kept for testing: none of them may be in the run.
-        follow_ups: How many of the user's next turns pay a memory update.
-        follow: "next": the user's next turns; an update that no turn of the run follows is dropped. "same": the
-            candidates of the turn itself, which the paper's "a relevant candidate set" (4.2.2) can also mean; it pays
-            for merely repeating the answer in the profile.
+        follow_ups: How many of the user's next turns pay a memory update; one that no turn follows is dropped. The
+            paper's "a relevant candidate set" (4.2.2) could also mean the turn's own, which would pay for merely
+            repeating the answer in the profile.
         stream: The turns that the run was given; None for those that its settings draw.
 
     Raises:
@@ -296,7 +294,7 @@ def run_rows(
                 raise TrainingError(f"{out}: user {user_id!r}, turn {step.turn} showed other candidates than {dataset}")
             later = [turn for number, turn in turns.items() if number > step.turn and turn.liked][:follow_ups]
             for call in step.calls:
-                _add(rows, call, step, turn, later if follow == "next" else [turn], common, lineage)
+                _add(rows, call, step, turn, later, common, lineage)
     return rows
 
 
