@@ -12,8 +12,8 @@ Over there, with this checkout: bring part after part into one folder, unpack, a
 A piece does what fits in its time; all of its stages go on from their own records and checkpoints. Where the machine is
 given back in between, `save` packs what can't be made again (adapters, the last checkpoints, the rounds' rows, ranks),
 and `unpack` brings it to the next machine. The stages are the ordinary commands, with a table by the protocol at the
-end: what the anchor and the trained policy are worth beside the baselines. `--scale 0.01` is the rehearsal on a CPU.
-Settings not from the paper are beginnings, and have not been tuned on a GPU.
+end: what the anchor and the trained policy are worth beside the baselines. `--scale 0.01` is the rehearsal on a CPU:
+ten users, a few steps of each stage. Settings not from the paper are beginnings, and have not been tuned on a GPU.
 """
 
 import argparse
@@ -23,13 +23,16 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 HOME = Path("runs/smollm2")
 MODEL, DATA, WHEELS = HOME / "model", HOME / "ml-1m", HOME / "wheels"
 PART = 55 * 10**6
 UNFINISHED = 3
-FORMAT = ["--answer_format", "compact", "--max_history", "10"]
+MAX_HISTORY = 10
+BASELINES = "random,pop,item-knn,markov,ease,ensemble"
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -102,37 +105,50 @@ def _convert() -> None:
     AutoModelForCausalLM.from_pretrained(MODEL, **how).save_pretrained(MODEL)
 
 
+SFT = {"lora_rank": 16, "learning_rate": 5e-4, "max_length": 2048, "save_total_limit": 1, "report_to": "none"}
+RL = {"learning_rate": 2e-5, "reward": "ndcg", "max_completion_length": 160, "save_total_limit": 1, "report_to": "none"}
+ON_GPU = {
+    "sft": {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2, "save_steps": 50},
+    "rl": {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8, "save_steps": 5, "rounds": 4}
+    | {"user_turns": 3, "hard": [0, 0.25, 0.5], "collect_batch": 256},
+}
+ON_CPU = {
+    "sft": {"per_device_train_batch_size": 4, "num_train_epochs": 1, "max_steps": 8, "save_steps": 4},
+    "rl": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "save_steps": 1, "max_steps": 2}
+    | {"user_turns": 2, "hard": [0.25], "collect_batch": 8, "round_users": 4, "prompts": 4},
+}
+
+
 def piece(args: argparse.Namespace) -> None:
     """The stages in order, as far as the time goes."""
     until = time.monotonic() + 60 * args.minutes
-    users, gpu = max(8, round(1000 * args.scale)), _gpu()
-    held, data = HOME / "table", ["--dataset", "ml-1m", "--data_dir", str(DATA)]
-    baselines = ["--methods", "random,pop,item-knn,markov,ease,ensemble", "--users", str(users), "--quiet"]
-    if not (held / "candidates.parquet").exists():
-        told = ["--dataset", "ml-1m", "--data-dir", str(DATA), "--reading", "paper", "--out", str(held)]
-        _run(until, "eval", *told, *baselines, "--resume")
-    if not (HOME / "taught" / "rows.jsonl").exists():
-        told = ["--heldout", str(held / "candidates.parquet"), "--n_train", str(users), "--user_turns", "4"]
-        _run(until, "train", "teach", *data, *told, *FORMAT, "--min_ndcg", "0", "--out", str(HOME / "taught"))
-    ours = ["--users_file", str(HOME / "taught" / "users.json"), "--report_to", "none"]
-    if not (HOME / "sft" / "final").exists():
-        batch = ["--per_device_train_batch_size", "32" if gpu else "4"]
-        batch += ["--gradient_accumulation_steps", "2" if gpu else "1", "--save_steps", "50" if gpu else "5"]
-        told = ["--model", str(MODEL), "--rows", str(HOME / "taught"), "--lora_rank", "16", "--learning_rate", "5e-4"]
-        told += ["--num_train_epochs", "3" if gpu else "1", "--max_length", "2048", "--save_total_limit", "1"]
-        _run(until, "train", "sft", *told, *batch, *ours, "--output_dir", str(HOME / "sft"), timed=True)
-    rounds = 4 if gpu else 1
-    if not (last := HOME / "rl" / f"round-{rounds - 1}" / "train" / "final").exists():
-        batch = ["--per_device_train_batch_size", "64" if gpu else "8"]
-        batch += ["--gradient_accumulation_steps", "8" if gpu else "1", "--save_steps", "5" if gpu else "1"]
-        told = ["--model", str(HOME / "sft" / "final"), *data, "--rounds", str(rounds), "--round_users", str(users)]
-        told += ["--user_turns", "3", "--learning_rate", "2e-5", "--max_completion_length", "160", "--reward", "ndcg"]
-        told += ["--collect_batch", "256" if gpu else "8", "--save_total_limit", "1", "--hard", "0", "0.25", "0.5"]
-        told += [] if gpu else ["--prompts", "4", "--max_steps", "4"]
-        _run(until, "train", "grpo", *told, *FORMAT, *batch, *ours, "--output_dir", str(HOME / "rl"), timed=True)
-    _left(until)
-    compared = [sys.executable, __file__, "compare", "--rl", str(last), "--users", str(users)]
-    _run_command(until, compared)
+    users, how = max(8, round(1000 * args.scale)), ON_GPU if _gpu() else ON_CPU
+    table, taught, sft, rl = (HOME / name for name in ("table", "taught", "sft", "rl"))
+    data = {"dataset": "ml-1m", "data_dir": DATA}
+    shown = {"answer_format": "compact", "max_history": MAX_HISTORY}
+    known = {"users_file": taught / "users.json"}
+    if not (table / "candidates.parquet").exists():
+        told = ["--dataset", "ml-1m", "--data-dir", str(DATA), "--reading", "paper", "--users", str(users)]
+        _run(until, ["eval", *told, "--methods", BASELINES, "--out", str(table), "--resume", "--quiet"])
+    if not (taught / "rows.jsonl").exists():
+        told = {"heldout": table / "candidates.parquet", "n_train": users, "user_turns": 4, "min_ndcg": 0}
+        _run(until, ["train", "teach", *_flags(data | shown | told | {"out": taught})])
+    if not (sft / "final").exists():
+        told = {"model": MODEL, "rows": taught, "output_dir": sft}
+        _run(until, ["train", "sft", *_flags(SFT | how["sft"] | known | told)], timed=True)
+    last = rl / f"round-{how['rl'].get('rounds', 1) - 1}" / "train" / "final"
+    if not last.exists():
+        told = {"model": sft / "final", "output_dir": rl}
+        _run(until, ["train", "grpo", *_flags(RL | how["rl"] | data | shown | known | told)], timed=True)
+    _run_command(until, [sys.executable, __file__, "compare", "--rl", str(last)])
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [
+        text
+        for name, value in options.items()
+        for text in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def _gpu() -> bool:
@@ -147,9 +163,8 @@ def _left(until: float) -> float:
     return left
 
 
-def _run(until: float, *command: str, timed: bool = False) -> None:
-    left = _left(until)
-    minutes = ["--minutes", f"{0.9 * left / 60:.2f}"] if timed else []  # the rest is for loading and saving
+def _run(until: float, command: list[str], timed: bool = False) -> None:
+    minutes = ["--minutes", f"{0.9 * _left(until) / 60:.2f}"] if timed else []  # the rest is for loading and saving
     _run_command(until, [sys.executable, "-m", "starec_env.cli", *command, *minutes])
 
 
@@ -176,12 +191,9 @@ def compare(args: argparse.Namespace) -> None:
     from starec_training.stage import load_policy
 
     gpu = _gpu()
-    agent = {"answer_format": "compact", "max_history": 10, "warmup": 4 if gpu else 1, "max_tokens": 160}
-    protocol = Protocol(
-        load_dataset("ml-1m", DATA), "paper", candidates=HOME / "table" / "candidates.parquet",
-        repetitions=3, users=None,
-    )  # fmt: skip
-    rankers = list(build("random,pop,item-knn,markov,ease,ensemble".split(","), 0))
+    agent = {"answer_format": "compact", "max_history": MAX_HISTORY, "warmup": 4 if gpu else 0, "max_tokens": 160}
+    protocol = Protocol(load_dataset("ml-1m", DATA), "paper", candidates=HOME / "table" / "candidates.parquet")
+    rankers = list(build(BASELINES.split(","), 0))
     for name, folder in (("SFT", HOME / "sft" / "final"), ("GRPO", args.rl)):
         network, tokenizer = load_policy(folder)
         network.to("cuda" if gpu else "cpu")
