@@ -128,21 +128,27 @@ def learning_curve(steps: Sequence[Step], k: int = 10) -> list[Estimate]:
     return [_ndcg(turn, at[turn], k) for turn in sorted(at)]
 
 
-def position_bias(steps: Iterable[Step]) -> list[Estimate]:
-    """Mean rank of the positive against its 1-based place in the prompt; one that isn't ranked counts as last.
+def position_bias(steps: Iterable[Step], bands: int = 4) -> list[Estimate]:
+    """Mean rank of the positive against its place in the prompt; one that isn't ranked counts as last.
 
-    Without bias the line is flat: places are drawn by chance.
+    Without bias all are equal: places are drawn by chance.
+
+    Args:
+        steps: A run's.
+        bands: Equal parts of the prompt's list that places are taken together in; a label such as "6-10" is 1-based.
     """
-    at: dict[int, list[Step]] = defaultdict(list)
+    at: dict[tuple[int, int], list[Step]] = defaultdict(list)
     for step in steps:
-        at[step.target + 1].append(step)
+        n = len(step.candidates)
+        band = step.target * bands // n
+        at[-(-band * n // bands), -(-(band + 1) * n // bands)].append(step)
     return [
         estimate(
-            place,
-            [step.feedback.rank or len(step.candidates) for step in at[place]],
-            [step.user_id for step in at[place]],
+            f"{first + 1}-{stop}" if stop > first + 1 else stop,
+            [step.feedback.rank or len(step.candidates) for step in at[first, stop]],
+            [step.user_id for step in at[first, stop]],
         )
-        for place in sorted(at)
+        for first, stop in sorted(at)
     ]
 
 

@@ -267,8 +267,8 @@ def run_figures(runs: Sequence[Told]) -> Iterator[FigureData]:
     yield _of(
         told,
         "Position bias",
-        "Mean rank of the true item by its place in the prompt; a flat line is no bias.",
-        "place in the prompt",
+        "Mean rank of the true item by its place in the prompt; equal bars are no bias.",
+        "",
         "mean rank",
         lambda run: analysis.position_bias(run.all_steps),
         2,

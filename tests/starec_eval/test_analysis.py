@@ -83,8 +83,16 @@ def test_the_learning_curve_counts_turns_learned_from_and_errors_over_users():
 
 
 def test_position_bias_is_the_rank_by_place_shown_and_a_missing_one_is_last():
-    found = analysis.position_bias([step(1, rank=2, target=0), step(2, rank=None, target=0), step(1, rank=5, target=9)])
-    assert [(place.label, place.mean, place.n) for place in found] == [("1", 11, 2), ("10", 5, 1)]
+    steps = [
+        step(1, rank=2, target=0),
+        step(2, rank=None, target=4),
+        step(1, rank=5, target=9),
+        step(1, rank=3, target=19),
+    ]
+    found = analysis.position_bias(steps)
+    assert [(place.label, place.mean, place.n) for place in found] == [("1-5", 11, 2), ("6-10", 5, 1), ("16-20", 3, 1)]
+    assert [place.label for place in analysis.position_bias(steps, bands=20)] == ["1", "5", "10", "20"]
+    assert [place.label for place in analysis.position_bias(steps, bands=3)] == ["1-7", "8-14", "15-20"]
 
 
 def test_the_position_slope_is_least_squares_and_zero_without_bias():

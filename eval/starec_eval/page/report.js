@@ -70,7 +70,10 @@ function tell(step, titles, lists) {
     make("p", {}, "The user took ", make("mark", {}, titles[step.target]), ` and ${step.liked ? "liked" : "disliked"} it. `,
       `The agent ${rank}, so predicted ${step.predicted ? "liked" : "disliked"}; reward ${step.reward.toFixed(1)}.`),
   ];
-  if (step.problems.length) parts.push(make("p", { class: "problem" }, `The answer had problems: ${step.problems.join("; ")}`));
+  const wrong = step.problems.filter((problem) => !problem.startsWith("tied"));
+  if (wrong.length) parts.push(make("p", { class: "problem" }, `The answer had problems: ${wrong.join("; ")}`));
+  const tied = step.problems.find((problem) => problem.startsWith("tied"));
+  if (tied) parts.push(make("p", {}, make("small", {}, `Equal scores, in the order shown: ${tied.replace("tied: ", "")}`)));
   const places = step.order.map((item) =>
     make("li", {}, item === step.target ? make("mark", {}, titles[item]) : titles[item]));
   parts.push(make("h5", {}, "Ranking"), make("ol", { class: "ranking" }, ...places));
