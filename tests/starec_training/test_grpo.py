@@ -191,6 +191,9 @@ def test_rounds_collect_with_the_policy_and_keep_the_anchor(
         kept = {name: v for name, v in caught[1].model.named_parameters() if ".ref." in name}
         weights = load_peft_weights(str(anchor))
         assert all(torch.equal(v, weights[name.replace(".ref.", ".")]) for name, v in kept.items())
+    stuck = without_spread(tmp_path / "round-0" / "train")
+    second_spread = (tmp_path / "round-1" / "train" / "spread.jsonl").read_text().splitlines()
+    assert stuck and not stuck & {tuple(json.loads(line)[:3]) for line in second_spread}
     before = (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns
     assert train_rounds(anchor, films, train_users, config(tmp_path), rounds) == final
     assert (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns == before
