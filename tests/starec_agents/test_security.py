@@ -130,12 +130,7 @@ def test_a_server_that_echoes_the_key_does_not_bring_it_into_the_record(
 
 
 SOURCES = ("starec_env", "agents", "training", "eval/starec_eval")
-OWN_FILE = pytest.mark.xfail(reason="hands its ground truth to its own processes through a pickled file")
-MODULES = [
-    pytest.param(path, marks=OWN_FILE if path.parts[-2:] == ("miniature", "experiment.py") else ())
-    for source in SOURCES
-    for path in sorted((ROOT / source).rglob("*.py"))
-]
+MODULES = [path for source in SOURCES for path in sorted((ROOT / source).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

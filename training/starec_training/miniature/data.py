@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.llm import Message
+from starec_agents.parsing import parse_profile
 from starec_agents.prompts import event_line, labels, rank_messages, reflect_messages, start_memory
 from starec_agents.titles import item_title
 from starec_env.scoring import LIKED_CUTOFF
@@ -70,6 +71,26 @@ class Example:
     """Where the answer begins in `ids`."""
 
 
+@dataclass
+class Followed:
+    """A memory update whose text will be used at once, at the user's next turn."""
+
+    update: Example
+    query: Query
+    """Of the next turn."""
+    target: int
+    """0-based position of its true item."""
+    memory: Memory
+    """With what the package itself writes of the first turn, and the text of before."""
+
+    def then(self, text: str) -> Example:
+        """The next turn's ranking prompt, if the update's answer was this."""
+        profile = parse_profile(text)
+        messages = rank_messages(self.query, self.memory.updated(profile=profile), "compact", True, MAX_HISTORY)
+        indices = self.query.candidates.indices
+        return Example(messages, "", np.zeros(len(indices)), self.target, indices)
+
+
 class Prompts:
     """Draws prompts of both tasks from the streams of some users.
 
@@ -90,6 +111,9 @@ class Prompts:
         able = wanted[owner] & (np.arange(dataset.n_interactions) - dataset.indptr[owner] >= _MIN_HISTORY)
         self.liked = dataset.ratings > 3
         self.rows, self.disliked = np.flatnonzero(able & self.liked), np.flatnonzero(able & ~self.liked)
+        after = np.searchsorted(self.rows, np.arange(dataset.n_interactions), side="right")
+        self.next = np.append(self.rows, -1)[after]
+        """(interactions,) the row of the next liked one in the order of rows; maybe another user's, -1 for none."""
         self.owner, self.texts = owner, Descriptions(evidence)
 
     def draw(self, n: int, reflecting: float = 0.0) -> Iterator[Example]:
@@ -113,10 +137,31 @@ class Prompts:
             query = self._query(who, begin, row, shown[at])
             memory = self._memory(who, begin, row, query)
             if asks[at]:
-                yield self._reflection(query, memory, int(places[at]), bool(self.liked[row]), z[at])
+                yield self._reflection(query, memory, int(places[at]), bool(self.liked[row]), z[at])[0]
             else:
                 messages = rank_messages(query, memory, "compact", True, MAX_HISTORY)
                 yield Example(messages, "", z[at], int(places[at]), shown[at])
+
+    def followed(self, n: int) -> list[Followed]:
+        """Draw n memory updates with the turn that follows each."""
+        rng = self.rng
+        drawn = np.where(rng.random(4 * n) < 0.2, rng.choice(self.disliked, 4 * n), rng.choice(self.rows, 4 * n))
+        goes_on = (self.next[drawn] > 0) & (self.owner[drawn] == self.owner[self.next[drawn]])
+        rows = drawn[goes_on][:n]
+        users = self.owner[rows]
+        first = np.maximum(self.dataset.indptr[users], rows - _SEEN)
+        shown, places = self._candidates(users, rows)
+        later, targets = self._candidates(users, self.next[rows])
+        z = self._judged(users, first, rows, shown)
+        found = []
+        for at, row in enumerate(rows.tolist()):
+            who, begin, then = int(users[at]), int(first[at]), int(self.next[row])
+            query = self._query(who, begin, row, shown[at])
+            memory = self._memory(who, begin, row, query)
+            update, event = self._reflection(query, memory, int(places[at]), bool(self.liked[row]), z[at])
+            following = self._query(who, max(begin, then - _SEEN), then, later[at])
+            found.append(Followed(update, following, int(targets[at]), memory.updated(event=event)))
+        return found
 
     def _candidates(self, users: Any, rows: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         turns = np.arange(self.count, self.count + len(users))
@@ -166,14 +211,18 @@ class Prompts:
             item_id=self.dataset.items[item].id, rank=rank, predicted_liked=rank <= LIKED_CUTOFF, liked=liked
         )
 
-    def _reflection(self, query: Query, memory: Memory, place: int, liked: bool, z: NDArray[np.float64]) -> Example:
+    def _reflection(
+        self, query: Query, memory: Memory, place: int, liked: bool, z: NDArray[np.float64]
+    ) -> tuple[Example, str]:
+        # The update, and what the memory's history says of it.
         order = np.argsort(-(z + self.rng.gumbel(size=len(z)) * self.rng.choice([0.0, 1.0, 3.0])))
         feedback = self._feedback(query.candidates.indices[place], int(np.argmax(order == place)) + 1, liked)
         messages = reflect_messages(
             query, memory, Ranking(order=tuple(order.tolist())), feedback, "compact", MAX_HISTORY
         )
         answer = _MARK + self.texts.describe(query.history, query, feedback)
-        return Example(messages, answer, target=place, candidates=query.candidates.indices)
+        example = Example(messages, answer, target=place, candidates=query.candidates.indices)
+        return example, event_line(query, feedback)
 
 
 class Descriptions:

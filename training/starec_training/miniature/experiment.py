@@ -1,46 +1,70 @@
 """The miniature experiment: the paper's questions, asked of a model that two cores train from nothing.
 
-A seed's jobs follow one another in a process of their own: SFT from the blind teacher, then from that same model each
-of `ARMS` for the same CPU time. Everything is judged on validation or test users by their held-out turn.
+First each seed's and size's SFT from the blind teacher; then, from those very weights, each of `ARMS` for the same CPU
+time. All is judged on validation or test users by their held-out turn.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_agents.parsing import parse_ranking
 from starec_env import load_dataset, prepare
+from starec_env.errors import TrainingError
 from starec_env.types import Dataset
 from starec_training.evidence import Evidence
-from starec_training.miniature.data import N_CANDIDATES, Encoder, Prompts, Split, split_users, tokens_for
-from starec_training.miniature.heldout import Case, asked, by_user, cases, interval, remembering, told
-from starec_training.miniature.model import answer, new_model, save
+from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, Split, split_users, tokens_for
+from starec_training.miniature.decode import decode
+from starec_training.miniature.heldout import Case, Keeps, asked, by_user, cases, interval, remembering, told
+from starec_training.miniature.model import answer, load, new_model, save
 from starec_training.miniature.train import Settings, judged, ranks_of, train
-from starec_training.policy import generate
 
 Users = Literal["validation", "test"]
+Rows = dict[str, list[int]]
+# Ranks of the true item, by the name of what ranked.
 
+SFT, DIRECT, BOTH = "SFT", "GRPO without SFT", "GRPO, memory texts too"
 ARMS: dict[str, Settings] = {
+    "GRPO": Settings("grpo", learning_rate=7e-4),
     "more SFT": Settings("sft", learning_rate=7e-4, popular_first=0),
     "true item": Settings("true item", learning_rate=7e-4),
-    "GRPO": Settings("grpo", learning_rate=7e-4),
-    "GRPO, no KL": Settings("grpo", learning_rate=7e-4, beta=0.0),
+    BOTH: Settings("grpo", learning_rate=7e-4, texts=8, reflecting=0.25),
     "Reinforce++": Settings("reinforce++", learning_rate=7e-4),
+    "GRPO, no KL": Settings("grpo", learning_rate=7e-4, beta=0.0),
+    DIRECT: Settings("grpo", learning_rate=7e-4, beta=0.0),
 }
-"""What follows SFT, each for the same CPU time, from the same weights."""
+"""What follows SFT, each for the same CPU time, from the same weights; but `DIRECT` from the untrained model."""
+OTHER_SIZES = ("small", "large")
 
-_UNITS_SFT, _BEST_OF, _FREE = 4.0, 8, 40
+_UNITS_SFT, _BEST_OF, _DECODED = 4.0, 8, 150
+_MEMORIES: dict[str, Keeps] = {
+    "its own memory text": "text",
+    "events alone, no text": "events",
+    "the teacher's text": "the teacher's text",
+}
+
+
+class Job(NamedTuple):
+    """One training, from its start to its ranks."""
+
+    seed: int
+    size: str
+    arm: str = SFT
+
+    def file(self, out: Path) -> Path:
+        """Where its result stands."""
+        return out / f"{self.size}-{self.seed}-{self.arm}.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ class Ground:
 
 
 def ground(dataset: str, data_dir: str | None = None) -> Ground:
-    """Load a data set, split its users, and count what its training users did."""
+    """Load a data set, split its users, and count what its training users did (20 CPU seconds)."""
     loaded = load_dataset(dataset, data_dir)
     windows, streams = prepare(loaded), prepare(loaded, max_length=None)
     split = split_users(windows)
@@ -81,134 +105,207 @@ def run(
         seeds: How often the whole is repeated.
         users: Whom to judge by. Recipes are chosen on "validation".
         processes: Jobs at a time, one thread each.
+
+    Raises:
+        TrainingError: The folder holds a run of other settings.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
-    if not (out / "ground.pkl").exists():
-        (out / "ground.pkl").write_bytes(pickle.dumps(ground(dataset, data_dir)))
-    jobs = [(seed, "medium", True) for seed in range(seeds)] + [(0, "small", False), (0, "large", False)]
-    units = sum(_UNITS_SFT + (len(ARMS) + 1) * arms for _, _, arms in jobs)
-    left = minutes * 60 - (time.perf_counter() - begun)
-    unit = 0.8 * left * processes / units  # the rest of the time goes to judging
-    todo = [job for job in jobs if not _file(out, *job[:2]).exists()]
-    with ProcessPoolExecutor(min(processes, max(1, len(todo))), get_context("spawn")) as pool:
-        for done in [pool.submit(_job, out, users, unit, *job) for job in todo]:
-            done.result()
-    text = table([json.loads(_file(out, *job[:2]).read_text()) for job in jobs], unit, users)
+    bases = [Job(seed, "medium") for seed in range(seeds)] + [Job(0, size) for size in OTHER_SIZES]
+    arms = [Job(seed, "medium", arm) for arm in ARMS for seed in range(seeds)]
+    arms += [Job(0, size, "GRPO") for size in OTHER_SIZES]
+    unit = 0.8 * minutes * 60 * processes / (_UNITS_SFT * len(bases) + len(arms))  # the rest is for judging
+    wanted = {"dataset": dataset, "users": users, "unit": round(unit, 1), "seeds": seeds}
+    _claim(out / "settings.json", wanted)
+    for stage in (bases, arms):
+        todo = [job for job in stage if not job.file(out).exists()]
+        options: Any = {"initializer": _begin, "initargs": (dataset, data_dir)}
+        with ProcessPoolExecutor(min(processes, max(1, len(todo))), get_context("spawn"), **options) as pool:
+            for done in [pool.submit(_job, job, out, users, unit) for job in todo]:
+                done.result()
+    text = table([json.loads(job.file(out).read_text()) for job in (*bases, *arms)], unit, users)
     (out / "table.md").write_text(text)
     return text
 
 
-def _file(out: Path, seed: int, size: str) -> Path:
-    return out / f"{size}-{seed}.json"
+def _claim(path: Path, wanted: dict[str, Any]) -> None:
+    if path.exists() and (there := json.loads(path.read_text())) != wanted:
+        raise TrainingError(f"{path.parent} holds a run with {there}, not {wanted}: give another --out")
+    path.write_text(json.dumps(wanted))
 
 
-def _job(out: Path, users: Users, unit: float, seed: int, size: str, arms: bool) -> None:
+_ground: Ground | None = None
+
+
+def _begin(dataset: str, data_dir: str | None) -> None:
+    # In each process of the pool, once.
     import torch
 
+    global _ground
     torch.set_num_threads(1)
-    base: Ground = pickle.loads((out / "ground.pkl").read_bytes())
+    _ground = ground(dataset, data_dir)
+
+
+def _job(job: Job, out: Path, users: Users, unit: float) -> None:
+    base = _ground
+    assert base is not None
     found = cases(base.windows, getattr(base.split, users))
-    prompts = Prompts(base.streams, base.evidence, base.split.train, seed)
-    encoder = Encoder(tokens_for(prompts), base.streams)
-    shown = encoder.encode([asked(case) for case in found])
-    model = new_model(base.evidence, encoder, shown[0], size, seed)
-    result: dict[str, Any] = {"seed": seed, "size": size, "weights": sum(w.numel() for w in model.parameters())}
-    rows: dict[str, list[float]] = {}
+    stage = [SFT, *ARMS].index(job.arm) and 1  # all arms draw the same prompts, and others than SFT drew
+    prompts = Prompts(base.streams, base.evidence, base.split.train, 2 * job.seed + stage)
+    start = out / f"{job.size}-{job.seed}"
+    if job.arm == SFT:
+        encoder = Encoder(tokens_for(prompts), base.streams)
+    else:
+        trained, tokenizer = load(start)
+        encoder = Encoder(tokenizer, base.streams)
+    shown = encoder.encode([asked(case.turn) for case in found])
+    rows: Rows = {}
+    if job.arm in (SFT, DIRECT):
+        model, anchor = new_model(base.evidence, encoder, shown[0], job.size, job.seed), None
+    else:
+        model, anchor = trained, load(start)[0].eval()
+    if job.arm == DIRECT:
+        rows["no training"] = judged(model.eval(), encoder, shown).tolist()
+    if job == Job(0, "medium"):
+        rows |= _known(base, found)
+    sft = Settings(seconds=_UNITS_SFT * unit, learning_rate=1.5e-3, batch=8)
+    settings = sft if job.arm == SFT else replace(ARMS[job.arm], seconds=unit)
+    settings = replace(settings, seed=job.seed, log=[])
+    began = time.process_time()
+    train(model, encoder, prompts, settings, anchor=anchor)
+    seconds = time.process_time() - began
+    if job.arm == SFT:
+        save(model, encoder.tokenizer, start)
+        model = load(start)[0].eval()  # what arms begin with: float16's values
+    name = job.arm if job.size == "medium" else f"{job.arm}, {job.size}"
+    rows[name] = judged(model, encoder, shown).tolist()
+    result: dict[str, Any] = job._asdict() | {"weights": sum(weight.numel() for weight in model.parameters())}
+    result |= {"name": name, "seconds": seconds, "steps": len(settings.log), "log": _late(settings.log)}
+    if job.size == "medium":
+        result |= _decoded(model, encoder, found[:_DECODED], shown[:_DECODED])
+        if job.arm == SFT:
+            rows |= _best(model, encoder, shown)
+        if job.arm in (SFT, "GRPO", BOTH):
+            for what, keeps in _MEMORIES.items():
+                memories = remembering(model, encoder, found, keeps, Descriptions(base.evidence))
+                recalled = [asked(case.turn, memory) for case, memory in zip(found, memories, strict=True)]
+                rows[f"{name}: {what}"] = judged(model, encoder, encoder.encode(recalled)).tolist()
+    result["rows"] = rows
+    result["users"] = [str(case.user) for case in found]
+    part = job.file(out).with_suffix(".part")
+    part.write_text(json.dumps(result))
+    os.replace(part, job.file(out))
 
-    def judge_arm(name: str, trained: Any) -> None:
-        rows[name] = by_user(judged(trained, encoder, shown), found).tolist()
 
-    if size == "medium" and seed == 0:
-        counts, scores = base.evidence.counts, [base.evidence.rank(case.turn.query) for case in found]
-        popular = np.stack([counts[case.turn.query.candidates.indices] for case in found])
-        target = torch.tensor([case.turn.target for case in found])
-        rows["popularity"] = by_user(ranks_of(torch.tensor(popular), target).numpy(), found).tolist()
-        ranks = [ranking.rank_of(case.turn.target) for ranking, case in zip(scores, found, strict=True)]
-        rows["the blind teacher itself"] = by_user(np.array(ranks), found).tolist()
-    if arms:
-        direct = replace(ARMS["GRPO"], seconds=unit, seed=seed, beta=0.0, log=[])
-        judge_arm("no training", model)
-        judge_arm("GRPO without SFT", train(deepcopy(model), encoder, prompts, direct))
-    train(model, encoder, prompts, Settings(seconds=_UNITS_SFT * unit, learning_rate=1.5e-3, batch=8, seed=seed))
-    judge_arm("SFT" if arms else f"SFT, {size}", model)
-    if arms:
-        save(model, encoder.tokenizer, out / f"sft-{seed}")
-        result |= _written(model, encoder, found, rows)
-        rows[f"SFT, best of {_BEST_OF} (told which)"] = _best(model, encoder, found)
-        for name, settings in ARMS.items():
-            own = replace(settings, seconds=unit, seed=seed, log=[])
-            trained = train(deepcopy(model), encoder, prompts, own, anchor=model)
-            judge_arm(name, trained)
-            result[name] = {key: value for key, value in own.log[-1].items() if key.startswith("log ")}
-            result[name]["steps"] = len(own.log)
-    _file(out, seed, size).write_text(json.dumps(result | {"rows": rows}))
+def _late(log: Sequence[dict[str, float]]) -> dict[str, float]:
+    # Means of a training's last tenth.
+    late = log[-max(1, len(log) // 10) :]
+    return {
+        name.removeprefix("log "): float(np.mean([step[name] for step in late])) for name in late[0] if name != "step"
+    }
 
 
-def _written(model: Any, encoder: Encoder, found: Sequence[Case], rows: dict[str, list[float]]) -> dict[str, float]:
-    """Free answers, and whether the memory that the model itself wrote helps it."""
+def _known(base: Ground, found: Sequence[Case]) -> Rows:
+    """What needs no language model, on the same candidates, from the training users alone."""
     import torch
 
-    usable = [case for case in found if case.before is not None]
-    earlier = [asked(replace(case, turn=case.before)) for case in usable if case.before]
-    with torch.no_grad():
-        said = [
-            answer(model, encoder, [example], np.random.default_rng(0)).scores[0].argmax(-1).tolist()
-            for example in encoder.encode(earlier)
+    evidence, targets = base.evidence, torch.tensor([case.turn.target for case in found])
+    features = np.concatenate([evidence.features(evidence.batch([case.turn.query])) for case in found])
+    scores = {
+        "random": np.random.default_rng(0).random(features.shape[:2]),
+        "popularity": features[..., 2],
+        "item-kNN, recent first": features[..., 0],
+        "the blind teacher itself": features / evidence.scale @ evidence.weights,
+    }
+    return {name: ranks_of(torch.tensor(each), targets).tolist() for name, each in scores.items()}
+
+
+def _decoded(model: Any, encoder: Encoder, found: Sequence[Case], shown: Sequence[Example]) -> dict[str, float]:
+    """Answers written token by token: free ones, and ones held to the format."""
+    prompts = [example.ids[: example.begin] for example in shown]
+    scores = set(encoder.score_at.tolist())
+    owners = [case.user for case in found]
+    result = {"one pass, NDCG@10": float(by_user(judged(model, encoder, shown), owners).mean())}
+
+    def form(at: int) -> NDArray[np.integer[Any]]:
+        return encoder.score_ids if at in scores else encoder.skeleton[at : at + 1]
+
+    for name, allowed, most in (("free", None, len(encoder.skeleton) + 20), ("held", form, len(encoder.skeleton))):
+        answers = decode(model, prompts, encoder.end, most=most, allowed=allowed)
+        texts = encoder.tokenizer.batch_decode([ids for (ids,) in answers], skip_special_tokens=True)
+        read = [
+            parse_ranking(text, case.turn.query.candidates, "compact") for text, case in zip(texts, found, strict=True)
         ]
-    orders = [sorted(range(N_CANDIDATES), key=lambda place: -scores[place]) for scores in said]  # noqa: B023
-    memories = remembering(model, encoder, usable, orders)
-    reflected = encoder.encode([asked(case, memory) for case, memory in zip(usable, memories, strict=True)])
-    plain = encoder.encode([asked(case) for case in usable])
-    rows["SFT, with its own memory text"] = by_user(judged(model, encoder, reflected), usable).tolist()
-    rows["SFT, without self-reflection"] = by_user(judged(model, encoder, plain), usable).tolist()
-    free = generate(model, encoder.tokenizer, [example.messages for example in plain[:_FREE]], max_tokens=100)
-    pairs = zip(free, usable, strict=False)
-    valid = [parse_ranking(text.text, case.turn.query.candidates, "compact").valid for text, case in pairs]
-    return {"valid answers, free": float(np.mean(valid))}
+        ranks = [ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found, strict=True)]
+        result[f"{name}, valid"] = 100 * float(np.mean([ranking.valid for ranking in read]))
+        result[f"{name}, NDCG@10"] = float(by_user(np.array(ranks), owners).mean())
+    return result
 
 
-def _best(model: Any, encoder: Encoder, found: Sequence[Case]) -> list[float]:
+def _best(model: Any, encoder: Encoder, shown: Sequence[Example]) -> Rows:
+    """The best of some drawn answers: as told by the truth, and as the model itself holds likeliest."""
     import torch
 
-    ranks = []
+    told_which, own = [], []
+    torch.manual_seed(0)
     rng = np.random.default_rng(0)
     with torch.no_grad():
-        for case in found:
-            logits = answer(model, encoder, encoder.encode([asked(case)]), rng).scores
-            drawn = torch.distributions.Categorical(logits=logits.expand(_BEST_OF, -1, -1)).sample()
-            ranks.append(int(ranks_of(drawn, torch.full((_BEST_OF,), case.turn.target)).min()))
-    means: list[float] = by_user(np.array(ranks), found).tolist()
-    return means
+        for start in range(0, len(shown), 50):
+            part = shown[start : start + 50]
+            logits = answer(model, encoder, part, rng).scores[:, None].expand(-1, _BEST_OF, -1, -1)
+            drawn = torch.distributions.Categorical(logits=logits).sample()
+            targets = torch.tensor([example.target for example in part])[:, None].expand(-1, _BEST_OF)
+            ranks = ranks_of(drawn, targets)
+            likely = logits.gather(-1, drawn[..., None]).sum((2, 3)).argmax(-1)
+            told_which += ranks.min(-1).values.tolist()
+            own += ranks[torch.arange(len(part)), likely].tolist()
+    return {f"SFT, likeliest of {_BEST_OF} drawn": own, f"SFT, best of {_BEST_OF} drawn (told which)": told_which}
 
 
 def table(results: Sequence[dict[str, Any]], unit: float, users: str) -> str:
-    """The results as Markdown: means over seeds and users, errors over users, paired intervals."""
-    names = list(dict.fromkeys(name for result in results for name in result["rows"]))
-    means = {
-        name: np.mean([result["rows"][name] for result in results if name in result["rows"]], axis=0) for name in names
-    }
+    """Results as Markdown: means over seeds and users, errors over users, paired intervals."""
+    owners = results[0]["users"]
+    ranks: dict[str, list[Any]] = {}
+    for result in results:
+        for name, found in result["rows"].items():
+            ranks.setdefault(name, []).append(np.array(found))
+    first, tenth = (
+        {name: np.mean([by_user(each, owners, k) for each in found], axis=0) for name, found in ranks.items()}
+        for k in (1, 10)
+    )
     lines = [
-        f"NDCG@10 in percent on {len(means['SFT'])} {users} users; errors and 95 % intervals over users, seeds "
-        f"averaged first. SFT {_UNITS_SFT * unit:.0f} CPU s, what follows {unit:.0f} each.",
+        f"NDCG in percent on {len(tenth[SFT])} {users} users; errors, and 95 % intervals of paired differences, over "
+        f"users, seeds averaged first. SFT {_UNITS_SFT * unit:.0f} CPU s, what follows {unit:.0f} each.",
         "",
-        "| | seeds | NDCG@10 | minus SFT | minus more SFT |",
-        "|---|---|---|---|---|",
+        "| | seeds | NDCG@1 | NDCG@10 | minus SFT | minus more SFT |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, values in means.items():
-        gaps = []
-        for other in ("SFT", "more SFT"):
-            if name == other or other not in means or len(values) != len(means[other]):
-                gaps.append("")
-                continue
-            gap = values - means[other]
-            low, high = interval(gap)
-            gaps.append(f"{gap.mean():+.1f} ({low:+.1f} to {high:+.1f})")
-        seeds = sum(name in result["rows"] for result in results)
-        lines.append(f"| {name} | {seeds} | {told(values)} | {' | '.join(gaps)} |")
-    sizes = ", ".join(f"{result['size']} {result['weights']:,}" for result in results if result["seed"] == 0)
-    valid = np.mean([result["valid answers, free"] for result in results if "valid answers, free" in result])
-    health = [f"{name} {result[name]}" for result in results[:1] for name in ARMS if name in result]
-    lines += ["", f"Weights: {sizes}. Free answers valid: {100 * valid:.0f} %. Last step, seed 0: {'; '.join(health)}."]
+    for name in sorted(ranks, key=lambda name: tenth[name].mean()):
+        gaps = [_gap(tenth, name, other) for other in (SFT, "more SFT")]
+        lines.append(
+            f"| {name} | {len(ranks[name])} | {told(first[name])} | {told(tenth[name])} | {' | '.join(gaps)} |"
+        )
+    lines += [
+        "",
+        f"Answers written token by token, by the first {_DECODED} candidate lists; and what training saw.",
+        "",
+        "| | weights | CPU s | steps | valid, free | held | NDCG@10, free | held | in one pass | late in training |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(result["name"] for result in results):
+        same = [result for result in results if result["name"] == name]
+        asked = ("free, valid", "held, valid", "free, NDCG@10", "held, NDCG@10", "one pass, NDCG@10")
+        written = [f"{np.mean([each[what] for each in same]):.1f}" if what in same[0] else "" for what in asked]
+        late = ", ".join(f"{what} {np.mean([each['log'][what] for each in same]):.3g}" for what in same[0]["log"])
+        spent, steps = (np.mean([each[what] for each in same]) for what in ("seconds", "steps"))
+        cells = [name, f"{same[0]['weights']:,}", f"{spent:.0f}", f"{steps:.0f}", *written, late]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _gap(values: dict[str, Any], name: str, other: str) -> str:
+    if name == other or other not in values:
+        return ""
+    gap = values[name] - values[other]
+    low, high = interval(gap)
+    return f"{gap.mean():+.1f} ({low:+.1f} to {high:+.1f})"

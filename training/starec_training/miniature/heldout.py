@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,25 @@ from starec_agents.prompts import event_line, rank_messages, reflect_messages, s
 from starec_env.scoring import ndcg
 from starec_env.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking, Turn
-from starec_training.miniature.data import MAX_HISTORY, Encoder, Example
-from starec_training.policy import generate
+from starec_training.miniature.data import MAX_HISTORY, Descriptions, Encoder, Example
+from starec_training.miniature.decode import decode
+from starec_training.miniature.train import scored
 
 Floats = NDArray[np.float64]
+Keeps = Literal["text", "events", "the teacher's text"]
+"""What a memory keeps of a turn: the model's own text and the event, the event alone, the teacher's text and the event.
+"""
+
+EARLIER = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out turn, and the one before it (None if the user has only one)."""
+    """A held-out turn, and up to `EARLIER` turns before it, oldest first."""
 
     user: Id
     turn: Turn
-    before: Turn | None
+    before: tuple[Turn, ...]
 
 
 def cases(dataset: Dataset, users: Sequence[Id], repetitions: int = 3, seed: int = 0) -> list[Case]:
@@ -41,47 +47,62 @@ def cases(dataset: Dataset, users: Sequence[Id], repetitions: int = 3, seed: int
     found = []
     for repetition in range(repetitions):
         drawn = np.random.SeedSequence([seed, repetition]).generate_state(1, np.uint64)[0]
-        stream = Stream(dataset, seed=int(drawn) if repetition else seed, turns=2)
+        stream = Stream(dataset, seed=int(drawn) if repetition else seed, turns=EARLIER + 1)
         for user in users:
             *before, last = stream.turns(dataset.user_index(user))
-            found.append(Case(user, last, before[0] if before else None))
+            found.append(Case(user, last, tuple(before)))
     return found
 
 
-def asked(case: Case, memory: Memory | None = None) -> Example:
-    """The ranking prompt of a case: of an agent that starts there, or that has a memory already."""
-    query = case.turn.query
+def asked(turn: Turn, memory: Memory | None = None) -> Example:
+    """The ranking prompt of a turn: of an agent that starts there, or that has a memory already."""
+    query = turn.query
     messages = rank_messages(query, memory or start_memory(query), "compact", True, MAX_HISTORY)
-    return Example(messages, "", np.zeros(len(query.candidates)), case.turn.target, query.candidates.indices)
+    return Example(messages, "", np.zeros(len(query.candidates)), turn.target, query.candidates.indices)
 
 
-def remembering(model: Any, encoder: Encoder, found: Sequence[Case], orders: Sequence[Sequence[int]]) -> list[Memory]:
-    """The memory that a model writes of each case's turn before, after it ranked it so; a start where there is none.
+def remembering(
+    model: Any, encoder: Encoder, found: Sequence[Case], keeps: Keeps, teacher: Descriptions | None = None
+) -> list[Memory]:
+    """The memories that cases' earlier turns leave, each turn ranked by the model with the memory of before.
 
     Args:
-        model: Writes.
+        model: Ranks, and writes the texts.
         encoder: Of its tokenizer.
         found: Cases.
-        orders: Candidate positions of the turns before, best first.
+        keeps: What of.
+        teacher: Writes "the teacher's text".
     """
-    prompts, kept, memories = [], [], [start_memory((case.before or case.turn).query) for case in found]
-    for place, (case, order) in enumerate(zip(found, orders, strict=True)):
-        if case.before is not None:
-            ranking = Ranking(order=tuple(order))
-            feedback: Feedback = judge(case.before, ranking)[0]
-            query, memory = case.before.query, memories[place]
-            prompts.append(reflect_messages(query, memory, ranking, feedback, "compact", MAX_HISTORY))
-            kept.append((place, event_line(query, feedback)))
-    answers = generate(model, encoder.tokenizer, prompts, max_tokens=96, batch_size=64)
-    for (place, event), answer in zip(kept, answers, strict=True):
-        memories[place] = memories[place].updated(profile=parse_profile(answer.text), event=event)
+    memories = [start_memory((*case.before, case.turn)[0].query) for case in found]
+    for back in range(EARLIER, 0, -1):
+        places = [place for place, case in enumerate(found) if len(case.before) >= back]
+        turns = [found[place].before[-back] for place in places]
+        examples = [asked(turn, memories[place]) for turn, place in zip(turns, places, strict=True)]
+        orders = np.argsort(-scored(model, encoder, encoder.encode(examples)), axis=1, kind="stable").tolist()
+        rankings = [Ranking(order=tuple(order)) for order in orders]
+        heard: list[Feedback] = [judge(turn, ranking)[0] for turn, ranking in zip(turns, rankings, strict=True)]
+        profiles: list[str | None] = [None] * len(places)
+        if keeps == "text":
+            updates = [
+                Example(reflect_messages(turn.query, memories[place], ranking, feedback, "compact", MAX_HISTORY), "")
+                for turn, place, ranking, feedback in zip(turns, places, rankings, heard, strict=True)
+            ]
+            prompts = [example.ids[: example.begin] for example in encoder.encode(updates)]
+            answers = [ids for (ids,) in decode(model, prompts, encoder.end, most=96)]
+            texts = encoder.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            profiles = [parse_profile(text) for text in texts]
+        elif keeps == "the teacher's text" and teacher:
+            pairs = zip(turns, heard, strict=True)
+            profiles = [teacher.describe(turn.query.history, turn.query, feedback) for turn, feedback in pairs]
+        for place, turn, feedback, profile in zip(places, turns, heard, profiles, strict=True):
+            memories[place] = memories[place].updated(profile=profile, event=event_line(turn.query, feedback))
     return memories
 
 
-def by_user(ranks: NDArray[np.int64], found: Sequence[Case], k: int = 10) -> Floats:
-    """(users,) mean NDCG@k of each user's cases, in percent."""
+def by_user(ranks: NDArray[np.int64], owners: Sequence[Id], k: int = 10) -> Floats:
+    """(users,) mean NDCG@k of each user's cases, in percent; owners tells the user of each case."""
     values = np.array([100 * ndcg(int(rank), k) for rank in ranks])
-    _, owner = np.unique([str(case.user) for case in found], return_inverse=True)
+    _, owner = np.unique([str(owner) for owner in owners], return_inverse=True)
     means: Floats = np.bincount(owner, weights=values) / np.bincount(owner)
     return means
 

@@ -160,11 +160,20 @@ class Answered:
         return self.scores.exp() @ torch.arange(100.0)
 
 
-def answer(model: Any, encoder: Encoder, examples: Sequence[Example], rng: np.random.Generator) -> Answered:
+def answer(
+    model: Any, encoder: Encoder, examples: Sequence[Example], rng: np.random.Generator, alike: bool = False
+) -> Answered:
     """The distribution of every score of a ranking, from one pass.
 
     Scores that stand earlier in an answer are filled in at random, so a trained model learns to give each score for
     itself, whatever the others; a pass then tells the whole policy, and any number of answers can be drawn from it.
+
+    Args:
+        model: The model.
+        encoder: Of its tokenizer.
+        examples: Encoded ranking prompts.
+        rng: Of what is filled in.
+        alike: Fill in the same for all prompts.
     """
     import torch
 
@@ -172,20 +181,80 @@ def answer(model: Any, encoder: Encoder, examples: Sequence[Example], rng: np.ra
     rows = np.arange(len(examples))[:, None]
     begin = np.array([example.begin for example in examples])[:, None]
     places = begin + encoder.score_at
-    ids[rows, places] = torch.tensor(rng.choice(encoder.score_ids, places.shape))
+    ids[rows, places] = torch.tensor(rng.choice(encoder.score_ids, places[0].shape if alike else places.shape))
     hidden = states(model, ids, mask)
     logits = hidden[rows, places - 1] @ model.lm_head.weight[encoder.score_ids].T
     lines = hidden[rows, np.stack([encoder.titles_at(example) for example in examples])]
     return Answered(torch.log_softmax(logits.float(), -1), lines, hidden, ids, mask)
 
 
-def states(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(prompts, tokens, width) the last hidden states, computed in bfloat16."""
+def states(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+    """(prompts, tokens, width) the last hidden states, computed in bfloat16.
+
+    Args:
+        model: The model.
+        ids: (prompts, tokens).
+        mask: (prompts, tokens), 0 where padding is; or (prompts, 1, tokens, tokens), what each token sees.
+        places: (prompts, tokens) of the tokens in their texts, if they aren't those in the row.
+    """
     import torch
 
     with torch.autocast(ids.device.type, torch.bfloat16):
-        hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return hidden.float()
+        read = model.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
+    hidden: torch.Tensor = read.last_hidden_state.float()
+    return hidden
+
+
+@dataclass
+class Packed:
+    """Several texts behind each prompt, so that a prompt is read once for all of them."""
+
+    ids: torch.Tensor
+    """(prompts, tokens): the prompt, then its texts one after another."""
+    sees: torch.Tensor
+    """(prompts, 1, tokens, tokens): each text sees its prompt and itself."""
+    places: torch.Tensor
+    """(prompts, tokens)."""
+    before: torch.Tensor
+    """(2, texts' tokens) row and column of the token that each token of a text follows."""
+    told: torch.Tensor
+    """(texts' tokens,) the tokens themselves."""
+    text: torch.Tensor
+    """(texts' tokens,) the number of the text that each is of, over all prompts."""
+
+
+def packed(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]]) -> Packed:
+    """Prompts, each with its texts, as token ids."""
+    import torch
+
+    longest = max(len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, texts, strict=True))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    places, part = torch.zeros_like(ids), torch.full_like(ids, -1)
+    before, told, number = [], list[int](), list[int]()
+    count = 0
+    for row, (prompt, own) in enumerate(zip(prompts, texts, strict=True)):
+        at = len(prompt)
+        ids[row, :at], places[row, :at], part[row, :at] = torch.tensor(prompt), torch.arange(at), 0
+        for which, text in enumerate(own):
+            stop = at + len(text)
+            ids[row, at:stop] = torch.tensor(text)
+            places[row, at:stop] = torch.arange(len(prompt), len(prompt) + len(text))
+            part[row, at:stop] = which + 1
+            before += [(row, len(prompt) - 1), *((row, place) for place in range(at, stop - 1))]
+            told += text
+            number += [count] * len(text)
+            at, count = stop, count + 1
+    sees = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
+    sees &= torch.ones(longest, longest, dtype=torch.bool).tril()
+    return Packed(ids, sees[:, None], places, torch.tensor(before).T, torch.tensor(told), torch.tensor(number))
+
+
+def text_logits(model: Any, said: Packed) -> torch.Tensor:
+    """(texts' tokens, vocabulary) log-probabilities of what may stand at each place of the texts."""
+    import torch
+
+    hidden = states(model, said.ids, said.sees, said.places)[said.before[0], said.before[1]]
+    return torch.log_softmax(hidden @ model.lm_head.weight.T, -1)
 
 
 def padded(examples: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,7 @@ def make(folder: str | Path, seed: int = 1) -> None:
     base = ground("ml-latest-small")
     prompts = Prompts(base.streams, base.evidence, base.split.train, seed)
     encoder = Encoder(tokens_for(prompts), base.streams)
-    shown = encoder.encode([asked(case) for case in cases(base.windows, base.split.validation)])
+    shown = encoder.encode([asked(case.turn) for case in cases(base.windows, base.split.validation)])
     model = new_model(base.evidence, encoder, shown[0], seed=seed)
 
     def check(step: int) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from starec_env.errors import TrainingError
 from starec_env.scoring import ndcg, position_reward
-from starec_training.miniature.data import Encoder, Example, Prompts
-from starec_training.miniature.model import Answered, answer, padded, states
+from starec_training.miniature.data import Encoder, Example, Followed, Prompts
+from starec_training.miniature.decode import decode
+from starec_training.miniature.model import Answered, answer, packed, padded, states, text_logits
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,9 @@ class Settings:
     """Answers drawn to a prompt (GRPO, Reinforce++)."""
     beta: float = 1e-3
     """Weight of the KL divergence to the anchor; 0 for none."""
+    texts: int = 0
+    """Texts drawn to a memory update, each paid by what the policy makes of it at the next turn (GRPO); 0: memory
+    updates go on imitating the teacher's."""
     reward: Callable[[int | None], float] = position_reward
     popular_first: float = 0.12
     """SFT begins with popularity as the teacher, and goes over to the blind teacher in this share of the time: what
@@ -91,7 +95,8 @@ def train(
     begun, checked, step = time.process_time(), 0.0, 0
     popular = np.log1p(prompts.evidence.counts)
     rankings = batches(prompts, encoder, settings.batch)
-    updates = batches(prompts, encoder, max(1, round(settings.batch * settings.reflecting)), reflecting=1.0)
+    n_updates = max(1, round(settings.batch * settings.reflecting))
+    updates = batches(prompts, encoder, n_updates, reflecting=1.0)
     model.train()
     while (done := _progress(settings, step, time.process_time() - begun)) < 1.0:
         for part in optimiser.param_groups:
@@ -108,7 +113,9 @@ def train(
             z = torch.tensor(np.stack([example.z for example in ranking])).float()
             parts["lines"] = _listwise(head(said.lines)[..., 0], z)
             parts["format"] = _format(model, encoder, ranking, said)
-        if settings.reflecting:
+        if settings.texts:
+            parts |= _remembered(settings, model, encoder, prompts.followed(n_updates), anchor)
+        elif settings.reflecting:
             parts["written"] = written(model, encoder, next(updates))
         loss = torch.stack([part for name, part in parts.items() if not name.startswith("log ")]).sum()
         if not torch.isfinite(loss):
@@ -202,6 +209,60 @@ def _grpo(
     }
 
 
+def _remembered(settings: Settings, model: Any, encoder: Encoder, drawn: Sequence[Followed], anchor: Any) -> Parts:
+    """Equation 3 for memory texts, each paid by the reward of the next turn's ranking with it (4.2.3).
+
+    That reward is the mean over answers that the current policy draws; the same luck for all texts of a group, so that
+    they differ by what they say.
+    """
+    import torch
+
+    updates = encoder.encode([each.update for each in drawn])
+    asked = [example.ids[: example.begin] for example in updates]
+    texts = decode(model, asked, encoder.end, group=settings.texts, most=48, sample=True)
+    read = [encoder.tokenizer.batch_decode(group, skip_special_tokens=True) for group in texts]
+    follow = [each.then(text) for each, group in zip(drawn, read, strict=True) for text in group]
+    rewards = expected_rewards(model, encoder, follow, settings).reshape(len(drawn), settings.texts)
+    spread = rewards.std(1, keepdim=True)
+    advantage = ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).flatten()
+    said = packed(asked, texts)
+    logs = text_logits(model, said)
+    token = logs.gather(-1, said.told[:, None])[:, 0]
+    mean = torch.zeros(len(follow)).index_add(0, said.text, token) / torch.bincount(said.text)
+    kl = logs.new_zeros(())
+    if anchor is not None:
+        with torch.no_grad():
+            reference = text_logits(anchor, said)
+        kl = (logs.exp() * (logs - reference)).sum(-1).mean()
+    return {
+        "gain of texts": -(advantage * mean).mean(),
+        "texts anchored": settings.beta * kl,
+        "log texts kl": kl,
+        "log texts reward": rewards.mean(),
+        "log texts spread": spread.mean(),
+        "log texts no spread": (spread < 1e-6).float().mean(),
+    }
+
+
+def expected_rewards(model: Any, encoder: Encoder, follow: Sequence[Example], settings: Settings) -> torch.Tensor:
+    """(n,) mean reward of 16 answers drawn to each ranking prompt, prompts in groups of `texts` with the same luck.
+
+    The same luck for all of a group: what is drawn, and what is filled in (see `answer`).
+    """
+    import torch
+
+    examples = encoder.encode(follow)
+    with torch.no_grad():
+        said = answer(model, encoder, examples, np.random.default_rng(0), alike=True)
+        chances = said.scores.exp().cumsum(-1)
+    luck = torch.rand(len(follow) // settings.texts, 1, 16, chances.shape[1], 1)
+    grouped = chances.reshape(len(luck), settings.texts, 1, *chances.shape[1:])
+    drawn = (luck.expand(-1, settings.texts, -1, -1, -1) > grouped).sum(-1).clamp(max=99).flatten(0, 1)
+    target = torch.tensor([example.target for example in examples])[:, None].expand(-1, 16)
+    worth = torch.tensor([settings.reward(rank) for rank in range(1, drawn.shape[-1] + 1)])
+    return worth[ranks_of(drawn, target) - 1].mean(-1)
+
+
 def _reinforce_pp(
     settings: Settings, encoder: Encoder, ranking: Sequence[Example], said: Answered, reference: torch.Tensor | None
 ) -> Parts:
@@ -293,19 +354,27 @@ def ranks_of(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 + ((scores > mine) | ((scores == mine) & before)).sum(-1)
 
 
-def judged(model: Any, encoder: Encoder, examples: Sequence[Example], batch: int = 64) -> NDArray[np.int64]:
-    """(examples,) rank that the likeliest score of each candidate gives to the true item."""
+def scored(model: Any, encoder: Encoder, examples: Sequence[Example], batch: int = 64) -> NDArray[np.int64]:
+    """(examples, candidates) the likeliest score of each candidate."""
     import torch
 
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
-    ranks = np.zeros(len(examples), np.int64)
+    scores = np.zeros((len(examples), len(encoder.score_at)), np.int64)
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            part = [examples[place] for place in places]
-            scores = answer(model, encoder, part, rng).scores.argmax(-1)
-            ranks[places] = ranks_of(scores, torch.tensor([example.target for example in part])).numpy()
+            said = answer(model, encoder, [examples[place] for place in places], rng)
+            scores[places] = said.scores.argmax(-1).numpy()
+    return scores
+
+
+def judged(model: Any, encoder: Encoder, examples: Sequence[Example]) -> NDArray[np.int64]:
+    """(examples,) rank that the likeliest score of each candidate gives to the true item."""
+    import torch
+
+    targets = torch.tensor([example.target for example in examples])
+    ranks: NDArray[np.int64] = ranks_of(torch.tensor(scored(model, encoder, examples)), targets).numpy()
     return ranks
 
 
