@@ -24,7 +24,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +178,16 @@ def _needed(config: Section, tables: Sequence[str], figures: Sequence[str]) -> l
 
 def _table(number: str, rows: Mapping[str, str], results: Mapping[str, Results]) -> TableData:
     title, metrics = TABLES[number]
+    results = {
+        name: replace(result, methods=[scored for scored in result.methods if scored.method in rows.values()])
+        for name, result in results.items()
+    }
     found = {name: {row["method"]: row for row in result.rows} for name, result in results.items()}
     columns = [(name, metric) for name in results for metric in metrics]
     scores = [score_cells([found[name][method] for method in rows.values()], metric) for name, metric in columns]
     cells = [[label, *row] for label, *row in zip(rows, *scores, strict=True)]
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes()]
-    notes += [f"{label} is {method}" for label, method in rows.items() if label != method]
+    notes.append("; ".join(f"{label}: {method}" for label, method in rows.items()))
     several = len(results) > 1
     head = ["method", *(f"{name} {metric.upper()}" if several else metric.upper() for name, metric in columns)]
     title = title if several else f"{title} on {next(iter(results))}"

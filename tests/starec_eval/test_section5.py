@@ -105,6 +105,8 @@ def test_one_command_makes_all_tables_and_figures_and_a_failed_method_says_so(se
     teacher = next(row for row in tables[0].rows if row[0].startswith("STARec-Teacher"))
     assert teacher[1:] == ["failed"] * 4 and any("127.0.0.1:9" in note for note in tables[0].notes)
     assert all("failed" not in row for row in tables[1].rows + tables[2].rows)
+    assert not any("llmrank" in note or "127.0.0.1:9" in note for note in tables[1].notes)
+    assert tables[1].notes[-1] == "STARec: starec@small; w/o Self-Reflection: append-history@small"
     assert "Table 5" in printed and "w/o Self-Reflection" in printed
     scales, activity, best = figures
     assert [point.label for point in scales.series["STARec-SFT, ml-latest-small"]] == ["0.5", "1.5"]
