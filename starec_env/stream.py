@@ -20,6 +20,7 @@ from starec_env.types import LIKED_ABOVE, Candidates, Dataset, Feedback, History
 Reward = Callable[[int | None], float]
 """What a 1-based rank is worth; None means the target was not ranked."""
 
+_ROWS_AT_ONCE = 2**15
 _Words = NDArray[np.uint64]
 _GAMMA, _DELTA = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
 
@@ -142,11 +143,12 @@ class Stream:
             Catalogue indices of the candidates in the order shown, shape (n, n_candidates), and the position among
             them of the true item, shape (n,), uniform over the positions.
         """
-        numbers = self.numbers(users, index)
         shown = np.empty((len(index), self.n_candidates), np.int32)
-        keys = _keys(self.seed, users, numbers)
-        shown[:, :-1] = _negatives(keys, users, self.n_candidates - 1, self.seen)
-        places = _below(keys >> np.uint64(32), self.n_candidates)
+        places = np.empty(len(index), np.int64)
+        for part in _parts(len(index)):
+            keys = _keys(self.seed, users[part], self.numbers(users[part], index[part]))
+            shown[part, :-1] = _negatives(keys, users[part], self.n_candidates - 1, self.seen)
+            places[part] = _below(keys >> np.uint64(32), self.n_candidates)
         each = np.arange(len(index))
         shown[:, -1] = shown[each, places]
         shown[each, places] = self.dataset.item_indices[self.rows[index]]
@@ -165,14 +167,22 @@ class Stream:
         Returns:
             Catalogue indices, shape (n, length), and 1 where liked, 0 where not, shape (n, length).
         """
-        firsts = np.maximum(self.dataset.starts[users], stops - length)
+        items, liked = np.empty((len(users), length), np.int32), np.empty((len(users), length), np.int8)
         columns = np.arange(length)
-        at = firsts[:, None] + columns
-        outside = columns >= (stops - firsts)[:, None]
-        items, liked = self.dataset.item_indices.take(at, mode="clip"), self.liked.take(at, mode="clip")
-        np.copyto(items, -1, where=outside)
-        np.copyto(liked, -1, where=outside)
+        for part in _parts(len(users)):
+            firsts = np.maximum(self.dataset.starts[users[part]], stops[part] - length)
+            at = firsts[:, None] + columns
+            outside = columns >= (stops[part] - firsts)[:, None]
+            items[part] = self.dataset.item_indices.take(at, mode="clip")
+            liked[part] = self.liked.take(at, mode="clip")
+            np.copyto(items[part], -1, where=outside)
+            np.copyto(liked[part], -1, where=outside)
         return items, liked
+
+
+def _parts(n: int) -> Iterator[slice]:
+    """Slices of n rows, so that the work arrays stay small however many there are."""
+    return (slice(first, first + _ROWS_AT_ONCE) for first in range(0, n, _ROWS_AT_ONCE))
 
 
 def judge(turn: Turn, ranking: Ranking, reward: Reward = position_reward) -> tuple[Feedback, float]:
@@ -293,7 +303,9 @@ class Seen:
     def __init__(self, dataset: Dataset, most_bytes: int = 256 * 2**20) -> None:
         self.n_items, self._user_ids = dataset.n_items, dataset.user_ids
         users = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
-        self._keys = np.unique(users * self.n_items + dataset.item_indices)
+        keys = users * self.n_items + dataset.item_indices
+        keys.sort()  # NumPy 2.4's np.unique hashes: 60 times as long, and more memory
+        self._keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
         self._unseen = self.n_items - np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
         cells = dataset.n_users * self.n_items
         self._dense = cells <= most_bytes

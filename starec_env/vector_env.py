@@ -1,10 +1,12 @@
 """Many users' streams stepped at once: `UserFeedbackEnv`'s turns and rewards as arrays."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import Space
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -78,13 +80,17 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         )
         self._width = history_width(self.dataset, max_history)
         self.single_observation_space = observation_space(self.stream, self._width)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = Rankings(n_candidates)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._worth = np.array([reward(rank or None) for rank in range(n_candidates + 1)], np.float64)
         self._each = np.arange(num_envs)
         self._order: Ints | None = None
         self._visits = self._each
+
+    @cached_property
+    def observation_space(self) -> Space[Any]:  # type: ignore[override]
+        """The observations' space; made when asked for, as its bounds take 800 bytes an environment."""
+        return batch_space(self.single_observation_space, self.num_envs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

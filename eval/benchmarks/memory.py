@@ -6,8 +6,9 @@ Each size runs in a process of its own: ml-1m (its 6,040 users repeated under ne
 each), the scripted model, 256 users in flight. Shown are the peak of the process's resident memory, what of it was
 there before the run (packages and data set), and the time. Then as many users as given are held in flight at once, each
 waiting for its answer, to see what one costs beyond its prompt's text, and beside it as many invocations of the least
-LangGraph graph: one node, which waits. Last come as many users as given with --envs, each in an environment of its own
-in the vector environment, stepped three times: what the data set's arrays take, and what the environment adds.
+LangGraph graph: one node, which waits. Last comes the vector environment with as many environments as given, stepped
+three times, over ml-1m as it is and over as many users as environments: what the data set's arrays take, and what the
+environment adds.
 """
 
 import argparse
@@ -134,9 +135,9 @@ def environments(dataset: Dataset, n: int) -> None:
     for _ in range(3):
         envs.step(order)
     print(
-        f"{n:,} environments: data set {data:.0f} MiB; the environment adds {made - before:.0f} MiB when made (peak "
-        f"{made_peak - before:.0f}) and {peak() - made:.0f} MiB at most while stepped, "
-        f"{1e6 * (time.perf_counter() - started) / 4 / n:.1f} us a step; peak of the process {peak():.0f} MiB",
+        f"{n:,} environments: data set of {dataset.n_users:,} users {data:.0f} MiB; the environment adds "
+        f"{made - before:.0f} MiB when made (peak {made_peak - before:.0f}) and {peak() - made:.0f} MiB at most while "
+        f"stepped, {1e6 * (time.perf_counter() - started) / 4 / n:.1f} us a step; peak of the process {peak():.0f} MiB",
         flush=True,
     )
 
@@ -164,6 +165,7 @@ def main() -> None:
             print(f"{many:,} {what} in flight: {each:.1f} KiB each, {text:.1f} KiB of it prompt text", flush=True)
         for n in args.envs:
             print(child("envs", n, args.data), flush=True)
+            print(child("envs of their own", n, args.data), flush=True)
         return
     kind, n = args.child[0], int(args.child[1])
     if kind == "graphs":
@@ -174,7 +176,7 @@ def main() -> None:
     elif kind == "flight":
         asyncio.run(in_flight(repeated(dataset, n), n))
     else:
-        environments(dataset, n)
+        environments(repeated(dataset, n) if "own" in kind else dataset, n)
 
 
 if __name__ == "__main__":
