@@ -157,8 +157,12 @@ def svg(figure: FigureData) -> str:
         names = [*figure.series, *figure.lines] if len(figure.series) + len(figure.lines) > 1 else []
         columns = 2 if max(map(len, names), default=0) < 24 else 1
         rows = -(-len(names) // columns)
-        canvas = Figure(figsize=(4.4, 2.7 + 0.17 * rows), layout="constrained")
+        lying = figure.bars and len(figure.series) == 1 and len(labels) > 6
+        canvas = Figure(figsize=(4.4, 0.6 + 0.2 * len(labels) if lying else 2.7 + 0.17 * rows), layout="constrained")
         axes = canvas.subplots()
+        if lying:
+            _draw_lying(axes, figure, labels)
+            return _saved(canvas)
         for number, (name, points) in enumerate(figure.series.items()):
             _draw(axes, figure, number, name, points, labels)
         for number, (name, level) in enumerate(figure.lines.items()):
@@ -170,14 +174,35 @@ def svg(figure: FigureData) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if figure.bars or not all(map(_is_number, labels)):
             lean = max(map(len, labels), default=0) * len(labels) > 40
-            shown = [_plain(label if len(label) < 25 else label[:24] + "…") for label in labels]
-            axes.set_xticks(range(len(labels)), shown, rotation=35 if lean else 0, ha="right" if lean else "center")
+            axes.set_xticks(
+                range(len(labels)), _short(labels), rotation=35 if lean else 0, ha="right" if lean else "center"
+            )
         elif len(labels) <= 8:
             axes.set_xticks(list(map(float, labels)))
         if names:
             canvas.legend(loc="outside upper left", ncols=columns, fontsize=8)
-        drawn = StringIO()
-        canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        return _saved(canvas)
+
+
+def _draw_lying(axes: Any, figure: FigureData, labels: list[str]) -> None:
+    # Many named bars of one series have room for their names beside each other's.
+    (points,) = figure.series.values()
+    errors = [point.se if point.se == point.se else 0.0 for point in points]
+    axes.barh(range(len(points)), [p.mean for p in points], 0.7, xerr=errors, color=_SERIES[0], ecolor=_TEXT, capsize=2)
+    axes.set_yticks(range(len(labels)), _short(labels))
+    axes.invert_yaxis()
+    axes.set_xlabel(_plain(figure.y))
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def _short(labels: Sequence[str]) -> list[str]:
+    return [_plain(label if len(label) < 25 else label[:24] + "…") for label in labels]
+
+
+def _saved(canvas: Any) -> str:
+    drawn = StringIO()
+    canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(drawn.getvalue())
 
 

@@ -103,7 +103,7 @@ def claims(profile: str, vocabulary: Iterable[str]) -> list[Claim]:
     """What a profile says of attributes: in each clause, those named, with the last verb before them, or else the next.
 
     A plain reader of words, in English alone: it knows "not a fan of horror", and no irony. Quoted titles are no
-    claims, as a film's name tells nothing of its genre.
+    claims, as a film's name tells nothing of its genre, and what one clause says twice is one claim.
 
     Args:
         profile: The text.
@@ -124,7 +124,7 @@ def claims(profile: str, vocabulary: Iterable[str]) -> list[Claim]:
             if verbs:
                 verb = max(before) if before else min(verbs)
                 found.append(Claim(forms[match[0].casefold()], verb[2], clause.strip()))
-    return found
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

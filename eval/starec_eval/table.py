@@ -163,18 +163,15 @@ class Results:
     def _gaps(self) -> Iterator[str]:
         good = sorted((row for row in self.rows if not row["error"]), key=lambda row: -row["ndcg@10"])
         if self.against and self.against in [row["method"] for row in good]:
-            for name, gap in self.compare(self.against).items():
-                interval = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
-                yield f"{name} against {self.against} at NDCG@10: {100 * gap.gap:+.1f} points ({interval})"
+            told = (f"{name} {_points(gap)}" for name, gap in self.compare(self.against).items())
+            yield f"against {self.against} at NDCG@10, points with 95 % intervals: {', '.join(told)}"
         if len(good) < 2:
             return
         best = good[0]["method"]
-        for name, gap in self.compare(best).items():
-            if not gap.settled:
-                yield (
-                    f"{best} over {name} at NDCG@10: {-100 * gap.gap:.1f} points, smaller than its error "
-                    f"(95 % interval {-100 * gap.high:.1f} to {-100 * gap.low:.1f})"
-                )
+        gaps = {name: gap for name, gap in self.compare(best).items() if not gap.settled}
+        if gaps:
+            told = (f"{name} {_points(gap, -1)}" for name, gap in gaps.items())
+            yield f"gaps of {best} at NDCG@10 smaller than their errors, with 95 % intervals: {', '.join(told)}"
 
     def _faults(self) -> Iterator[str]:
         for scored in self.methods:
@@ -182,6 +179,11 @@ class Results:
                 yield f"{scored.method} failed: {scored.error}"
             if scored.violations:
                 yield f"{scored.method}: {len(scored.violations):,} rankings not valid, first {scored.violations[0]}"
+
+
+def _points(gap: Difference, sign: int = 1) -> str:
+    low, high = sorted((sign * 100 * gap.low, sign * 100 * gap.high))
+    return f"{sign * 100 * gap.gap:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _count_note(counts: Mapping[str, Any]) -> str:

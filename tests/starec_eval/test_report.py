@@ -242,6 +242,13 @@ def test_figures_are_text_in_the_pages_colours_with_their_numbers_beside(page):
     assert FigureData.from_json(json.loads(json.dumps(figure.to_json()))).labels == ["1", "2"]
 
 
+def test_many_bars_of_one_series_lie_so_that_their_names_can_be_read():
+    points = [Estimate(f"method-with-a-name-{number}", number, 1.0, 3) for number in range(12)]
+    drawn = svg(FigureData("F", "n", "", "NDCG@10, %", {"NDCG@10": points}, bars=True))
+    assert all(point.label in drawn for point in points) and "NDCG@10, %" in drawn
+    assert "rotate(-35" not in drawn
+
+
 def test_tables_mark_best_and_second_and_escape_the_rest():
     html = table_html(TableData("T", ["method", "x"], [["<b>", "**1.0**"], ["b", "__0.5__"], ["c", "***"]], ["<i>"]))
     assert "<strong>1.0</strong>" in html and "<u>0.5</u>" in html and "&lt;b&gt;" in html and "<i>" not in html
