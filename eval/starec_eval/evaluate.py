@@ -84,12 +84,14 @@ class _Run:
         log = _Log(self.out, name, self._settings(name, ranker), self.resume, len(self.protocol.cases))
         try:
             if not log.complete:
-                self._rank(name, ranker, log)
-                log.seconds += time.perf_counter() - begun
+                try:
+                    self._rank(name, ranker, log)
+                finally:
+                    log.seconds += time.perf_counter() - begun
             return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases))
         except Exception as error:
             text = str(error) if isinstance(error, StarecError) else f"{type(error).__name__}: {error}"
-            return Scored(name, np.full(len(log.ranks), np.nan), time.perf_counter() - begun, error=text)
+            return Scored(name, np.full(len(log.ranks), np.nan), log.seconds, error=text)
         finally:
             log.close()
 
@@ -171,7 +173,10 @@ def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, tuple[str
 
 
 class _Log:
-    """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case."""
+    """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case.
+
+    The last line, written on closing, tells the seconds of all sessions together.
+    """
 
     def __init__(self, out: Path | None, name: str, settings: Mapping[str, Any], resume: bool, n: int) -> None:
         self.ranks = np.full(n, np.nan)
@@ -198,12 +203,11 @@ class _Log:
         if lines and lines[0] != head:
             different = [key for key in head if lines[0].get(key) != head[key]]
             raise RunError(f"{path} was made with another {', '.join(different)}: choose another folder")
-        for line in lines[1:]:
-            if "seconds" in line:
-                self.seconds += line["seconds"]
-            else:
-                self._set(line["case"], line["rank"], tuple(line["problems"]))
-        return lines[1:]
+        self.seconds = max((line["seconds"] for line in lines[1:] if "seconds" in line), default=0.0)
+        kept = [line for line in lines[1:] if "seconds" not in line]
+        for line in kept:
+            self._set(line["case"], line["rank"], tuple(line["problems"]))
+        return kept
 
     @property
     def complete(self) -> bool:

@@ -127,8 +127,11 @@ def test_an_evaluation_goes_on_where_it_stopped_and_asks_nothing_twice(protocol,
     again.victim = None
     resumed = evaluate([again], protocol, out=tmp_path, resume=True)
     assert again.asked == 60 - kept and resumed.rows[0]["ndcg@1"] == 100
+    assert resumed.rows[0]["seconds"] > (row["seconds"] if kind == "fails" else 0)
     unasked = Dying(protocol)
-    assert (evaluate([unasked], protocol, out=tmp_path, resume=True).methods[0].ranks == 1).all()
+    for _ in range(2):
+        finished = evaluate([unasked], protocol, out=tmp_path, resume=True)
+        assert (finished.methods[0].ranks == 1).all() and finished.rows[0]["seconds"] == resumed.rows[0]["seconds"]
     assert unasked.asked == 0
 
 
