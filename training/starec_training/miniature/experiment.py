@@ -111,19 +111,21 @@ def run(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    bases = [Job(seed, "medium") for seed in range(seeds)] + [Job(0, size) for size in OTHER_SIZES]
+    others = [Job(0, size) for size in OTHER_SIZES]
     arms = [Job(seed, "medium", arm) for arm in ARMS for seed in range(seeds)]
-    arms += [Job(0, size, "GRPO") for size in OTHER_SIZES]
-    unit = 0.8 * minutes * 60 * processes / (_UNITS_SFT * len(bases) + len(arms))  # the rest is for judging
+    stages = [Job(seed, "medium") for seed in range(seeds)], [*others, *arms], [Job(*job[:2], "GRPO") for job in others]
+    jobs = [job for stage in stages for job in stage]
+    units = sum(_UNITS_SFT if job.arm == SFT else 1.0 for job in jobs)
+    unit = 0.8 * minutes * 60 * processes / units  # the rest is for judging
     wanted = {"dataset": dataset, "users": users, "unit": round(unit, 1), "seeds": seeds}
     _claim(out / "settings.json", wanted)
-    for stage in (bases, arms):
+    for stage in stages:
         todo = [job for job in stage if not job.file(out).exists()]
         options: Any = {"initializer": _begin, "initargs": (dataset, data_dir)}
         with ProcessPoolExecutor(min(processes, max(1, len(todo))), get_context("spawn"), **options) as pool:
             for done in [pool.submit(_job, job, out, users, unit) for job in todo]:
                 done.result()
-    text = table([json.loads(job.file(out).read_text()) for job in (*bases, *arms)], unit, users)
+    text = table([json.loads(job.file(out).read_text()) for job in jobs], unit, users)
     (out / "table.md").write_text(text)
     return text
 

@@ -112,7 +112,7 @@ def train(
         if head is not None:
             z = torch.tensor(np.stack([example.z for example in ranking])).float()
             parts["lines"] = _listwise(head(said.lines)[..., 0], z)
-            parts["format"] = _format(model, encoder, ranking, said)
+        parts["format"] = _format(model, encoder, ranking, said)
         if settings.texts:
             parts |= _remembered(settings, model, encoder, prompts.followed(n_updates), anchor)
         elif settings.reflecting:
