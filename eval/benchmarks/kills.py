@@ -8,6 +8,7 @@ next run begins. Checked for each run: steps.jsonl is that of an unbroken one, a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -76,7 +77,11 @@ def main() -> None:
 
 
 def lines(out: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in out.glob("steps*.jsonl")) if out.exists() else 0
+    total = 0
+    for path in out.glob("steps*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # a worker's file goes while the run merges it
+            total += path.read_bytes().count(b"\n")
+    return total
 
 
 if __name__ == "__main__":
