@@ -68,6 +68,16 @@ def test_evidence_finds_what_users_share_and_noise_teaches_nothing() -> None:
     assert dict(zip(FEATURES, evidence.weights, strict=True))["taken together"] > 0
 
 
+def test_a_ranking_by_some_features_has_no_weight_for_the_others_and_leaves_the_first_alone() -> None:
+    data = clustered()
+    evidence = Evidence(data, data.user_ids.tolist()[:20])
+    before = evidence.weights.copy()
+    content = evidence.only(FEATURES[2:])
+    assert (content.weights[:2] == 0).all() and (content.weights[2:] != 0).any()
+    np.testing.assert_array_equal(evidence.weights, before)
+    np.testing.assert_allclose(evidence.only(FEATURES).weights, before)
+
+
 def test_a_ranking_holds_every_candidate_once(films: Dataset, evidence: Evidence) -> None:
     for turn in last_turns(films, films.user_ids.tolist()):
         assert sorted(evidence.rank(turn.query).order) == list(range(20))

@@ -12,21 +12,40 @@ from starec_agents.prompts import rank_messages, start_memory
 from starec_agents.titles import item_title
 from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
+from starec_env.scoring import position_reward
 from starec_training.evidence import Evidence
 
 torch = pytest.importorskip("torch")
 
 from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, render, split_users, tokens_for  # noqa: E402
 from starec_training.miniature.decode import decode  # noqa: E402
-from starec_training.miniature.experiment import ARMS, OTHER_SIZES, Ground, Job, run, table  # noqa: E402
+from starec_training.miniature.experiment import (  # noqa: E402
+    ARMS,
+    ASKED_OF_BOTH,
+    OTHER_SIZES,
+    Ground,
+    Job,
+    run,
+    table,
+)
 from starec_training.miniature.heldout import Keeps, asked, by_user, cases, remembering  # noqa: E402
-from starec_training.miniature.model import answer, load, new_model, packed, save, states, text_logits  # noqa: E402
+from starec_training.miniature.model import (  # noqa: E402
+    Answered,
+    answer,
+    load,
+    new_model,
+    packed,
+    save,
+    states,
+    text_logits,
+)
 from starec_training.miniature.train import (  # noqa: E402
     Settings,
     expected_rewards,
     judged,
     mean_ndcg,
     ranks_of,
+    rewarded,
     train,
     written,
 )
@@ -229,12 +248,13 @@ def test_the_loss_of_a_memory_text_is_on_its_own_tokens(taught, encoder, prompts
 
 def test_finished_jobs_are_kept_and_another_runs_folder_is_refused(tmp_path):
     ranks = {"SFT": [3, 2, 1], "more SFT": [3, 2, 2], "GRPO": [1, 2, 1], "GRPO without SFT": [9, 9, 9]}
-    jobs = [Job(0, "medium"), *(Job(0, size) for size in OTHER_SIZES), *(Job(0, "medium", arm) for arm in ARMS)]
-    jobs += [Job(0, size, "GRPO") for size in OTHER_SIZES]
+    jobs = [Job(0, "medium", arm) for arm in ("SFT", *ARMS)]
+    jobs += [Job(0, size, arm) for size in OTHER_SIZES for arm in ("SFT", "GRPO")]
+    jobs += [Job(0, "medium", arm, "collaborative") for arm in ("SFT", *ASKED_OF_BOTH)]
     for job in jobs:
-        name = job.arm if job.size == "medium" else f"{job.arm}, {job.size}"
-        rows = {name: ranks.get(name, [4, 5, 6])}
-        told = {"name": name, "weights": 10, "seconds": 1.0, "steps": 2, "log": {"kl": 0.5}, "users": ["1", "2", "3"]}
+        rows = {job.name: ranks.get(job.name, [4, 5, 6])}
+        told = {"name": job.name, "users": ["1", "2", "3"]}
+        told |= {"weights": 10, "seconds": 1.0, "steps": 2, "log": {"kl": 0.5}}
         job.file(tmp_path).write_text(json.dumps(job._asdict() | told | {"rows": rows}))
     text = run(tmp_path, seeds=1, minutes=60)
     assert (tmp_path / "table.md").read_text() == text and "test users" in text
@@ -244,7 +264,28 @@ def test_finished_jobs_are_kept_and_another_runs_folder_is_refused(tmp_path):
 
 def test_the_table_tells_errors_over_users_and_paired_intervals():
     told = {"weights": 10, "seconds": 60.0, "steps": 5, "log": {"kl": 0.5}, "users": ["1", "2", "3"]}
-    rows = {"SFT": [2, 2, 2], "more SFT": [2, 2, 1], "GRPO": [1, 1, 1]}
-    text = table([told | {"name": name, "rows": {name: ranks}} for name, ranks in rows.items()], 60.0, "test")
-    assert "| more SFT | 1 | 33.3 ± 33.3 | 75.4 ± 12.3 | +12.3 (+0.0 to +36.9) |  |" in text
-    assert "| GRPO | 1 | 100.0 ± 0.0 | 100.0 ± 0.0 | +36.9 (+36.9 to +36.9) | +24.6 (+0.0 to +36.9) |" in text
+    rows = {"SFT": [2, 2, 2], "more SFT": [2, 2, 1], "GRPO": [1, 1, 1], "GRPO, small": [3, 3, 3]}
+    rows |= {"SFT, small": [3, 3, 3], "true item": [2, 2, 2]}
+    both = [("content", name, ranks) for name, ranks in rows.items()] + [("collaborative", "SFT", [1, 1, 1])]
+    given = [told | {"teacher": teacher, "name": name, "rows": {name: ranks}} for teacher, name, ranks in both]
+    text = table(given, 60.0, "test")
+    content, collaborative = text.split("**The collaborative teacher**")
+    assert "| more SFT | 1 | 33.3 ± 33.3 | 75.4 ± 12.3 | +12.3 (+0.0 to +36.9) |  | +12.3 (+0.0 to +36.9) |" in content
+    assert "| GRPO | 1 | 100.0 ± 0.0 | 100.0 ± 0.0 | +36.9 (+36.9 to +36.9) | +24.6 (+0.0 to +36.9) |" in content
+    assert "| GRPO, small | 1 | 0.0 ± 0.0 | 50.0 ± 0.0 | +0.0 (+0.0 to +0.0) |  |  |" in content
+    assert "| SFT | 1 | 100.0 ± 0.0 | 100.0 ± 0.0 |  |  |  |" in collaborative
+
+
+def test_a_groups_answers_are_drawn_as_the_policy_says_and_paid_by_the_true_items_rank(prompts, encoder):
+    ranking = list(prompts.draw(2))
+    logits = torch.randn(2, 20, 100, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    scores = torch.log_softmax(logits, -1)
+    said = Answered(scores, scores, scores, torch.zeros(2, 1), torch.ones(2, 1))
+    drawn, taken, rewards = rewarded(Settings("grpo", group=20_000), ranking, said)
+    assert drawn.shape == taken.shape == (2, 20_000, 20) and rewards.shape == (2, 20_000)
+    often = torch.nn.functional.one_hot(drawn, 100).float().mean(1)
+    assert torch.allclose(often, scores.exp(), atol=0.02)
+    assert torch.equal(taken[1, 5, 3], scores[1, 3, drawn[1, 5, 3]]) and taken.requires_grad
+    for each in range(10):
+        place = int(ranks_of(drawn[0, each], torch.tensor(ranking[0].target)))
+        assert float(rewards[0, each]) == position_reward(place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -188,7 +189,13 @@ class Evidence:
     def _index(self) -> dict[Id, int]:
         return {self.dataset.user(user).id: user for user in self.trained.tolist()}
 
-    def _fit(self, seed: int, most: int) -> None:
+    def only(self, features: Collection[str], *, seed: int = 0, fit_turns: int = 4000) -> Evidence:
+        """The same counts, but a ranking that sees some of `FEATURES` alone, its weights fitted anew."""
+        found = copy(self)
+        found._fit(seed, fit_turns, features)
+        return found
+
+    def _fit(self, seed: int, most: int, features: Collection[str] = FEATURES) -> None:
         stream = Stream(self.dataset, seed=seed ^ 0x7EAC4, min_history=5)
         able = np.intersect1d(stream.users, self.trained)
         pairs = [(user, at) for user in able.tolist() for at in range(int(stream.begin[user]), int(stream.end[user]))]
@@ -201,7 +208,9 @@ class Evidence:
         history, liked = _right_aligned(history), _right_aligned(liked)
         x = self.features(Batch(users, history, liked == 1, candidates))
         self.scale = x.std((0, 1)).clip(1e-9)
-        self.weights = _conditional_logit(x / self.scale, targets)
+        seen = [place for place, name in enumerate(FEATURES) if name in features]
+        self.weights = np.zeros(len(FEATURES))
+        self.weights[seen] = _conditional_logit((x / self.scale)[..., seen], targets)
 
     def neighbours(self, user: int, item: int) -> tuple[Ints, Ints]:
         """Items that other training users took together with `item`, most often first, and how often."""

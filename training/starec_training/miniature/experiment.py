@@ -1,7 +1,8 @@
 """The miniature experiment: the paper's questions, asked of a model that two cores train from nothing.
 
-First each seed's and size's SFT from the blind teacher; then, from those very weights, each of `ARMS` for the same CPU
-time. All is judged on validation or test users by their held-out turn.
+First each seed's and size's SFT from a blind teacher; then, from those very weights, each of `ARMS` for the same CPU
+time. All is judged on validation or test users by their held-out turn. There are two teachers: one that knows what a
+reader of the catalogue could know, and one that has counted what other users took together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from starec_agents.parsing import parse_ranking
 from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
 from starec_env.types import Dataset
-from starec_training.evidence import Evidence
+from starec_training.evidence import FEATURES, Evidence
 from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, Split, split_users, tokens_for
 from starec_training.miniature.decode import decode
 from starec_training.miniature.heldout import Case, Keeps, asked, by_user, cases, interval, remembering, told
@@ -31,20 +32,26 @@ from starec_training.miniature.model import answer, load, new_model, save
 from starec_training.miniature.train import Settings, judged, ranks_of, train
 
 Users = Literal["validation", "test"]
+Teacher = Literal["content", "collaborative"]
+TEACHERS: dict[Teacher, Sequence[str]] = {"content": FEATURES[2:], "collaborative": FEATURES}
+"""What each sees: popularity, kinds and years; or these and what was taken together."""
 Rows = dict[str, list[int]]
 # Ranks of the true item, by the name of what ranked.
 
 SFT, DIRECT, BOTH = "SFT", "GRPO without SFT", "GRPO, memory texts too"
 ARMS: dict[str, Settings] = {
     "GRPO": Settings("grpo", learning_rate=7e-4),
-    "more SFT": Settings("sft", learning_rate=7e-4, popular_first=0),
+    "more SFT": Settings("sft", learning_rate=1.5e-3, batch=8, popular_first=0),
     "true item": Settings("true item", learning_rate=7e-4),
     BOTH: Settings("grpo", learning_rate=7e-4, texts=8, reflecting=0.25),
     "Reinforce++": Settings("reinforce++", learning_rate=7e-4),
     "GRPO, no KL": Settings("grpo", learning_rate=7e-4, beta=0.0),
     DIRECT: Settings("grpo", learning_rate=7e-4, beta=0.0),
 }
-"""What follows SFT, each for the same CPU time, from the same weights; but `DIRECT` from the untrained model."""
+"""What follows SFT, each for the same CPU time, from the same weights; but `DIRECT` from the untrained model. Learning
+rates were chosen on validation users."""
+ASKED_OF_BOTH = ("GRPO", "more SFT", "true item")
+"""The arms that follow the collaborative teacher's SFT too."""
 OTHER_SIZES = ("small", "large")
 
 _UNITS_SFT, _BEST_OF, _DECODED = 4.0, 8, 150
@@ -61,10 +68,21 @@ class Job(NamedTuple):
     seed: int
     size: str
     arm: str = SFT
+    teacher: Teacher = "content"
+
+    @property
+    def start(self) -> str:
+        """The folder of the SFT model."""
+        return f"{self.teacher}-{self.size}-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Of its row, among those of its teacher."""
+        return self.arm if self.size == "medium" else f"{self.arm}, {self.size}"
 
     def file(self, out: Path) -> Path:
         """Where its result stands."""
-        return out / f"{self.size}-{self.seed}-{self.arm}.json"
+        return out / f"{self.start}-{self.arm}.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,10 @@ class Ground:
     streams: Dataset
     split: Split
     evidence: Evidence
+
+    def taught_by(self, teacher: Teacher) -> Ground:
+        """With only what this teacher sees (3 CPU seconds)."""
+        return replace(self, evidence=self.evidence.only(TEACHERS[teacher]))
 
 
 def ground(dataset: str, data_dir: str | None = None) -> Ground:
@@ -112,9 +134,11 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     others = [Job(0, size) for size in OTHER_SIZES]
-    arms = [Job(seed, "medium", arm) for arm in ARMS for seed in range(seeds)]
-    stages = [Job(seed, "medium") for seed in range(seeds)], [*others, *arms], [Job(*job[:2], "GRPO") for job in others]
-    jobs = [job for stage in stages for job in stage]
+    follow: dict[Teacher, Sequence[str]] = {"content": list(ARMS), "collaborative": ASKED_OF_BOTH}
+    starts = [Job(seed, "medium", SFT, teacher) for teacher in follow for seed in range(seeds)]
+    arms = [Job(start.seed, "medium", arm, start.teacher) for start in starts for arm in follow[start.teacher]]
+    jobs = [*starts, *others, *arms, *(job._replace(arm="GRPO") for job in others)]
+    stages = [[job for job in jobs if job.arm == SFT], [job for job in jobs if job.arm != SFT]]
     units = sum(_UNITS_SFT if job.arm == SFT else 1.0 for job in jobs)
     unit = 0.8 * minutes * 60 * processes / units  # the rest is for judging
     wanted = {"dataset": dataset, "users": users, "unit": round(unit, 1), "seeds": seeds}
@@ -149,12 +173,12 @@ def _begin(dataset: str, data_dir: str | None) -> None:
 
 
 def _job(job: Job, out: Path, users: Users, unit: float) -> None:
-    base = _ground
-    assert base is not None
+    assert _ground is not None
+    base = _ground.taught_by(job.teacher)
     found = cases(base.windows, getattr(base.split, users))
-    stage = [SFT, *ARMS].index(job.arm) and 1  # all arms draw the same prompts, and others than SFT drew
+    stage = int(job.arm != SFT)  # all arms draw the same prompts, and others than SFT drew
     prompts = Prompts(base.streams, base.evidence, base.split.train, 2 * job.seed + stage)
-    start = out / f"{job.size}-{job.seed}"
+    start = out / job.start
     if job.arm == SFT:
         encoder = Encoder(tokens_for(prompts), base.streams)
     else:
@@ -168,7 +192,7 @@ def _job(job: Job, out: Path, users: Users, unit: float) -> None:
         model, anchor = trained, load(start)[0].eval()
     if job.arm == DIRECT:
         rows["no training"] = judged(model.eval(), encoder, shown).tolist()
-    if job == Job(0, "medium"):
+    if job == Job(0, "medium", SFT, job.teacher):
         rows |= _known(base, found)
     sft = Settings(seconds=_UNITS_SFT * unit, learning_rate=1.5e-3, batch=8)
     settings = sft if job.arm == SFT else replace(ARMS[job.arm], seconds=unit)
@@ -179,21 +203,26 @@ def _job(job: Job, out: Path, users: Users, unit: float) -> None:
     if job.arm == SFT:
         save(model, encoder.tokenizer, start)
         model = load(start)[0].eval()  # what arms begin with: float16's values
-    name = job.arm if job.size == "medium" else f"{job.arm}, {job.size}"
+    name = job.name
     rows[name] = judged(model, encoder, shown).tolist()
     result: dict[str, Any] = job._asdict() | {"weights": sum(weight.numel() for weight in model.parameters())}
-    result |= {"name": name, "seconds": seconds, "steps": len(settings.log), "log": _late(settings.log)}
+    result |= {
+        "name": name,
+        "users": [str(case.user) for case in found],
+        "seconds": seconds,
+        "steps": len(settings.log),
+        "log": _late(settings.log),
+    }
     if job.size == "medium":
         result |= _decoded(model, encoder, found[:_DECODED], shown[:_DECODED])
         if job.arm == SFT:
             rows |= _best(model, encoder, shown)
-        if job.arm in (SFT, "GRPO", BOTH):
+        if job.arm in (SFT, "GRPO", BOTH) and job.teacher == "content":
             for what, keeps in _MEMORIES.items():
                 memories = remembering(model, encoder, found, keeps, Descriptions(base.evidence))
                 recalled = [asked(case.turn, memory) for case, memory in zip(found, memories, strict=True)]
                 rows[f"{name}: {what}"] = judged(model, encoder, encoder.encode(recalled)).tolist()
     result["rows"] = rows
-    result["users"] = [str(case.user) for case in found]
     part = job.file(out).with_suffix(".part")
     part.write_text(json.dumps(result))
     os.replace(part, job.file(out))
@@ -217,7 +246,7 @@ def _known(base: Ground, found: Sequence[Case]) -> Rows:
         "random": np.random.default_rng(0).random(features.shape[:2]),
         "popularity": features[..., 2],
         "item-kNN, recent first": features[..., 0],
-        "the blind teacher itself": features / evidence.scale @ evidence.weights,
+        "the teacher itself": features / evidence.scale @ evidence.weights,
     }
     return {name: ranks_of(torch.tensor(each), targets).tolist() for name, each in scores.items()}
 
@@ -265,49 +294,59 @@ def _best(model: Any, encoder: Encoder, shown: Sequence[Example]) -> Rows:
 
 
 def table(results: Sequence[dict[str, Any]], unit: float, users: str) -> str:
-    """Results as Markdown: means over seeds and users, errors over users, paired intervals."""
+    """Results as Markdown, a table a teacher: means over seeds and users, errors over users, paired intervals."""
+    n = len(set(results[0]["users"]))
+    lines = [
+        f"NDCG in percent on {n} {users} users; errors, and 95 % intervals of paired differences, over users, seeds "
+        f"averaged first. SFT {_UNITS_SFT * unit:.0f} CPU s, what follows {unit:.0f} each.",
+    ]
+    for teacher in dict.fromkeys(result["teacher"] for result in results):
+        lines += ["", f"**The {teacher} teacher**", ""]
+        lines += _compared([result for result in results if result["teacher"] == teacher])
+    lines += [
+        "",
+        f"Answers written token by token, by the first {_DECODED} candidate lists; and what training saw.",
+        "",
+        "| | teacher | weights | CPU s | steps | valid, free | held | NDCG@10, free | held | one pass | late |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for teacher, name in dict.fromkeys((result["teacher"], result["name"]) for result in results):
+        same = [result for result in results if (result["teacher"], result["name"]) == (teacher, name)]
+        asked = ("free, valid", "held, valid", "free, NDCG@10", "held, NDCG@10", "one pass, NDCG@10")
+        written = [f"{np.mean([each[what] for each in same]):.1f}" if what in same[0] else "" for what in asked]
+        late = ", ".join(f"{what} {np.mean([each['log'][what] for each in same]):.3g}" for what in same[0]["log"])
+        spent, steps = (np.mean([each[what] for each in same]) for what in ("seconds", "steps"))
+        cells = [name, teacher, f"{same[0]['weights']:,}", f"{spent:.0f}", f"{steps:.0f}", *written, late]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _compared(results: Sequence[dict[str, Any]]) -> list[str]:
+    # Rows of one teacher; a row of another size is compared with its own size's SFT, on the same seeds.
     owners = results[0]["users"]
     ranks: dict[str, list[Any]] = {}
     for result in results:
         for name, found in result["rows"].items():
             ranks.setdefault(name, []).append(np.array(found))
     first, tenth = (
-        {name: np.mean([by_user(each, owners, k) for each in found], axis=0) for name, found in ranks.items()}
-        for k in (1, 10)
+        {name: np.array([by_user(each, owners, k) for each in found]) for name, found in ranks.items()} for k in (1, 10)
     )
+    compared = (SFT, "more SFT", "true item")
     lines = [
-        f"NDCG in percent on {len(tenth[SFT])} {users} users; errors, and 95 % intervals of paired differences, over "
-        f"users, seeds averaged first. SFT {_UNITS_SFT * unit:.0f} CPU s, what follows {unit:.0f} each.",
-        "",
-        "| | seeds | NDCG@1 | NDCG@10 | minus SFT | minus more SFT |",
-        "|---|---|---|---|---|---|",
+        f"| | seeds | NDCG@1 | NDCG@10 | {' | '.join(f'minus {other}' for other in compared)} |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in sorted(ranks, key=lambda name: tenth[name].mean()):
-        gaps = [_gap(tenth, name, other) for other in (SFT, "more SFT")]
-        lines.append(
-            f"| {name} | {len(ranks[name])} | {told(first[name])} | {told(tenth[name])} | {' | '.join(gaps)} |"
-        )
-    lines += [
-        "",
-        f"Answers written token by token, by the first {_DECODED} candidate lists; and what training saw.",
-        "",
-        "| | weights | CPU s | steps | valid, free | held | NDCG@10, free | held | in one pass | late in training |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(result["name"] for result in results):
-        same = [result for result in results if result["name"] == name]
-        asked = ("free, valid", "held, valid", "free, NDCG@10", "held, NDCG@10", "one pass, NDCG@10")
-        written = [f"{np.mean([each[what] for each in same]):.1f}" if what in same[0] else "" for what in asked]
-        late = ", ".join(f"{what} {np.mean([each['log'][what] for each in same]):.3g}" for what in same[0]["log"])
-        spent, steps = (np.mean([each[what] for each in same]) for what in ("seconds", "steps"))
-        cells = [name, f"{same[0]['weights']:,}", f"{spent:.0f}", f"{steps:.0f}", *written, late]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        size = next((f", {size}" for size in OTHER_SIZES if name.endswith(f", {size}")), "")
+        gaps = [_gap(tenth, name, other + size) for other in compared]
+        means = [told(values[name].mean(0)) for values in (first, tenth)]
+        lines.append(f"| {name} | {len(ranks[name])} | {' | '.join(means + gaps)} |")
+    return lines
 
 
 def _gap(values: dict[str, Any], name: str, other: str) -> str:
     if name == other or other not in values:
         return ""
-    gap = values[name] - values[other]
+    gap = values[name].mean(0) - values[other].mean(0)
     low, high = interval(gap)
     return f"{gap.mean():+.1f} ({low:+.1f} to {high:+.1f})"

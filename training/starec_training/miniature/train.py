@@ -37,8 +37,11 @@ class Settings:
     """Ranking prompts a step."""
     reflecting: float = 0.15
     """Memory updates beside them, as a share of all prompts."""
-    group: int = 16
-    """Answers drawn to a prompt (GRPO, Reinforce++)."""
+    group: int = 256
+    """Answers drawn to a prompt (GRPO, Reinforce++); one pass tells the policy, so they cost next to nothing."""
+    weight: float = 20.0
+    """Times the loss of GRPO and Reinforce++, a mean over tokens, beside what else a step minimises: format and memory
+    updates would drown it at 1."""
     beta: float = 1e-3
     """Weight of the KL divergence to the anchor; 0 for none."""
     texts: int = 0
@@ -196,13 +199,13 @@ def _grpo(
     settings: Settings, encoder: Encoder, ranking: Sequence[Example], said: Answered, reference: torch.Tensor | None
 ) -> Parts:
     """Equation 3, for a group of answers that one pass tells; one update a batch, so that every ratio is 1."""
-    drawn, taken, rewards = _rewarded(settings, ranking, said)
+    drawn, taken, rewards = rewarded(settings, ranking, said)
     spread = rewards.std(1, keepdim=True)
     advantage = (rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)
     kl = _divergence(said, reference)
     return {
-        "gain": -(advantage * taken.mean(-1)).mean(),
-        "anchored": settings.beta * kl,
+        "gain": -settings.weight * (advantage * taken.mean(-1)).mean(),
+        "anchored": settings.weight * settings.beta * kl,
         "log kl": kl,
         "log reward": rewards.mean(),
         "log no spread": (spread < 1e-6).float().mean(),
@@ -235,8 +238,8 @@ def _remembered(settings: Settings, model: Any, encoder: Encoder, drawn: Sequenc
             reference = text_logits(anchor, said)
         kl = (logs.exp() * (logs - reference)).sum(-1).mean()
     return {
-        "gain of texts": -(advantage * mean).mean(),
-        "texts anchored": settings.beta * kl,
+        "gain of texts": -settings.weight * (advantage * mean).mean(),
+        "texts anchored": settings.weight * settings.beta * kl,
         "log texts kl": kl,
         "log texts reward": rewards.mean(),
         "log texts spread": spread.mean(),
@@ -267,15 +270,14 @@ def _reinforce_pp(
     settings: Settings, encoder: Encoder, ranking: Sequence[Example], said: Answered, reference: torch.Tensor | None
 ) -> Parts:
     """The KL penalty within the return, and advantages normalised over the whole batch (Hu 2025)."""
-    drawn, taken, rewards = _rewarded(settings, ranking, said)
+    drawn, taken, rewards = rewarded(settings, ranking, said)
     returns = rewards
     if reference is not None:
-        expected = reference[:, None].expand(-1, settings.group, -1, -1)
-        known = expected.gather(-1, drawn[..., None])[..., 0]
+        known = _of(reference, drawn)
         returns = rewards - settings.beta * (taken.detach() - known).sum(-1)
     advantage = (returns - returns.mean()) / (returns.std() + 1e-4)
     return {
-        "gain": -(advantage * taken.mean(-1)).mean(),
+        "gain": -settings.weight * (advantage * taken.mean(-1)).mean(),
         "log kl": _divergence(said, reference),
         "log reward": rewards.mean(),
     }
@@ -285,18 +287,24 @@ _LOSSES = {"sft": _taught, "true item": _true_item, "grpo": _grpo, "reinforce++"
 _BLUR = 2.5
 
 
-def _rewarded(
+def rewarded(
     settings: Settings, ranking: Sequence[Example], said: Answered
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # Answers (prompts, group, candidates), their log-probabilities, and (prompts, group) rewards.
+    """Answers drawn to prompts (prompts, group, candidates), their log-probabilities, and (prompts, group) rewards."""
     import torch
 
-    logits = said.scores[:, None].expand(-1, settings.group, -1, -1)
-    drawn = torch.distributions.Categorical(logits=logits.detach()).sample()
+    chances = said.scores.detach().exp().cumsum(-1)
+    luck = torch.rand(*chances.shape[:2], settings.group)
+    drawn = torch.searchsorted(chances, luck).clamp(max=99).transpose(1, 2)
     target = torch.tensor([example.target for example in ranking])
     ranks = ranks_of(drawn, target[:, None].expand(-1, settings.group))
     worth = torch.tensor([settings.reward(rank) for rank in range(1, drawn.shape[-1] + 1)])
-    return drawn, logits.gather(-1, drawn[..., None])[..., 0], worth[ranks - 1]
+    return drawn, _of(said.scores, drawn), worth[ranks - 1]
+
+
+def _of(scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    # (prompts, group, candidates) log-probabilities of drawn scores, from (prompts, candidates, 100).
+    return scores.gather(-1, drawn.transpose(1, 2)).transpose(1, 2)
 
 
 def _divergence(said: Answered, reference: torch.Tensor | None) -> torch.Tensor:
