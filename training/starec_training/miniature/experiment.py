@@ -39,14 +39,15 @@ Rows = dict[str, list[int]]
 # Ranks of the true item, by the name of what ranked.
 
 SFT, DIRECT, BOTH = "SFT", "GRPO without SFT", "GRPO, memory texts too"
+_GRPO = Settings("grpo", learning_rate=4e-4, rehearsal=0.05)
 ARMS: dict[str, Settings] = {
-    "GRPO": Settings("grpo", learning_rate=7e-4),
+    "GRPO": _GRPO,
     "more SFT": Settings("sft", learning_rate=1.5e-3, batch=8, popular_first=0),
     "true item": Settings("true item", learning_rate=7e-4),
-    BOTH: Settings("grpo", learning_rate=7e-4, texts=8, reflecting=0.25),
-    "Reinforce++": Settings("reinforce++", learning_rate=7e-4),
-    "GRPO, no KL": Settings("grpo", learning_rate=7e-4, beta=0.0),
-    DIRECT: Settings("grpo", learning_rate=7e-4, beta=0.0),
+    BOTH: replace(_GRPO, texts=8, reflecting=0.25),
+    "Reinforce++": replace(_GRPO, method="reinforce++"),
+    "GRPO, no KL": replace(_GRPO, beta=0.0),
+    DIRECT: replace(_GRPO, beta=0.0),
 }
 """What follows SFT, each for the same CPU time, from the same weights; but `DIRECT` from the untrained model. Learning
 rates were chosen on validation users."""

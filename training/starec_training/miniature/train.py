@@ -37,11 +37,11 @@ class Settings:
     """Ranking prompts a step."""
     reflecting: float = 0.15
     """Memory updates beside them, as a share of all prompts."""
+    rehearsal: float = 1.0
+    """Weight of the loss of memory updates that imitate the teacher's; GRPO's own, a mean over all tokens
+    of a group, is so small that at 1 their noise takes half of its gain."""
     group: int = 256
     """Answers drawn to a prompt (GRPO, Reinforce++); one pass tells the policy, so they cost next to nothing."""
-    weight: float = 20.0
-    """Times the loss of GRPO and Reinforce++, a mean over tokens, beside what else a step minimises: format and memory
-    updates would drown it at 1."""
     beta: float = 1e-3
     """Weight of the KL divergence to the anchor; 0 for none."""
     texts: int = 0
@@ -119,7 +119,7 @@ def train(
         if settings.texts:
             parts |= _remembered(settings, model, encoder, prompts.followed(n_updates), anchor)
         elif settings.reflecting:
-            parts["written"] = written(model, encoder, next(updates))
+            parts["written"] = settings.rehearsal * written(model, encoder, next(updates))
         loss = torch.stack([part for name, part in parts.items() if not name.startswith("log ")]).sum()
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is {float(loss)} at step {step}: lower the learning rate")
@@ -204,8 +204,8 @@ def _grpo(
     advantage = (rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)
     kl = _divergence(said, reference)
     return {
-        "gain": -settings.weight * (advantage * taken.mean(-1)).mean(),
-        "anchored": settings.weight * settings.beta * kl,
+        "gain": -(advantage * taken.mean(-1)).mean(),
+        "anchored": settings.beta * kl,
         "log kl": kl,
         "log reward": rewards.mean(),
         "log no spread": (spread < 1e-6).float().mean(),
@@ -238,8 +238,8 @@ def _remembered(settings: Settings, model: Any, encoder: Encoder, drawn: Sequenc
             reference = text_logits(anchor, said)
         kl = (logs.exp() * (logs - reference)).sum(-1).mean()
     return {
-        "gain of texts": -settings.weight * (advantage * mean).mean(),
-        "texts anchored": settings.weight * settings.beta * kl,
+        "gain of texts": -(advantage * mean).mean(),
+        "texts anchored": settings.beta * kl,
         "log texts kl": kl,
         "log texts reward": rewards.mean(),
         "log texts spread": spread.mean(),
@@ -277,7 +277,7 @@ def _reinforce_pp(
         returns = rewards - settings.beta * (taken.detach() - known).sum(-1)
     advantage = (returns - returns.mean()) / (returns.std() + 1e-4)
     return {
-        "gain": -settings.weight * (advantage * taken.mean(-1)).mean(),
+        "gain": -(advantage * taken.mean(-1)).mean(),
         "log kl": _divergence(said, reference),
         "log reward": rewards.mean(),
     }
