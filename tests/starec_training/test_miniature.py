@@ -1,6 +1,10 @@
 """A two-minute cut of the miniature: from nothing to a model that ranks, and a step of reinforcement from there."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from copy import deepcopy
 from typing import get_args
 
@@ -289,3 +293,17 @@ def test_a_groups_answers_are_drawn_as_the_policy_says_and_paid_by_the_true_item
     for each in range(10):
         place = int(ranks_of(drawn[0, each], torch.tensor(ranking[0].target)))
         assert float(rewards[0, each]) == position_reward(place)
+
+
+def test_stopped_by_ctrl_c_it_says_how_to_go_on_and_leaves_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "starec_env.cli", "train", "miniature", "--minutes", "1", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        try:
+            first = running.stderr.readline()
+            time.sleep(3)
+        finally:
+            running.send_signal(signal.SIGINT)
+        told = running.stderr.read()  # ends when the last process that holds it is gone
+    assert first.startswith("40 of 40 jobs to do: some 1 minutes")
+    assert running.returncode == 130
+    assert f"finished jobs are kept in {tmp_path}: the same command goes on" in told

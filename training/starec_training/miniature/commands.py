@@ -46,4 +46,10 @@ def miniature(
     from starec_training.miniature.experiment import run
 
     options = {"dataset": dataset, "data_dir": data_dir, "minutes": minutes, "seeds": seeds, "processes": processes}
-    click.echo(run(out, users=users, **options))  # type: ignore[arg-type]
+    try:
+        text = run(out, users=users, tell=lambda line: click.echo(line, err=True), **options)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        click.echo(f"finished jobs are kept in {out}: the same command goes on with the others", err=True)
+        raise
+    click.echo(text)
+    click.echo(f"all results: {out}", err=True)

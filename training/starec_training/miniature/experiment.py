@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +117,7 @@ def run(
     seeds: int = 3,
     users: Users = "test",
     processes: int = 2,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Run what isn't there yet and return the table; finished jobs in `out` are kept.
 
@@ -128,6 +129,7 @@ def run(
         seeds: How often the whole is repeated.
         users: Whom to judge by. Recipes are chosen on "validation".
         processes: Jobs at a time, one thread each.
+        tell: Gets a line for each finished job.
 
     Raises:
         TrainingError: The folder holds a run of other settings.
@@ -144,15 +146,41 @@ def run(
     unit = 0.8 * minutes * 60 * processes / units  # the rest is for judging
     wanted = {"dataset": dataset, "users": users, "unit": round(unit, 1), "seeds": seeds}
     _claim(out / "settings.json", wanted)
-    for stage in stages:
-        todo = [job for job in stage if not job.file(out).exists()]
-        options: Any = {"initializer": _begin, "initargs": (dataset, data_dir)}
-        with ProcessPoolExecutor(min(processes, max(1, len(todo))), get_context("spawn"), **options) as pool:
-            for done in [pool.submit(_job, job, out, users, unit) for job in todo]:
-                done.result()
+    left = [job for job in jobs if not job.file(out).exists()]
+    if left:
+        tell(f"{len(left)} of {len(jobs)} jobs to do: {_about(left, unit, processes)}")
+    others_children = set(active_children())
+    options: Any = {"initializer": _begin, "initargs": (dataset, data_dir)}
+    with ProcessPoolExecutor(min(processes, max(1, len(left))), get_context("spawn"), **options) as pool:
+        try:
+            for stage in stages:
+                waiting = {pool.submit(_job, job, out, users, unit): job for job in stage if job in left}
+                for future in as_completed(waiting):
+                    future.result()
+                    left.remove(job := waiting[future])
+                    tell(
+                        f"{len(jobs) - len(left)}/{len(jobs)} {_heard(job, out)}; {_about(left, unit, processes)} left"
+                    )
+        except BaseException:
+            for child in set(active_children()) - others_children:
+                child.terminate()
+            raise
     text = table([json.loads(job.file(out).read_text()) for job in jobs], unit, users)
     (out / "table.md").write_text(text)
     return text
+
+
+def _about(jobs: Sequence[Job], unit: float, processes: int) -> str:
+    units = sum(_UNITS_SFT if job.arm == SFT else 1.0 for job in jobs)
+    return f"some {units * unit / 0.8 / 60 / processes:.0f} minutes on {processes} free cores"
+
+
+def _heard(job: Job, out: Path) -> str:
+    result = json.loads(job.file(out).read_text())
+    value = by_user(np.array(result["rows"][job.name]), result["users"]).mean()
+    return (
+        f"{job.teacher} teacher, seed {job.seed}, {job.name}: NDCG@10 {value:.1f} after {result['seconds']:.0f} CPU s"
+    )
 
 
 def _claim(path: Path, wanted: dict[str, Any]) -> None:
