@@ -28,9 +28,11 @@ class FakeVLLM:
     Args:
         model: Folder of the model that it is started on.
         monkeypatch: Stands in for what needs vLLM's library and a GPU.
+        fails: At the second batch of samples: "refuses" answers with status 504, "hangs up" with nothing.
     """
 
-    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> None:
+        self.fails = fails
         self.model, self.tokenizer = load_policy(model)
         self.wire: queue.Queue[torch.Tensor] = queue.Queue()
         self.log: list[tuple[str, float]] = []
@@ -111,6 +113,11 @@ class FakeVLLM:
         """Samples of prompts given as tokens, with the log-probability of each token."""
         asked = await request.json()
         self.log.append(("sample", self.fingerprint()))
+        if self.fails and len(self.asked("sample")) > 1:
+            assert self.fails == "refuses" or request.transport is not None
+            if self.fails == "hangs up":
+                request.transport.abort()
+            return web.Response(status=504)
         choices = []
         for ids in asked["prompt"]:
             with torch.no_grad():

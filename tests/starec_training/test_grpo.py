@@ -17,6 +17,7 @@ from peft import load_peft_weights
 from safetensors.torch import load_file
 from support_training import AGENT, ROOT, environment, kill_when_there, logged, losses
 from trl import GRPOConfig
+from trl.generation import vllm_client
 
 from starec_agents.llm import ScriptedChat
 from starec_agents.scripted import scripted_user
@@ -252,6 +253,27 @@ def test_server_mode_without_its_server_or_library_stops_at_once(
     with pytest.raises(TrainingError, match="no vLLM server answers at http://127.0.0.1:9 .*vllm serve MODEL"):
         train_rounds(student, films, train_users, config(tmp_path, **told), Rounds(agent=AGENT))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("fails", "kind"), [("refuses", "server"), ("hangs up", "connection")])
+def test_a_server_that_fails_in_the_middle_is_named_and_the_next_call_goes_on(
+    student: Path, films: Dataset, train_users: list[Id], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fails: str, kind: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(vllm_client, "Retry", lambda **_: 0)  # it would wait for a minute
+    rounds = Rounds(users=4, turns=3, candidates=(4,), tasks=("rank",), agent=AGENT)
+
+    def go_on(server: FakeVLLM) -> Path | None:
+        told = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "bf16": False}
+        return train_rounds(student, films, train_users, config(tmp_path, save_steps=1, **told), rounds)
+
+    with FakeVLLM(student, monkeypatch, fails) as server:
+        with pytest.raises(EndpointError, match=f"vLLM server at {server.url} failed .*vllm serve") as caught:
+            go_on(server)
+        assert caught.value.kind == kind
+    with FakeVLLM(student, monkeypatch) as server:
+        assert go_on(server) is not None
+        assert [what for what, _ in server.log] == ["update", "sample"]
 
 
 def test_prompts_without_spread_and_other_tasks_leave_the_next_round(taught: Rows, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from starec_training.rows import (
     with_turns,
     write_rows,
 )
-from starec_training.server import hand_over, holds_policy, server_chat
+from starec_training.server import hand_over, holds_policy, server_chat, watched
 from starec_training.sft import finish
 from starec_training.stage import FINAL, Guard, check_trainable, claim, device_settings, digest, load_policy
 
@@ -166,7 +166,7 @@ def train_grpo(
 
     Raises:
         TrainingError: The rows, the model or the folder can't be used; says why.
-        EndpointError: The server that ranks follow-ups died; call again when it is back.
+        EndpointError: The server that ranks follow-ups, or holds the policy, died; call again when it is back.
     """
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_choice("reward", reward, list(REWARDS))
@@ -214,7 +214,8 @@ def train_grpo(
     if start is not None:
         _load_weights(trainer.model, Path(start))
     trainer.accelerator.print(str(rows))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with watched(config):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if holds_policy(config) and trainer.is_world_process_zero():
         trainer.vllm_generation.vllm_client.close_communicator()  # the next round opens its own, at the same port
     return finish(trainer, tokenizer, out)

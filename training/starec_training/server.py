@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from accelerate import PartialState
 
 from starec_agents.openai_chat import OpenAIChat
-from starec_env.errors import TrainingError
+from starec_env.errors import EndpointError, TrainingError
 from starec_env.types import Endpoint
 from starec_training.stage import load_policy
 
@@ -69,6 +71,28 @@ def hand_over(config: Any, policy: str | Path) -> None:
     client.update_model_params(network.to(device))
     client.reset_prefix_cache()
     client.close_communicator()
+
+
+@contextmanager
+def watched(config: Any) -> Iterator[None]:
+    """Within it, a server that fails TRL's own client is an EndpointError that says how to go on.
+
+    Raises:
+        EndpointError: The server is gone, or refused a request.
+    """
+    try:
+        yield
+    except Exception as error:  # TRL's client raises Exception itself for an answer with another status than 200
+        from requests import RequestException
+
+        gone = isinstance(error, (RequestException, ConnectionError))
+        if holds_policy(config) and (gone or str(error).startswith("Request failed")):
+            raise EndpointError(
+                f"the vLLM server at {_url(config)} failed in the middle of training ({error}): start it again with "
+                f"`{START}`, and give the same command again to go on from the last checkpoint",
+                "connection" if gone else "server",
+            ) from error
+        raise
 
 
 def _url(config: Any) -> str:
