@@ -271,6 +271,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Write a folder in Hugging Face's format (float16 weights), as vLLM and transformers load it."""
     import torch
 
+    _without_bars()
     Path(folder).mkdir(parents=True, exist_ok=True)
     weights = {name: value.to(torch.float16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=weights)
@@ -282,4 +283,12 @@ def load(folder: str | Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
+    _without_bars()
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+def _without_bars() -> None:
+    # Of parts of files that take milliseconds, in the middle of a training's own lines.
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
