@@ -56,6 +56,7 @@ ASKED_OF_BOTH = ("GRPO", "more SFT", "true item")
 OTHER_SIZES = ("small", "large")
 
 _UNITS_SFT, _BEST_OF, _DECODED = 4.0, 8, 150
+_TRAINING = 0.73  # of all the time; the rest is for judging
 _MEMORIES: dict[str, Keeps] = {
     "its own memory text": "text",
     "events alone, no text": "events",
@@ -143,7 +144,7 @@ def run(
     jobs = [*starts, *others, *arms, *(job._replace(arm="GRPO") for job in others)]
     stages = [[job for job in jobs if job.arm == SFT], [job for job in jobs if job.arm != SFT]]
     units = sum(_UNITS_SFT if job.arm == SFT else 1.0 for job in jobs)
-    unit = 0.8 * minutes * 60 * processes / units  # the rest is for judging
+    unit = _TRAINING * minutes * 60 * processes / units
     wanted = {"dataset": dataset, "users": users, "unit": round(unit, 1), "seeds": seeds}
     _claim(out / "settings.json", wanted)
     left = [job for job in jobs if not job.file(out).exists()]
@@ -172,7 +173,7 @@ def run(
 
 def _about(jobs: Sequence[Job], unit: float, processes: int) -> str:
     units = sum(_UNITS_SFT if job.arm == SFT else 1.0 for job in jobs)
-    return f"some {units * unit / 0.8 / 60 / processes:.0f} minutes on {processes} free cores"
+    return f"some {units * unit / _TRAINING / 60 / processes:.0f} minutes on {processes} free cores"
 
 
 def _heard(job: Job, out: Path) -> str:
