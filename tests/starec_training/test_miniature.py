@@ -93,7 +93,7 @@ def heldout(ground, encoder):
 @pytest.fixture(scope="module")
 def taught(ground, prompts, encoder, heldout):
     model = new_model(ground.evidence, encoder, heldout[1][0])
-    return train(model, encoder, prompts, Settings(steps=110, batch=8, learning_rate=1.5e-3, popular_first=1.5))
+    return train(model, encoder, prompts, Settings(steps=150, batch=8, learning_rate=1.5e-3, popular_first=1.5))
 
 
 def test_no_user_is_in_two_parts_of_the_split_and_it_is_always_the_same(ground):
@@ -143,7 +143,7 @@ def test_free_answers_are_valid_and_rank_as_one_pass_says(taught, encoder, heldo
     found, examples = heldout
     texts = generate(taught, encoder.tokenizer, [example.messages for example in examples[:48]], max_tokens=100)
     read = [parse_ranking(text.text, case.turn.query.candidates, "compact") for text, case in zip(texts, found)]  # noqa: B905
-    assert np.mean([ranking.valid for ranking in read]) > 0.6  # after 110 steps
+    assert np.mean([ranking.valid for ranking in read]) > 0.9
     decoded = np.array([ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found)])  # noqa: B905
     assert abs(mean_ndcg(decoded) - mean_ndcg(judged(taught, encoder, examples[:48]))) < 8
 
