@@ -93,7 +93,7 @@ def heldout(ground, encoder):
 @pytest.fixture(scope="module")
 def taught(ground, prompts, encoder, heldout):
     model = new_model(ground.evidence, encoder, heldout[1][0])
-    return train(model, encoder, prompts, Settings(steps=150, batch=8, learning_rate=1.5e-3, popular_first=1.5))
+    return train(model, encoder, prompts, Settings(steps=220, batch=8, learning_rate=1.5e-3, popular_first=1.5))
 
 
 def test_no_user_is_in_two_parts_of_the_split_and_it_is_always_the_same(ground):
