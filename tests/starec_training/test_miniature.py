@@ -197,13 +197,19 @@ def test_texts_behind_one_prompt_are_as_likely_as_each_alone(taught, prompts, en
             assert torch.allclose(logs[said.text == 2 * row], wanted, atol=0.1)
 
 
-def test_quick_decoding_writes_what_transformers_does_and_can_be_held_to_a_form(taught, encoder, heldout):
+def test_quick_decoding_takes_what_transformers_finds_likeliest_and_can_be_held_to_a_form(
+    taught, prompts, encoder, heldout
+):
     examples = heldout[1][:8]
     asked_for = [example.ids[: example.begin] for example in examples]
-    quick = [answer for (answer,) in decode(taught, asked_for, encoder.end, most=100, batch=3)]
-    slow = generate(taught, encoder.tokenizer, [example.messages for example in examples], max_tokens=100)
-    same = [np.mean(np.array(one) == other.token_ids) for one, other in zip(quick, slow, strict=True)]
-    assert np.mean(same) > 0.9  # bfloat16 beside float32
+    updates = [example.ids[: example.begin] for example in encoder.encode(list(prompts.draw(4, reflecting=1.0)))]
+    for asking, (said,) in zip(
+        asked_for + updates, decode(taught, asked_for + updates, encoder.end, batch=5), strict=True
+    ):
+        with torch.no_grad():
+            logits = taught(input_ids=torch.tensor([[*asking, *said]])).logits[0, len(asking) - 1 : -1]
+        behind = logits.amax(-1) - logits[range(len(said)), said]
+        assert behind.max() < 0.25  # of nats; bfloat16 beside float32 tips near ties alone
     groups = decode(taught, asked_for, encoder.end, group=3, most=8, sample=True)
     assert all(len(group) == 3 for group in groups) and len({tuple(ids) for group in groups for ids in group}) > 8
     held = decode(taught, asked_for, encoder.end, most=5, allowed=lambda at: encoder.skeleton[at : at + 1])
