@@ -21,8 +21,8 @@ import hashlib
 import os
 import subprocess
 import sys
-import tarfile
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ def _step(checkpoint: Path) -> int:
 
 def _packed(files: dict[Path, Path], out: Path, size: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    whole = out / "whole.tar.gz"
-    with tarfile.open(whole, "w:gz") as archive:
+    whole = out / "whole.zip"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in files.items():
-            archive.add(path, name)
+            archive.write(path, name)
     digest = hashlib.sha256(whole.read_bytes()).hexdigest()
     with whole.open("rb") as file:
         parts = list(iter(lambda: file.read(size), b""))
@@ -81,12 +81,12 @@ def unpack(args: argparse.Namespace) -> None:
     parts = sorted(args.parts.glob("*-of-*"))
     if not parts or len(parts) != int(parts[0].name[-2:]):
         sys.exit(f"{args.parts} holds {[part.name[65:] for part in parts]}: bring the others into it first")
-    whole = args.parts / "whole.tar.gz"
+    whole = args.parts / "whole.zip"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     if hashlib.sha256(whole.read_bytes()).hexdigest() != parts[0].name[:64]:
         sys.exit(f"the parts in {args.parts} don't join to what was packed: bring them again")
-    with tarfile.open(whole) as archive:
-        archive.extractall(HOME, filter="data")
+    with zipfile.ZipFile(whole) as archive:
+        archive.extractall(HOME)
     whole.unlink()
     if wheels := sorted(map(str, WHEELS.glob("*.whl"))):
         subprocess.run(
