@@ -236,7 +236,7 @@ class Descriptions:
         self.kinds = evidence.kinds > 0
         decades = np.where(np.isfinite(evidence.years), evidence.years // 10 * 10, 0).astype(int)
         self.decades, self.decade = np.unique(decades, return_inverse=True)
-        taken = evidence.counts / max(1, evidence.counts.sum())
+        taken = evidence.counts / max(1, int(evidence.counts.sum()))
         self.usual = taken @ self.kinds
         self.usual_decade = np.bincount(self.decade, weights=taken, minlength=len(self.decades))
 
