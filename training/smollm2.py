@@ -64,7 +64,7 @@ def _step(checkpoint: Path) -> int:
 def _packed(files: dict[Path, Path], out: Path, size: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     whole = out / "whole.zip"
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for name, path in files.items():
             archive.write(path, name)
     digest = hashlib.sha256(whole.read_bytes()).hexdigest()

@@ -1,6 +1,7 @@
 """The script for a lent GPU: what is packed arrives whole, and what is saved is what can't be made again."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,7 @@ def test_packed_parts_arrive_whole_or_are_refused(
     (tmp_path / "weights.gguf").write_bytes(b"GGUF" + noise)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ratings.dat").write_bytes(noise * 3)
+    os.utime(tmp_path / "data" / "ratings.dat", (0, 0))  # before a zip's first year
     monkeypatch.setattr(weights, "smollm2_gguf", lambda: tmp_path / "weights.gguf")
     monkeypatch.setattr(script, "_convert", lambda: (script.MODEL / "config.json").write_text("{}"))
     files = {Path("a") / "b": tmp_path / "weights.gguf"}
