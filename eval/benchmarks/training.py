@@ -10,6 +10,7 @@ wall seconds. Tokens are those of prompts and answers together.
 
 import argparse
 import json
+import operator
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 from trl import GRPOTrainer
 
 from starec_agents.population import run_population
@@ -66,18 +69,26 @@ def timed_generation(args: argparse.Namespace, rows: Rows, folder: Path) -> dict
     return {"tokens": read + new, "new_tokens_per_s": new / wall, "wall_s": wall, "cpu_s": cpu}
 
 
+class StepEnds(TrainerCallback):  # type: ignore[misc]
+    """When each step ended, on the wall's clock and on the process's."""
+
+    seen: list[tuple[float, float]] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Note the time."""
+        self.seen.append((time.perf_counter(), time.process_time()))
+
+
 def timed_sft(args: argparse.Namespace, rows: Rows, folder: Path) -> dict[str, float]:
-    """A step is what `steps` more of them take longer: loading and saving fall out."""
+    """A step lasts from the one's end before to its own: loading, the first step and saving fall out."""
     _, tokenizer = load_policy(args.model)
     rows = Rows([max(rows, key=lambda row: len(str(row.prompt) + row.completion))] * 4 * (args.steps + 1))
     text = [*rows.rows[0].prompt, {"role": "assistant", "content": rows.rows[0].completion}]
     tokens = 4 * len(tokenizer.apply_chat_template([dict(message) for message in text], return_dict=False))
-    took = []
-    for steps in (1, 1 + args.steps):
-        settings = {"max_steps": steps, "per_device_train_batch_size": 4, "save_strategy": "no", **QUIET}
-        config = paper_sft(output_dir=str(folder / str(steps)), **settings)
-        took.append(timed(lambda config=config: train_sft(args.model, rows, config, adapter=lora(16))))
-    wall, cpu = ((after - before) / args.steps for before, after in zip(*took, strict=True))
+    DEFAULT_CALLBACKS.append(StepEnds)
+    settings = {"max_steps": args.steps + 1, "per_device_train_batch_size": 4, "save_strategy": "no", **QUIET}
+    train_sft(args.model, rows, paper_sft(output_dir=str(folder), **settings), adapter=lora(16))
+    wall, cpu = (statistics.median(map(operator.sub, ends[1:], ends)) for ends in zip(*StepEnds.seen, strict=True))
     return {"tokens": tokens, "wall_s": wall, "cpu_s": cpu}
 
 
