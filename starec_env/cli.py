@@ -11,7 +11,7 @@ from starec_env.errors import StarecError
 
 COMMANDS = {
     "demo": ("starec_eval.demo:demo", "The whole cycle on this machine, in a few minutes."),
-    "data": ("starec_env.datasets.commands:data", "List, fetch and check data sets."),
+    "data": ("starec_env.data.commands:data", "List, fetch and check data sets."),
     "serve": ("starec_agents.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
     "show": ("starec_agents.commands:show", "Print one user's story from a run."),

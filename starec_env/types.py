@@ -9,7 +9,7 @@ the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol, overload, runtime_checkable
@@ -24,7 +24,7 @@ Id = int | str
 """An item's or a user's id in the data set's own files."""
 
 LIKED_ABOVE = 3.0
-"""Ratings above this are likes (paper 5.1.1)."""
+"""Ratings above this are likes where a data set doesn't say otherwise (paper 5.1.1, for scales of 1 to 5)."""
 
 Indices = NDArray[np.int32]
 
@@ -54,20 +54,20 @@ class Interaction:
     item_id: Id
     rating: float
     timestamp: int
+    liked: bool
+    """Whether the rating exceeds the data set's `liked_above`."""
 
-    @property
-    def liked(self) -> bool:
-        """Whether the rating exceeds 3 (paper 5.1.1)."""
-        return self.rating > LIKED_ABOVE
+
+_COLUMNS = ("item_indices", "ratings", "timestamps", "nanoseconds", "file_order")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A catalogue, its users and their interactions, held as arrays in CSR order by user.
 
-    User u's interactions are rows `indptr[u]:indptr[u + 1]` of the three columns, oldest first. Rows from
-    `window[u]` on are the user's sequence; rows before it were cut off by `prepare(max_length=...)` and count only
-    as things the user has met, so that they are never drawn as negatives.
+    User u's interactions are rows `indptr[u]:indptr[u + 1]` of the columns, oldest first. Rows from `window[u]` on are
+    the user's sequence; rows before it were cut off by `prepare(max_length=...)` and count only as things the user
+    has met, so that they are never drawn as negatives. Arrays are read-only.
     """
 
     name: str
@@ -90,6 +90,32 @@ class Dataset:
     """(users,) first row of each user's sequence; None means all rows."""
     notes: tuple[str, ...] = ()
     """What the loader and the preparation met and did, e.g. "5 items have no title"."""
+    liked_above: float = LIKED_ABOVE
+    """Ratings above this are likes: a property of the data's scale."""
+    nanoseconds: NDArray[np.int32] | None = None
+    """(interactions,) nanoseconds after `timestamps`, 0 to 999,999,999; None where times are whole seconds."""
+    file_order: NDArray[np.int32] | None = None
+    """(interactions,) ascending as in the data's own files, by which a user's rows of equal time can be put in that
+    order again; None where they are in it."""
+    source: Mapping[str, Any] | None = None
+    """How to load and prepare it again, as `DataSpec` has it; None for a table in memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("user_ids", "indptr", "window", *_COLUMNS):
+            if (array := getattr(self, name)) is not None:
+                frozen = array.view()
+                frozen.flags.writeable = False
+                object.__setattr__(self, name, frozen)
+
+    def with_rows(self, rows: NDArray[Any], **changes: Any) -> Dataset:
+        """A data set with other rows: all columns at an index array or mask, and whatever else changes with them.
+
+        Args:
+            rows: Rows to keep, in their new order.
+            changes: Fields to replace besides, above all `indptr` and `window` where users' rows move.
+        """
+        columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
+        return replace(self, **{**columns, **changes})
 
     @property
     def n_users(self) -> int:
@@ -105,6 +131,18 @@ class Dataset:
     def n_interactions(self) -> int:
         """Number of interactions, those outside the users' windows included."""
         return len(self.item_indices)
+
+    @cached_property
+    def liked(self) -> NDArray[np.bool_]:
+        """(interactions,) whether each row's rating exceeds `liked_above`."""
+        liked = self.ratings > self.liked_above
+        liked.flags.writeable = False
+        return liked
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """(interactions,) the user index of each row; made anew each time, as it is large."""
+        return np.repeat(np.arange(self.n_users), np.diff(self.indptr))
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -146,14 +184,17 @@ class Dataset:
             self.items[self.item_indices[row]].id,
             float(self.ratings[row]),
             int(self.timestamps[row]),
+            bool(self.ratings[row] > self.liked_above),
         )
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits that change when an interaction, an id or a window does."""
+        """16 hex digits that change when an interaction, an id, a window or what counts as liked does."""
         digest = blake2b(digest_size=8)
         for column in (self.indptr, self.item_indices, self.ratings, self.timestamps, self.starts):
             digest.update(np.ascontiguousarray(column).tobytes())
+        if self.liked_above != LIKED_ABOVE:
+            digest.update(f"liked_above {self.liked_above!r}".encode())
         digest.update("\0".join(map(str, self.user_ids.tolist())).encode())
         digest.update("\0".join(f"{item.id}\t{item.title}" for item in self.items).encode())
         return digest.hexdigest()
@@ -179,7 +220,7 @@ def _find(table: Mapping[Id, int], given: Id, kind: str) -> int:
 class History(Sequence[Interaction]):
     """What a user has done before a turn, oldest first: a view that makes Interactions only when asked.
 
-    Array users read `item_indices`, `ratings` and `timestamps`, all of shape (length,).
+    Array users read `item_indices`, `ratings`, `liked` and `timestamps`, all of shape (length,).
     """
 
     __slots__ = ("_dataset", "_user", "_first", "_stop")
@@ -196,6 +237,11 @@ class History(Sequence[Interaction]):
     def ratings(self) -> NDArray[np.float32]:
         """(length,) ratings."""
         return self._dataset.ratings[self._first : self._stop]
+
+    @property
+    def liked(self) -> NDArray[np.bool_]:
+        """(length,) whether each was liked."""
+        return self.ratings > self._dataset.liked_above
 
     @property
     def timestamps(self) -> NDArray[np.int64]:

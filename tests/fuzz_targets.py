@@ -13,8 +13,8 @@ from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user
 from starec_agents.parsing import parse_profile, parse_ranking
 from starec_agents.store import RunStore, read_failures, read_steps, read_trajectories
 from starec_env import load_dataset
-from starec_env.env import UserFeedbackEnv
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning
+from starec_env.replay.env import UserFeedbackEnv
 from starec_env.types import Candidates, Dataset, Item
 
 PIECES = [

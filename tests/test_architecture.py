@@ -60,7 +60,7 @@ def test_the_wheel_holds_all_four_packages_and_the_bundled_data(tmp_path: Path) 
     for package in PACKAGES:
         assert f"{package}/__init__.py" in names
         assert f"{package}/py.typed" in names
-    assert any(name.startswith("starec_env/datasets/bundled/ml-latest-small") for name in names)
+    assert any(name.startswith("starec_env/data/bundled/ml-latest-small") for name in names)
     assert any("LICENSE-ml-latest-small" in name for name in names)
     assert not any(name.startswith(("tests/", "eval/", "agents/", "training/")) for name in names)
     assert {"starec_agents/nano/starec-nano.gguf", "starec_agents/nano/model.safetensors"} <= set(names)

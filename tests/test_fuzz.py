@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_dataset
 
-from starec_env.env import UserFeedbackEnv
+from starec_env.replay.env import UserFeedbackEnv
 
 
 def test_no_answer_breaks_the_parsers_or_makes_them_keep_memory() -> None:

@@ -24,7 +24,7 @@ from starec_agents.rollout import Rollout, Share, close
 from starec_agents.store import RunStore, writing
 from starec_agents.workers import run_shares, start_engine
 from starec_env.errors import InvalidOption, StarecWarning, check_choice
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id, Memory, Step
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from starec_agents.llm import Message
 from starec_agents.titles import candidate_titles, clean, item_line, item_title
 from starec_env.errors import InvalidOption
-from starec_env.types import LIKED_ABOVE, Candidates, Feedback, Memory, Query, Ranking
+from starec_env.types import Candidates, Feedback, Memory, Query, Ranking
 
 ANSWER_FORMATS = ("paper", "compact")
 """How a ranking is written: numbered titles with explanations after a thought, or the candidates' labels alone."""
@@ -145,10 +145,10 @@ def start_memory(query: Query) -> Memory:
     The paper leaves the start open; this one asks no model, so an agent's first prompt costs nothing and is the same
     in every run.
     """
-    recent = list(zip(query.history.items, query.history.ratings.tolist(), strict=True))[-_STARTED_FROM:]
+    recent = list(zip(query.history.items, query.history.liked.tolist(), strict=True))[-_STARTED_FROM:]
     said = [f"A user ({', '.join(_demographics(query))})."] if query.user.demographics else []
     for verdict, wanted in (("liked", True), ("disliked", False)):
-        if titles := [item_title(item) for item, rating in recent if (rating > LIKED_ABOVE) == wanted]:
+        if titles := [item_title(item) for item, liked in recent if liked == wanted]:
             said.append(f"Recently {verdict}: {'; '.join(titles)}.")
     return Memory(profile=" ".join(said) or "Nothing is known of this user yet.")
 
@@ -214,9 +214,9 @@ def _history_lines(query: Query, most: int) -> Iterator[str]:
     yield f"{nouns_of(query.domain).history}, oldest first (+ liked, - disliked):"
     stride = max(1, most // 4)
     first = -(-max(0, len(query.history) - most) // stride) * stride
-    items, ratings = query.history.items[first:], query.history.ratings[first:].tolist()
-    for item, rating in zip(items, ratings, strict=True):
-        yield f"{'+' if rating > LIKED_ABOVE else '-'} {item_line(item, item_title(item))}"
+    items, verdicts = query.history.items[first:], query.history.liked[first:].tolist()
+    for item, liked in zip(items, verdicts, strict=True):
+        yield f"{'+' if liked else '-'} {item_line(item, item_title(item))}"
 
 
 def _demographics(query: Query) -> Iterator[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from starec_agents.store import RunStore, read_steps, tabled, write_parquet, write_text
 from starec_env.scoring import CUTOFFS, ndcg
-from starec_env.types import LIKED_ABOVE, Dataset, Id, Step, Turn
+from starec_env.types import Dataset, Id, Step, Turn
 
 _USERS_AT_ONCE = 1_000
 
@@ -64,14 +64,14 @@ def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence
             queries = [turn.query for turn in turns]
             histories, history_ends = _joined([query.history.item_indices for query in queries])
             candidates, candidate_ends = _joined([query.candidates.indices for query in queries])
-            ratings, _ = _joined([query.history.ratings for query in queries])
+            liked, _ = _joined([query.history.liked for query in queries])
             starts = candidate_ends[:-1]
             columns = [
                 pa.array(np.zeros(len(turns), np.int32)),
                 pa.array([query.user.id for query in queries], user_type),
                 pa.array([turn.number for turn in turns], pa.int32()),
                 pa.ListArray.from_arrays(history_ends, item_ids.take(pa.array(histories))),
-                pa.ListArray.from_arrays(history_ends, pa.array(ratings > LIKED_ABOVE)),
+                pa.ListArray.from_arrays(history_ends, pa.array(liked)),
                 item_ids.take(pa.array(candidates[starts + [turn.target for turn in turns]])),
                 pa.ListArray.from_arrays(candidate_ends, item_ids.take(pa.array(candidates))),
             ]

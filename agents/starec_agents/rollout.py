@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from starec_agents.records import Turns
 from starec_agents.store import Failure, Recorded, Shard
 from starec_env.errors import EndpointError, RunError
-from starec_env.stream import judge
+from starec_env.replay.stream import judge
 from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Step, Turn
 
 _TELL_EVERY_S = 0.2

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from starec_env.datasets import cache_dir
+from starec_env.data import cache_dir
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra
 
 SMOLLM2 = "smollm2"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.datasets import prepare
-from starec_env.stream import Stream
+from starec_env.data import prepare
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Item
 from starec_eval.baselines import BASELINES
 from starec_eval.baselines.scorer import check_scores, ranks_of

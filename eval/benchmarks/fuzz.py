@@ -21,7 +21,7 @@ from fuzz_targets import FILES, check_loader, check_parsers, check_record, check
 from fuzz_targets import whole_record as make_record  # noqa: E402
 from support import make_dataset  # noqa: E402
 
-from starec_env.env import UserFeedbackEnv  # noqa: E402
+from starec_env.replay.env import UserFeedbackEnv  # noqa: E402
 
 HANG_S = 10
 

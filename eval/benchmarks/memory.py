@@ -29,9 +29,9 @@ from starec_agents import ScriptedChat, UserAgent, arun_population, run_populati
 from starec_agents.llm import Completion, Message
 from starec_agents.scripted import scripted_user
 from starec_env import load_dataset, prepare
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
+from starec_env.replay.vector_env import UserFeedbackVectorEnv
 from starec_env.types import Dataset, Indices
-from starec_env.vector_env import UserFeedbackVectorEnv
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "ml-1m"
 

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from starec_agents import OpenAIChat, UserAgent, read_steps, run_population
 from starec_env import load_dataset, prepare
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Endpoint, Id
 
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

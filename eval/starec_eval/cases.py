@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starec_env.errors import DataError
-from starec_env.types import LIKED_ABOVE, Candidates, Dataset, History, Id, Indices, Query
+from starec_env.types import Candidates, Dataset, History, Id, Indices, Query
 from starec_eval.baselines.scorer import PAD, Batch
 
 Ints = NDArray[np.int64]
@@ -215,7 +215,7 @@ def _positions(values: pa.Array, known: Sequence[Id]) -> Ints:
 def _with_histories(dataset: Dataset, users: Ints, items: Ints, lengths: Ints) -> tuple[Dataset, Ints, Ints]:
     # The data set with the file's histories for rows, those of one user side by side so that it stays in CSR order.
     owner = np.repeat(users, lengths)
-    rated = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr)) * dataset.n_items + dataset.item_indices
+    rated = dataset.owner * dataset.n_items + dataset.item_indices
     order = np.argsort(rated)
     keys = owner * dataset.n_items + items
     row = order[np.searchsorted(rated, keys, sorter=order).clip(max=len(order) - 1)]
@@ -228,8 +228,10 @@ def _with_histories(dataset: Dataset, users: Ints, items: Ints, lengths: Ints) -
         dataset,
         indptr=np.append(0, np.bincount(owner, minlength=dataset.n_users).cumsum()),
         item_indices=items[into].astype(np.int32),
-        ratings=np.where(real, dataset.ratings[row], LIKED_ABOVE + 1)[into].astype(np.float32),
+        ratings=np.where(real, dataset.ratings[row], dataset.liked_above + 1)[into].astype(np.float32),
         timestamps=np.where(real, dataset.timestamps[row], 0)[into],
+        nanoseconds=None,
+        file_order=None,
         window=None,
     )
     return source, stop - lengths, stop

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY
 from starec_agents.store import read_run
-from starec_env.datasets import load_dataset, prepare
+from starec_env.data import load_dataset, prepare
 from starec_env.errors import InvalidOption, unknown
 from starec_env.types import Dataset, Endpoint
 from starec_eval.baselines import BASELINES, build

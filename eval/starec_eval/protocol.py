@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.datasets import prepare
+from starec_env.data import prepare
 from starec_env.errors import InvalidOption, check_choice, unknown
-from starec_env.stream import Seen, Stream
-from starec_env.types import LIKED_ABOVE, Dataset, Id
+from starec_env.replay.stream import Seen, Stream
+from starec_env.types import Dataset, Id
 from starec_eval.baselines.scorer import TrainOn
 from starec_eval.cases import Cases, Ints, read_cases
 
@@ -209,8 +209,7 @@ class Protocol:
         """
         dataset, cases = self.dataset, self.cases
         stops = dataset.indptr[1:].copy()
-        owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
-        keys = owner * dataset.n_items + dataset.item_indices
+        keys = dataset.owner * dataset.n_items + dataset.item_indices
         order = np.argsort(keys, kind="stable")
         wanted = cases.users * dataset.n_items + cases.target_items
         at = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(order) - 1)]
@@ -281,23 +280,17 @@ def sequences(
     """
     filtered = prepare(dataset, min_interactions=reading.min_interactions, max_length=None)
     base = dataset if full_catalogue or reading.universe == "catalogue" else filtered
-    owner = np.repeat(np.arange(base.n_users), np.diff(base.indptr))
+    owner = base.owner
     passed = np.isin([item.id for item in base.items], [item.id for item in filtered.items])[base.item_indices]
     passed &= np.isin(base.user_ids, filtered.user_ids)[owner]
     if reading.sequences == "liked":
-        passed &= base.ratings > LIKED_ABOVE
+        passed &= base.liked
     order = np.arange(base.n_interactions)
     if reading.time_ties == "shuffled":
         order = np.lexsort((np.random.default_rng(seed).permutation(order), base.timestamps, owner))
     order = order[np.argsort(2 * owner + passed[order], kind="stable")]
     lengths = np.bincount(owner[passed], minlength=base.n_users)
-    cut = replace(
-        base,
-        item_indices=base.item_indices[order],
-        ratings=base.ratings[order],
-        timestamps=base.timestamps[order],
-        window=base.indptr[1:] - np.minimum(lengths, reading.max_length),
-    )
+    cut = base.with_rows(order, window=base.indptr[1:] - np.minimum(lengths, reading.max_length))
     return cut, base.indptr[1:] - lengths
 
 
@@ -306,8 +299,7 @@ def _rows_only(dataset: Dataset, first: NDArray[np.integer], stop: NDArray[np.in
     lengths = stop - first
     indptr = np.append(0, lengths.cumsum())
     rows = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - first, lengths)
-    columns = {name: getattr(dataset, name)[rows] for name in ("item_indices", "ratings", "timestamps")}
-    return replace(dataset, indptr=indptr, window=None, **columns)
+    return dataset.with_rows(rows, indptr=indptr, window=None)
 
 
 def _window_only(dataset: Dataset) -> Dataset:

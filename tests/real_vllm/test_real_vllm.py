@@ -22,7 +22,7 @@ from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, start_server
 from starec_agents.store import read_steps
 from starec_env.errors import EndpointError, RunError
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Endpoint
 
 pytestmark = pytest.mark.vllm

@@ -12,7 +12,7 @@ from starec_agents import ScriptedChat, UserAgent, build_graph, scripted_user, v
 from starec_agents.graph import Context, State
 from starec_agents.prompts import start_memory
 from starec_env.errors import EndpointError, InvalidOption
-from starec_env.stream import Stream, judge
+from starec_env.replay.stream import Stream, judge
 from starec_env.types import Item, Memory, Ranker, Ranking
 
 FORMATS = (

@@ -10,7 +10,7 @@ from starec_agents.prompts import ranking_schema
 from starec_agents.scripted import scripted_user
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_env.errors import EndpointError
-from starec_env.stream import Stream, judge
+from starec_env.replay.stream import Stream, judge
 from starec_env.types import Memory, Usage
 
 MEMORY = Memory(profile="Old.", history=("before",))

@@ -6,7 +6,7 @@ from support import make_dataset
 
 from starec_agents.prompts import event_line, labels, rank_messages, ranking_schema, reflect_messages, start_memory
 from starec_env.errors import InvalidOption
-from starec_env.stream import Stream, judge
+from starec_env.replay.stream import Stream, judge
 from starec_env.types import Candidates, Dataset, Feedback, History, Item, Memory, Query, Ranking, User
 
 MEMORY = Memory(profile="Likes noir.", history=("Heat (1995): ranked 3 of 20, liked",))

@@ -18,7 +18,7 @@ from starec_agents.openai_chat import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.serve import serve_command
 from starec_agents.store import read_failures, read_steps
-from starec_env.stream import Stream, judge
+from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Endpoint, Item, Memory, Turn
 
 ROOT = Path(__file__).parents[2]

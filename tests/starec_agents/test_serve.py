@@ -21,7 +21,7 @@ from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, local_server, start_server
 from starec_agents.weights import find_gguf, smollm2_gguf
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Endpoint
 
 SMALL = {"parallel": 2, "context": 2048}

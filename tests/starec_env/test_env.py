@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_dataset
 
-from starec_env.env import UserFeedbackEnv
 from starec_env.errors import InvalidOption, InvalidRanking, UnknownName
-from starec_env.stream import Stream, judge
+from starec_env.replay.env import UserFeedbackEnv
+from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Query, Ranking
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starec_env.errors import InvalidRanking
-from starec_env.spaces import Rankings, check_ranking, ranks_of
+from starec_env.replay.spaces import Rankings, check_ranking, ranks_of
 
 
 def test_samples_are_full_permutations_that_the_seed_repeats() -> None:

@@ -11,7 +11,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import InvalidOption, UnknownName
-from starec_env.stream import Seen, Stream, judge, sample_negatives
+from starec_env.replay.stream import Seen, Stream, judge, sample_negatives
 from starec_env.types import Dataset, Ranking
 
 
@@ -127,7 +127,7 @@ def test_the_candidates_of_a_seed_never_change_between_versions() -> None:
 
 def test_another_process_sees_the_same_turns() -> None:
     code = (
-        "from support import make_dataset; from starec_env.stream import Stream; s = Stream(make_dataset(), seed=4)\n"
+        "from support import make_dataset; from starec_env.replay.stream import Stream\ns = Stream(make_dataset(), seed=4)\n"
         "print([(t.query.candidates.indices.tolist(), t.target) for t in s.turns(5)])"
     )
     tests = Path(__file__).parents[1]

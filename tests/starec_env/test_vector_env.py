@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode
 from support import make_dataset
 
 from starec_env.errors import InvalidOption, InvalidRanking, UnknownName
+from starec_env.replay.vector_env import UserFeedbackVectorEnv
 from starec_env.types import Dataset
-from starec_env.vector_env import UserFeedbackVectorEnv
 
 ENV = "starec/UserFeedback-v0"
 

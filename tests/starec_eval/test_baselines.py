@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import make_dataset, shared_data
 
-from starec_env.datasets import load_dataset
+from starec_env.data import load_dataset
 from starec_env.errors import InvalidOption, MissingExtra, UnknownName
 from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
 from starec_eval.baselines.pairs import PairCounts

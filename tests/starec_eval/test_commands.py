@@ -13,7 +13,7 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.population import run_population
 from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
-from starec_env.datasets import load_dataset, prepare
+from starec_env.data import load_dataset, prepare
 from starec_env.errors import RunError, UnknownName
 from starec_env.scoring import ndcg
 from starec_eval.baselines import ItemKNN, Pop, Scorer

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import shared_data
 
-from starec_env.datasets import load_dataset
+from starec_env.data import load_dataset
 from starec_eval.baselines import BASELINES, EASE, Pop
 from starec_eval.baselines.scorer import ranks_of
 from starec_eval.evaluate import score_ranks

@@ -13,7 +13,7 @@ from starec_agents.openai_chat import OpenAIChat
 from starec_agents.scripted import scripted_user
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Endpoint, Ranking
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, build_llm

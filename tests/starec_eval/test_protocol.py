@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from support import make_dataset
 
-from starec_env.datasets import prepare
+from starec_env.data import prepare
 from starec_env.errors import DataError, InvalidOption, UnknownName
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_eval.protocol import READINGS, Protocol, Reading, sequences
 
 ROOMY = Reading(min_interactions=2, max_length=12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from starec_env.errors import InvalidOption, UnknownName
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
 from starec_training.evidence import Evidence
 from starec_training.negatives import KINDS, HarderTurns

@@ -14,7 +14,7 @@ from starec_agents.prompts import rank_messages
 from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption, TrainingError
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Memory
 from starec_training.rows import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
 

@@ -21,7 +21,7 @@ from starec_agents.graph import Context, Graph, State, compare, fast_rank, refle
 from starec_agents.llm import ScriptedChat
 from starec_agents.prompts import labels, target_position
 from starec_agents.titles import candidate_titles, item_title
-from starec_env.types import LIKED_ABOVE, Dataset, Feedback, Item, Memory, Query, Ranking
+from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking
 from starec_training.evidence import Evidence, kinds_of
 
 _RECENT = 3
@@ -171,7 +171,7 @@ class BlindTeacher:
 
     def _profile(self, query: Query, target: Item, feedback: Feedback) -> list[str]:
         taken = [*query.history.items, target]
-        verdicts = [*(query.history.ratings > LIKED_ABOVE).tolist(), feedback.liked]
+        verdicts = [*query.history.liked.tolist(), feedback.liked]
         all_, good = Counter[str](), Counter[str]()
         for item, verdict in zip(taken, verdicts, strict=True):
             all_.update(kinds_of(item))
@@ -220,9 +220,7 @@ class HindsightTeacher(BlindTeacher):
 
 
 def _liked(query: Query) -> list[Item]:
-    return [
-        item for item, rating in zip(query.history.items, query.history.ratings, strict=True) if rating > LIKED_ABOVE
-    ]
+    return [item for item, liked in zip(query.history.items, query.history.liked.tolist(), strict=True) if liked]
 
 
 def _listed(items: Sequence[Item]) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.errors import TrainingError
-from starec_env.stream import Stream
-from starec_env.types import LIKED_ABOVE, Dataset, Id, Item, Query, Ranking
+from starec_env.replay.stream import Stream
+from starec_env.types import Dataset, Id, Item, Query, Ranking
 
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
@@ -177,7 +177,7 @@ class Evidence:
         liked = np.zeros((len(queries), longest), bool)
         for row, query in enumerate(queries):
             if n := len(query.history):
-                history[row, -n:], liked[row, -n:] = query.history.item_indices, query.history.ratings > LIKED_ABOVE
+                history[row, -n:], liked[row, -n:] = query.history.item_indices, query.history.liked
         candidates = np.stack([query.candidates.indices for query in queries])
         return Batch(np.array([self._user(query.user.id) for query in queries]), history, liked, candidates)
 

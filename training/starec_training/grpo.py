@@ -27,7 +27,7 @@ from starec_agents.llm import ChatModel
 from starec_agents.population import run_population
 from starec_agents.records import Turns
 from starec_env.errors import InvalidOption, TrainingError, check_choice
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
 from starec_training.evidence import Evidence
 from starec_training.negatives import KINDS, HarderTurns

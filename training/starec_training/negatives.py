@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Candidates, Turn
 from starec_training.evidence import Evidence
 

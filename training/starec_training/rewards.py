@@ -16,8 +16,8 @@ from typing import Any
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile
 from starec_env.errors import TrainingError
+from starec_env.replay.stream import Reward
 from starec_env.scoring import ndcg, position_reward
-from starec_env.stream import Reward
 from starec_training.rows import Snapshot, read_snapshot
 
 RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]

@@ -24,7 +24,7 @@ from starec_agents.prompts import MAX_HISTORY, rank_messages
 from starec_agents.records import Turns
 from starec_agents.store import read_run, read_steps, write_text
 from starec_env.errors import InvalidOption, TrainingError
-from starec_env.stream import Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
 
 if TYPE_CHECKING:

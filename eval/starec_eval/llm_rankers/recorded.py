@@ -15,8 +15,8 @@ from starec_agents.records import Turns
 from starec_agents.rollout import Agent
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption, RunError
-from starec_env.stream import Seen, Stream
-from starec_env.types import LIKED_ABOVE, Id, Memory, Ranking, Step, Turn
+from starec_env.replay.stream import Seen, Stream
+from starec_env.types import Id, Memory, Ranking, Step, Turn
 from starec_eval.protocol import Protocol
 
 MOST_WARMUP = 39
@@ -75,8 +75,8 @@ class CaseTurns:
 
     def _liked(self, user: int, item: int) -> bool:
         rows = slice(*self.dataset.indptr[user : user + 2])
-        mine = self.dataset.ratings[rows][self.dataset.item_indices[rows] == item]
-        return not len(mine) or bool(mine[-1] > LIKED_ABOVE)
+        mine = self.dataset.liked[rows][self.dataset.item_indices[rows] == item]
+        return not len(mine) or bool(mine[-1])
 
 
 def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) -> Stream:

@@ -14,8 +14,8 @@ from starec_agents.llm import Message
 from starec_agents.parsing import parse_profile
 from starec_agents.prompts import event_line, labels, rank_messages, reflect_messages, start_memory
 from starec_agents.titles import item_title
+from starec_env.replay.stream import Seen, Stream, sample_negatives
 from starec_env.scoring import LIKED_CUTOFF
-from starec_env.stream import Seen, Stream, sample_negatives
 from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
 from starec_training.evidence import PAD, Batch, Evidence
 from starec_training.miniature.tokenizer import build_tokenizer

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from starec_agents.parsing import parse_profile
 from starec_agents.prompts import event_line, rank_messages, reflect_messages, start_memory
+from starec_env.replay.stream import Stream, judge
 from starec_env.scoring import ndcg
-from starec_env.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking, Turn
 from starec_training.miniature.data import MAX_HISTORY, Descriptions, Encoder, Example
 from starec_training.miniature.decode import decode

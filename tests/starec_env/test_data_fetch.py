@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from starec_env import load_dataset
-from starec_env.datasets import cache_dir
-from starec_env.datasets.commands import data
-from starec_env.datasets.fetch import REMOTES, download, fetch
+from starec_env.data import cache_dir
+from starec_env.data.commands import data
+from starec_env.data.fetch import REMOTES, download, fetch
 from starec_env.errors import DataError, InvalidOption, UnknownName
 
 BODY = b"0123456789" * 100_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from starec_env.datasets import NAMES, cached, load_dataset, prepare
-from starec_env.datasets.fetch import fetch as fetch_files
+from starec_env.data import NAMES, cached, load_dataset, prepare
+from starec_env.data.fetch import fetch as fetch_files
 from starec_env.errors import DataError
 from starec_env.types import Dataset
 

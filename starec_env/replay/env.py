@@ -11,11 +11,11 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from starec_env.datasets import load_dataset, prepare
+from starec_env.data import load_dataset, prepare
 from starec_env.errors import InvalidOption, check_choice, unknown
+from starec_env.replay.spaces import Rankings, check_ranking
+from starec_env.replay.stream import Reward, Stream, verdict
 from starec_env.scoring import position_reward
-from starec_env.spaces import Rankings, check_ranking
-from starec_env.stream import Reward, Stream, verdict
 from starec_env.types import Dataset, Feedback, Id, Indices, Query, Turn
 
 Observation = dict[str, Any]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import shared_data
 
 from starec_env import load_dataset
-from starec_env.datasets.build import clean_text, guess_domain
+from starec_env.data.build import clean_text, guess_domain
 from starec_env.errors import DataError
 
 OLD = [

@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from starec_env.datasets import NAMES, cache_dir, cached
+from starec_env.data import NAMES, cache_dir, cached
 from starec_env.errors import DataError, InvalidOption, unknown
 
 _TIMEOUT_S = 30.0

@@ -12,11 +12,18 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from starec_env.env import check_options, describe, history_width, observation_space, open_dataset, user_with_turns
 from starec_env.errors import InvalidOption, unknown
+from starec_env.replay.env import (
+    check_options,
+    describe,
+    history_width,
+    observation_space,
+    open_dataset,
+    user_with_turns,
+)
+from starec_env.replay.spaces import Rankings, ranks_of
+from starec_env.replay.stream import Reward, Stream
 from starec_env.scoring import LIKED_CUTOFF, position_reward
-from starec_env.spaces import Rankings, ranks_of
-from starec_env.stream import Reward, Stream
 from starec_env.types import Candidates, Dataset, Feedback, History, Id, Query
 
 Ints = NDArray[np.int64]

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from starec_env.datasets.amazon import load_amazon
-from starec_env.datasets.frame import from_frame
-from starec_env.datasets.movielens import load_ml_1m, load_ml_100k, load_ml_csv
-from starec_env.datasets.preparation import prepare
-from starec_env.datasets.recbole import load_recbole
+from starec_env.data.amazon import load_amazon
+from starec_env.data.frame import from_frame
+from starec_env.data.movielens import load_ml_1m, load_ml_100k, load_ml_csv
+from starec_env.data.preparation import prepare
+from starec_env.data.recbole import load_recbole
 from starec_env.errors import DataError, unknown
 from starec_env.types import Dataset
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from starec_env.datasets.build import counted
+from starec_env.data.build import counted
 from starec_env.errors import DataError, InvalidOption
 from starec_env.types import Dataset
 
@@ -36,8 +36,7 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
         raise InvalidOption(f"min_interactions={min_interactions}: wanted at least 1")
     if max_length is not None and max_length < 2:
         raise InvalidOption(f"max_length={max_length}: wanted at least 2, or None for all")
-    users = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
-    items = dataset.item_indices
+    users, items = dataset.owner, dataset.item_indices
     kept = np.ones(len(items), dtype=bool)
     while True:
         of_user = np.bincount(users[kept], minlength=dataset.n_users)
@@ -56,15 +55,10 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
     window = indptr[:-1] if max_length is None else np.maximum(indptr[:-1], indptr[1:] - max_length)
     people = dataset.demographics
     return replace(
-        dataset,
+        dataset.with_rows(kept, indptr=indptr, window=window, user_ids=dataset.user_ids[user_kept]),
+        item_indices=renumbered[items[kept]],
         items=tuple(item for item, stays in zip(dataset.items, item_kept, strict=True) if stays),
-        user_ids=dataset.user_ids[user_kept],
-        indptr=indptr,
-        item_indices=renumbered[items[kept]].astype(np.int32),
-        ratings=dataset.ratings[kept],
-        timestamps=dataset.timestamps[kept],
         demographics=None if people is None else [people[u] for u in np.flatnonzero(user_kept).tolist()],
-        window=window,
         notes=(
             *dataset.notes,
             f"{min_interactions}-core: dropped {counted(int(np.sum(~user_kept)), 'user')}, "

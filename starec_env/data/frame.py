@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.datasets.build import Rows, build
-from starec_env.datasets.files import LATEST
+from starec_env.data.build import Rows, build
+from starec_env.data.files import LATEST
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

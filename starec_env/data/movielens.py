@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from starec_env.datasets.build import Rows, add_item, build, count_notes, movie
-from starec_env.datasets.files import LATEST, bad_line, decode, fields, read_members
+from starec_env.data.build import Rows, add_item, build, count_notes, movie
+from starec_env.data.files import LATEST, bad_line, decode, fields, read_members
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

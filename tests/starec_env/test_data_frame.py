@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-import starec_env.datasets
+import starec_env.data
 from starec_env import from_frame
 from starec_env.errors import DataError
 
@@ -100,7 +100,7 @@ def test_tables_that_cannot_be_read_are_errors_that_say_where(frame: Any, why: s
         from_frame(frame)
 
 
-@pytest.mark.parametrize("module", [starec_env.datasets, starec_env.datasets.frame, starec_env.datasets.build])
+@pytest.mark.parametrize("module", [starec_env.data, starec_env.data.frame, starec_env.data.build])
 def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from starec_env.datasets.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
-from starec_env.datasets.files import bad_line, decode, fields, moment
+from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.files import bad_line, decode, fields, moment
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

@@ -42,9 +42,9 @@ def test_bundled_data_equal_the_files_they_were_made_of() -> None:
 
 
 def test_bundled_data_are_small_and_carry_their_licence() -> None:
-    import starec_env.datasets
+    import starec_env.data
 
-    folder = Path(starec_env.datasets.__file__).parent / "bundled"
+    folder = Path(starec_env.data.__file__).parent / "bundled"
     assert (folder / "ml-latest-small.zip").stat().st_size < 1.5e6
     assert "10.1145/2827872" in (folder / "LICENSE-ml-latest-small.txt").read_text()
 

@@ -1,0 +1,48 @@
+"""Modules at their names of the first edition: `import starec_env.stream` finds `starec_env.replay.stream`.
+
+Kept for one release, with a DeprecationWarning; then this file goes.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_MOVED = {
+    "starec_env.datasets": "starec_env.data",
+    "starec_env.env": "starec_env.replay.env",
+    "starec_env.spaces": "starec_env.replay.spaces",
+    "starec_env.stream": "starec_env.replay.stream",
+    "starec_env.vector_env": "starec_env.replay.vector_env",
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if _new_name(fullname) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = _new_name(spec.name)
+        assert new
+        warnings.warn(f"{spec.name} is {new} now", DeprecationWarning, stacklevel=2)
+        return import_module(new)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: the module was executed under its new name."""
+
+
+def _new_name(fullname: str) -> str | None:
+    for old, new in _MOVED.items():
+        if fullname == old or fullname.startswith(f"{old}."):
+            return new + fullname.removeprefix(old)
+    return None
+
+
+sys.meta_path.append(_Finder())

@@ -1,0 +1,1 @@
+"""Real users' feedback streams stepped turn by turn: `starec/UserFeedback-v0`."""
