@@ -127,7 +127,8 @@ def test_the_candidates_of_a_seed_never_change_between_versions() -> None:
 
 def test_another_process_sees_the_same_turns() -> None:
     code = (
-        "from support import make_dataset; from starec_env.replay.stream import Stream\ns = Stream(make_dataset(), seed=4)\n"
+        "from support import make_dataset; from starec_env.replay.stream import Stream\n"
+        "s = Stream(make_dataset(), seed=4)\n"
         "print([(t.query.candidates.indices.tolist(), t.target) for t in s.turns(5)])"
     )
     tests = Path(__file__).parents[1]
