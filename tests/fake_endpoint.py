@@ -292,7 +292,7 @@ FAULTS: dict[str, Any] = {  # name: an async function of (server, request, the a
 
 def scripted() -> Reply:
     """A reply that answers our agents' prompts as `scripted_user` does: a valid ranking, or a short profile."""
-    from starec_agents.scripted import scripted_user
+    from starec_agents.llm.scripted import scripted_user
 
     answer = scripted_user()
     return lambda body: answer(body["messages"], body)

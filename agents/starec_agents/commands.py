@@ -14,8 +14,7 @@ from rich.console import Console
 
 from starec_agents import variants
 from starec_agents.agent import UserAgent
-from starec_agents.balance import Balanced
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, overview, story
 from starec_env import load_dataset, prepare
@@ -100,7 +99,7 @@ def simulate(**options: Any) -> int:
     ]
     if len(endpoints) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm = Balanced(endpoints) if len(endpoints) > 1 else OpenAIChat(endpoints[0], cache_dir=options["cache"])
+    llm = OpenAIChat(endpoints, cache_dir=options["cache"])
     asyncio.run(_check(llm))
     run = run_population(
         prepare(load_dataset(options["dataset_name"], options["data_dir"])),
@@ -131,7 +130,7 @@ _RUN_OPTIONS = (
 )
 
 
-async def _check(llm: OpenAIChat | Balanced) -> None:
+async def _check(llm: OpenAIChat) -> None:
     async with llm:
         await llm.check()
 

@@ -12,7 +12,7 @@ from support import make_dataset
 
 from starec_agents import balance
 from starec_agents.agent import UserAgent
-from starec_agents.balance import Balanced
+from starec_agents.llm.client import Balanced
 from starec_agents.population import run_population
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.types import Endpoint

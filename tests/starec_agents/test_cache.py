@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from starec_agents.cache import AnswerCache
 from starec_agents.llm import Completion
+from starec_agents.llm.cache import AnswerCache
 from starec_env.errors import InvalidOption
 
 ANSWER = Completion(text="Ça va? 😀\n", latency=2.0, token_ids=(1, 2), logprobs=(-0.5, -1.0))

@@ -14,7 +14,7 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Message, ScriptedChat
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.serve import serve_command
 from starec_agents.store import read_failures, read_steps
