@@ -37,6 +37,15 @@ def test_processes_and_threads_share_it(tmp_path: Path) -> None:
     assert all(shared.get(str(number)) is not None for number in range(200))
 
 
+@pytest.mark.parametrize("row", ['{"text": "cut of', "", "[]", '{"text": 7}', b"\xff\x00", 3])
+def test_a_damaged_row_is_no_answer_and_is_replaced(tmp_path: Path, row: object) -> None:
+    cache = AnswerCache(tmp_path)
+    cache._file.execute("INSERT INTO completions VALUES ('a', ?)", (row,))
+    assert cache.get("a") is None
+    cache.put("a", ANSWER)
+    assert (found := cache.get("a")) and found.text == ANSWER.text
+
+
 @pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 50])
 def test_a_file_that_is_no_cache_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "completions.sqlite").write_bytes(content)

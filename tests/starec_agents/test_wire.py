@@ -184,10 +184,7 @@ def test_an_answer_that_says_nothing_is_bad(content: Any) -> None:
     ],
 )
 def test_what_was_not_asked_for_never_makes_an_answer_bad_and_what_cannot_be_is_left_out(odd: Any) -> None:
-    raw = body(**odd)
-    if b"1" + b"0" * 400 in raw:
-        raw = raw.replace(b"1" + b"0" * 400, b"1e999")
-    answer = read(raw)
+    answer = read(body(**odd))
     assert answer.text == "3 1 2"
     assert (answer.usage, answer.logprobs, answer.token_ids, answer.prompt_token_ids) == (Usage(), None, None, None)
     assert Completion.model_validate_json(answer.model_dump_json()) == answer

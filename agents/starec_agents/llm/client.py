@@ -48,6 +48,8 @@ PROBE_S = 30.0
 """Longest wait between two tests of a server that is out of use; DOWN_S while no other is in use."""
 STEADY = 100
 """Answers after which a server's earlier times out of use are forgotten."""
+MOST_TOLD = 3
+"""How often it is logged that a server goes out of use, before it has been steady again."""
 MOST_NAMES = 10
 """How many different names of the answering model are counted apart."""
 
@@ -357,7 +359,7 @@ class OpenAIChat:
         if len(session.servers) == 1 or not server.limit.usable or session.closed:
             return
         number = session.servers.index(server)
-        if number not in self._out:
+        if number not in self._out and server.outs < MOST_TOLD:
             _log.warning("a server is out of use until it answers a test: %s", cause)
         server.cause = self._out[number] = cause
         server.outs, server.steady = server.outs + 1, 0
@@ -379,7 +381,8 @@ class OpenAIChat:
             except EXPECTED as error:
                 server.cause = (await server.explained(understand(error, server))).error
                 continue
-            _log.warning("%s answers again and is back in use", server.where)
+            if server.outs <= MOST_TOLD:
+                _log.warning("%s answers again and is back in use", server.where)
             server.faults = 0
             self._out.pop(session.servers.index(server), None)
             session.pool.use(server.limit, True)
