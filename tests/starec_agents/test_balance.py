@@ -184,6 +184,17 @@ async def test_when_all_stay_down_calls_fail_after_their_patience_with_every_rea
         assert any(one.url in str(result) and two.url in str(result) for result in results)
 
 
+async def test_a_server_that_restarts_is_waited_for_although_the_other_refuses_the_key() -> None:
+    with FakeEndpoint() as one, FakeEndpoint(key="another") as two:
+        async with several(one, two) as llm:
+            await ask(llm, 4)
+            one.stop()
+            asked = asyncio.create_task(ask(llm, 20))
+            await asyncio.sleep(0.1)
+            one.start()
+            await asked
+
+
 async def test_when_all_refuse_the_key_calls_fail_at_once() -> None:
     with FakeEndpoint(key="another") as one, FakeEndpoint(key="another") as two:
         async with several(one, two) as llm:

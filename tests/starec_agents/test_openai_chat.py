@@ -726,7 +726,7 @@ async def test_a_gateway_that_only_streams_is_understood() -> None:
     assert (answer.text, answer.finish_reason, answer.usage) == ("Hello.", "stop", Usage(prompt_tokens=2))
 
 
-@pytest.mark.parametrize("lengths", [[9000], [3000, 4000]])
+@pytest.mark.parametrize("lengths", [[20_000], [3000, 4000]])
 async def test_a_server_that_cuts_prompts_in_silence_is_noticed_once(
     lengths: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:

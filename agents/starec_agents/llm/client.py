@@ -307,7 +307,10 @@ class OpenAIChat:
             return
         passing = [one for one in call.failed.values() if one.retries]
         if not passing:
-            raise next((one.error for one in call.failed.values() if one.whose == "request"), fault.error)
+            refused = next((one.error for one in call.failed.values() if one.whose == "request"), None)
+            if not refused and any(one.cause.kind not in _LASTING for one in session.servers if not one.limit.usable):
+                return  # another server may come back
+            raise refused or fault.error
         if all(one.limited for one in passing):
             wait = self._limit_wait(session, call, fault)
         else:
