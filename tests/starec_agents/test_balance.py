@@ -1,4 +1,4 @@
-"""Several servers as one: the load is shared; one that fails costs no user, and has its share back once it is well."""
+"""Several servers as one: the load is shared; one that fails costs no user, and has its share back when healthy."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from fake_endpoint import FakeEndpoint, refusal, scripted
 from support import make_dataset
 
 from starec_agents.agent import UserAgent
-from starec_agents.llm import OpenAIChat, client
+from starec_agents.llm import OpenAIChat, session
 from starec_agents.population import run_population
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.types import Endpoint
@@ -21,7 +21,7 @@ from starec_env.types import Endpoint
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "")
 
 

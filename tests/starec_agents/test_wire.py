@@ -209,7 +209,7 @@ def test_an_answer_is_as_long_as_its_tokens_allow_and_is_marked_where_it_is_cut(
         ({"choices": [{"error": {"code": 401, "message": "no"}}]}, 401),
     ],
 )
-def test_an_error_told_inside_a_good_status_has_its_own(told: Any, status: int) -> None:
+def test_an_error_inside_a_good_status_has_its_own(told: Any, status: int) -> None:
     with pytest.raises(Refused) as caught:
         read(json.dumps(told).encode())
     assert caught.value.status == status

@@ -22,7 +22,7 @@ from starec_env.types import Endpoint
 
 
 class Refused(Exception):
-    """A server's error: a status of 300 or more, or one told inside an answer of status 200.
+    """A server's error: a status of 300 or more, or one inside an answer of status 200.
 
     Attributes:
         status: The HTTP status, or the one that the error in the body names.
@@ -65,7 +65,7 @@ class Fault:
 
     error: EndpointError
     retries: float = 0
-    """How often at most it is worth asking again."""
+    """Most times to ask again."""
     congested: bool = False
     """Whether the server shows that it has more requests than it bears."""
     pause: float | None = None

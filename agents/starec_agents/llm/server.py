@@ -10,7 +10,7 @@ import time
 import zlib
 from asyncio import timeout
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from starec_agents.llm.base import Completion
+from starec_agents.llm.base import Completion, Message
 from starec_agents.llm.faults import EXPECTED, Fault, Refused, understand
 from starec_agents.llm.pool import Limit
 from starec_agents.llm.redaction import Address, Secrets, public, read_address, short
@@ -42,8 +42,8 @@ KEEP_ALIVE_S = 4.0
 FILES_BESIDE = 256
 """Files that may be open beside the connections."""
 LONGEST_TOKEN = 32
-"""Characters a prompt token from which on it is taken for cut: 4 in English, but 20 where a tokenizer knows the prompts'
-own sentences, as starec-nano's does."""
+"""Characters a token above which a prompt is taken for cut: English has 4, but starec-nano's tokenizer, which knows the
+prompts' own sentences, up to 21."""
 
 _MOST_HOPS = 3
 _log = logging.getLogger(__name__)
@@ -203,12 +203,12 @@ class _OddUsage:
     """Notices, by the token counts, a server that cuts prompts in silence; says so once."""
 
     def __init__(self, where: str) -> None:
-        self._where, self._told = where, False
+        self._where, self._warned = where, False
         self._tokens = self._shortest = self._longest = 0
 
     def look(self, messages: Any, tokens: int) -> None:
         """Compare a prompt's characters with the tokens that the server counted."""
-        if self._told or not tokens:
+        if self._warned or not tokens:
             return
         length = sum([len(message["content"]) for message in messages])
         if tokens != self._tokens:
@@ -216,7 +216,7 @@ class _OddUsage:
         self._shortest, self._longest = min(self._shortest, length), max(self._longest, length)
         alike = tokens >= 128 and self._longest > 1.3 * self._shortest
         if alike or (length > 2000 and LONGEST_TOKEN * tokens < length):
-            self._told = True
+            self._warned = True
             what = f"{self._shortest:,} to {self._longest:,}" if alike else f"{length:,}"
             advice = "raise its context length, or lower max_history"
             message = "%s counted %s prompt tokens in %s characters: it may cut prompts to its context in silence; %s"
@@ -226,6 +226,35 @@ class _OddUsage:
 def _most(tokens: object) -> int:
     known = isinstance(tokens, int) and tokens > 0
     return min(MAX_ANY_BODY, MAX_BODY + BODY_A_TOKEN * tokens) if known else MAX_ANY_BODY // 4  # type: ignore[operator]
+
+
+def request_body(endpoint: Endpoint, messages: Sequence[Message], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's JSON."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    schema, logprobs = given.pop("schema", None), given.pop("logprobs", False)
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": [dict(message) for message in messages],
+        "temperature": endpoint.temperature,
+        "top_p": endpoint.top_p,
+        "max_tokens": endpoint.max_tokens,
+        **given,
+    }
+    if logprobs:
+        body |= {"logprobs": True, "return_token_ids": True}
+    body |= endpoint.extra_body
+    if schema is None:
+        body.pop("response_format", None)
+    elif "response_format" not in body:
+        wrapped = {"name": "answer", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def trial_body(endpoint: Endpoint) -> dict[str, Any]:
+    """A request of one token, to find out whether a server answers at all."""
+    body = request_body(endpoint, [{"role": "user", "content": "Hi"}], {})
+    return {**body, **{name: 1 for name in ("max_tokens", "max_completion_tokens") if name in body}}
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
