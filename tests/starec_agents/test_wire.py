@@ -3,6 +3,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from starec_agents.llm.base import Completion
 from starec_agents.llm.faults import Refused, advised_wait, duration, retry_after
@@ -187,6 +189,32 @@ def test_what_was_not_asked_for_never_makes_an_answer_bad_and_what_cannot_be_is_
     answer = read(body(**odd))
     assert answer.text == "3 1 2"
     assert (answer.usage, answer.logprobs, answer.token_ids, answer.prompt_token_ids) == (Usage(), None, None, None)
+    assert Completion.model_validate_json(answer.model_dump_json()) == answer
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from("type text thinking content logprob code message error".split()), inner)
+    ),
+    max_leaves=8,
+)
+FIELDS = "message finish_reason logprobs token_ids error delta".split()
+ANSWERS = st.fixed_dictionaries(
+    {"choices": JSON | st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON), max_size=2)},
+    optional={name: JSON for name in ("usage", "model", "error", "prompt_token_ids")},
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANSWERS | JSON, st.booleans())
+def test_whatever_json_comes_is_an_answer_that_can_be_recorded_or_a_plain_error(value: Any, streamed: bool) -> None:
+    raw = json.dumps(value).encode()
+    try:
+        answer = read(b"data: " + raw + b"\n\ndata: [DONE]" if streamed else raw)
+    except (EndpointError, Refused):
+        return
     assert Completion.model_validate_json(answer.model_dump_json()) == answer
 
 

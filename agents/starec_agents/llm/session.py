@@ -161,7 +161,9 @@ class Session:
             self.pool.give_up(error, call.answers, DOWN_S)
             raise error
         call.limited += 1
-        own = min(FIRST_WAIT_S * 2.0 ** min(call.limited - 1, 20), LIMIT_WAIT_S) * random.uniform(0.75, 1.25)
+        own = min(FIRST_WAIT_S * 2.0 ** min(call.limited - 1, 20), LIMIT_WAIT_S, MAX_WAIT_S) * random.uniform(
+            0.75, 1.25
+        )
         return max(own, _advised(fault))
 
     def _use_up(self, call: _Call, error: EndpointError, retries: float = math.inf) -> None:

@@ -138,7 +138,8 @@ def _joined(body: bytes) -> dict[str, Any]:
             break
         event = _mapping(from_json(data))
         answer |= {name: value for name, value in event.items() if name != "choices" and value is not None}
-        for part in event.get("choices") or ():
+        parts = event.get("choices")
+        for part in parts if isinstance(parts, list) else ():
             _join(choice, _mapping(part))
     if not done and choice["finish_reason"] is None and "error" not in answer:
         raise ValueError("the stream ended before the answer did")
