@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import resource
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from starec_env.types import Endpoint, Usage
 
 HI = [{"role": "user", "content": "Hi there"}]
 KEY = "sk-very-secret"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -838,3 +840,10 @@ async def test_equal_calls_at_once_are_one_request(server: FakeEndpoint, tmp_pat
         answers = await asyncio.gather(*(ask(llm) for _ in range(5)))
         assert (server.requests, llm.cache_hits) == (1, 4)
     assert {answer.text for answer in answers} == {"Hello."}
+
+
+def test_the_endpoints_of_the_docs_are_what_the_client_takes() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "servers.md").read_text(), flags=re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert len(made["llm"].endpoints) == 2

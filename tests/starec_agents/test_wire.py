@@ -79,6 +79,21 @@ def test_what_a_server_advises_is_read_from_any_of_its_headers(headers: dict[str
 
 
 @pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Rate limit reached on tokens per min. Please try again in 1m2.5s. Visit", 62.5),
+        ("Please retry after 20 seconds.", 20.0),
+        ("Retry in 250ms", 0.25),
+        ("try again in a while", None),
+        ("try again in 5 days", None),
+    ],
+)
+def test_what_a_server_advises_is_read_from_its_words_where_no_header_says(said: str, seconds: float | None) -> None:
+    assert advised_wait({}, said) == seconds
+    assert advised_wait({"retry-after": "3"}, said) == 3.0
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("http://localhost:8000/v1", "http://localhost:8000/v1"),
