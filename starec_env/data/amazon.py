@@ -35,7 +35,7 @@ _RATING, _TIME = ("rating", "overall"), ("timestamp", "unixReviewTime")
 _REVIEW = "an object with reviewerID, asin, overall and unixReviewTime (2023: user_id, parent_asin, rating, timestamp)"
 
 
-def load_amazon(name: str, path: Path, domain: str | None = None) -> Dataset:
+def load_amazon(name: str, path: Path, domain: str | None = None, liked_above: float | None = None) -> Dataset:
     """Load one category from its folder, or from its file of reviews with the metadata beside it.
 
     Reviews without a user, an item, a time or a rating from 0 to 5 are left out and counted.
@@ -44,6 +44,7 @@ def load_amazon(name: str, path: Path, domain: str | None = None) -> Dataset:
         name: The data set's name.
         path: The folder or file.
         domain: What an item is called; None guesses it from the names of the files and folders ("music" for CDs).
+        liked_above: Ratings above this are likes; None means 3.
 
     Raises:
         DataError: No or several files of reviews, or one that is empty, damaged or malformed.
@@ -59,7 +60,7 @@ def load_amazon(name: str, path: Path, domain: str | None = None) -> Dataset:
         notes.append(f"no metadata beside {reviews[0].name} (a file named meta*): no titles")
     else:
         catalogue = _metadata(metadata, set(rows.items), "artist" if domain == "music" else "brand", counts)
-    return build(name, domain, rows, catalogue, notes=[*notes, *count_notes(counts)])
+    return build(name, domain, rows, catalogue, notes=[*notes, *count_notes(counts)], liked_above=liked_above)
 
 
 def _locate(path: Path) -> tuple[list[Path], Path | None]:

@@ -36,7 +36,7 @@ _GENRES_100K = (
 ).split("|")  # the first is "unknown"
 
 
-def load_ml_1m(name: str, path: Path) -> Dataset:
+def load_ml_1m(name: str, path: Path, liked_above: float | None = None) -> Dataset:
     """Load MovieLens 1M (or 10M, which has the same format but no users.dat) from its folder or zip.
 
     Raises:
@@ -52,7 +52,15 @@ def load_ml_1m(name: str, path: Path) -> Dataset:
         repeated += add_item(catalogue, movie(item_id, title, _genres(genres)))
     people = _users_1m(found.get("users.dat"), path, notes)
     rows = _ratings(found["ratings.dat"], f"{path}/ratings.dat", "::", "UserID::MovieID::Rating::Timestamp")
-    return build(name, "movie", rows, catalogue, demographics=people, notes=[*notes, *_repeated(repeated)])
+    return build(
+        name,
+        "movie",
+        rows,
+        catalogue,
+        demographics=people,
+        notes=[*notes, *_repeated(repeated)],
+        liked_above=liked_above,
+    )
 
 
 def _users_1m(raw: bytes | None, path: Path, notes: list[str]) -> Mapping[Id, Mapping[str, str]] | None:
@@ -71,7 +79,7 @@ def _users_1m(raw: bytes | None, path: Path, notes: list[str]) -> Mapping[Id, Ma
     return people
 
 
-def load_ml_100k(name: str, path: Path) -> Dataset:
+def load_ml_100k(name: str, path: Path, liked_above: float | None = None) -> Dataset:
     """Load MovieLens 100K from its folder or zip. The one film called "unknown" there counts as untitled.
 
     Raises:
@@ -103,10 +111,18 @@ def load_ml_100k(name: str, path: Path) -> Dataset:
     else:
         notes.append("no u.user: no demographics")
     rows = _ratings(found["u.data"], f"{path}/u.data", "\t", "user id\titem id\trating\ttimestamp")
-    return build(name, "movie", rows, catalogue, demographics=people, notes=[*notes, *_repeated(repeated)])
+    return build(
+        name,
+        "movie",
+        rows,
+        catalogue,
+        demographics=people,
+        notes=[*notes, *_repeated(repeated)],
+        liked_above=liked_above,
+    )
 
 
-def load_ml_csv(name: str, path: Path) -> Dataset:
+def load_ml_csv(name: str, path: Path, liked_above: float | None = None) -> Dataset:
     """Load ratings.csv and movies.csv of ml-latest-small, or of any edition from 20M on, from its folder or zip.
 
     Raises:
@@ -129,7 +145,7 @@ def load_ml_csv(name: str, path: Path) -> Dataset:
     except csv.Error as fault:
         raise DataError(f"{where}, line {lines.line_num}: {fault}; wanted {wanted}") from fault
     rows = _ratings(found["ratings.csv"], f"{path}/ratings.csv", ",", "userId,movieId,rating,timestamp", header=True)
-    return build(name, "movie", rows, catalogue, notes=_repeated(repeated))
+    return build(name, "movie", rows, catalogue, notes=_repeated(repeated), liked_above=liked_above)
 
 
 def _ratings(raw: bytes, where: str, separator: str, wanted: str, header: bool = False) -> Rows:

@@ -29,13 +29,14 @@ LIKED = 5.0
 """The rating of an interaction whose file gives none."""
 
 
-def load_recbole(name: str, path: Path, domain: str | None = None) -> Dataset:
+def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: float | None = None) -> Dataset:
     """Load a data set in atomic files.
 
     Args:
         name: The data set's name.
         path: A folder, or one `.inter` file in it where the folder holds several data sets.
         domain: What an item is called; None guesses it from the names of the file and its folders.
+        liked_above: Ratings above this are likes; None means 3.
 
     Raises:
         DataError: Files are missing, several, empty or malformed.
@@ -55,7 +56,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None) -> Dataset:
         catalogue = {int(i): Item(int(i), item.title, item.attributes) for i, item in catalogue.items()}
         demographics = {int(i): words for i, words in demographics.items()} if demographics is not None else None
     domain = domain or guess_domain(base, *interactions[0].resolve().parts[-3:-1])
-    return build(name, domain, rows, catalogue, demographics=demographics, notes=notes)
+    return build(name, domain, rows, catalogue, demographics=demographics, notes=notes, liked_above=liked_above)
 
 
 def _locate(path: Path) -> tuple[str, list[Path]]:
