@@ -216,7 +216,10 @@ class Dataset:
 
 def check_liked_above(value: Any) -> float:
     """The threshold of likes as a plain float; raises InvalidOption unless it is a finite number."""
-    number = float(value) if isinstance(value, int | float | np.number) else math.nan
+    try:
+        number = float(value) if isinstance(value, int | float | np.number) else math.nan
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise InvalidOption(f"liked_above={value!r}: wanted a finite number; ratings above it are likes")
     return number

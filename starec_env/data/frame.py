@@ -112,7 +112,8 @@ def _array(column: Any, name: str) -> NDArray[Any]:
     """A column as an array that has each value as it was given."""
     kind = getattr(column, "dtype", None)
     if isinstance(column, np.ma.MaskedArray):
-        array = np.where(np.ma.getmaskarray(column), None, column.data)
+        array = np.asarray(column.astype(object))
+        array[np.ma.getmaskarray(column)] = None
     elif isinstance(column, list | tuple):
         array = _plain(np.fromiter(column, object, len(column)))  # NumPy would round large ints among floats
     elif getattr(kind, "tz", None) is not None:  # pandas' times with a zone would come as objects
@@ -127,10 +128,10 @@ def _array(column: Any, name: str) -> NDArray[Any]:
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
     """Objects as numbers where all are ints that fit, or all floats."""
     kinds = set(map(type, values))
+    if kinds not in ({int}, {float}):
+        return values
     try:
-        if kinds == {int}:
-            return values.astype(np.int64)
-        return values.astype(np.float64) if kinds == {float} else values
+        return np.array(values, np.int64 if kinds == {int} else np.float64)
     except OverflowError:
         return values
 
