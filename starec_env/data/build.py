@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.errors import DataError
-from starec_env.types import Dataset, Id, Item
+from starec_env.types import LIKED_ABOVE, Dataset, Id, Item
 
 _MILLISECONDS = 10**11
 """A median time above this is in milliseconds: as seconds it would lie beyond the year 5000."""
@@ -41,6 +41,7 @@ def build(
     *,
     demographics: Mapping[Id, Mapping[str, str]] | None = None,
     notes: Iterable[str] = (),
+    liked_above: float | None = None,
 ) -> Dataset:
     """Make a Dataset: users sorted by id, rows by time then file order, items in the catalogue's order.
 
@@ -55,6 +56,7 @@ def build(
         catalogue: Items by id, in order; an empty title means none.
         demographics: Mappings by user id, or None where there are none.
         notes: What the loader met.
+        liked_above: Ratings above this are likes; None means 3.
 
     Raises:
         DataError: There are no interactions.
@@ -86,6 +88,7 @@ def build(
         timestamps=times,
         demographics=_demographics(demographics, user_ids, found),
         notes=tuple(found),
+        liked_above=LIKED_ABOVE if liked_above is None else liked_above,
     )
 
 
