@@ -60,8 +60,8 @@ class BadRows:
         >>> bad = BadRows("ratings.csv")
         >>> bad.add(5, "1,x", "userId,movieId,rating,timestamp")
         >>> bad.check(1000)
-        >>> bad.notes()[0][:57]
-        '1 of 1,000 rows of ratings.csv could not be read and was '
+        >>> bad.notes()[0][:82]
+        '1 of 1,000 rows of ratings.csv could not be read and were left out, first line 5: '
     """
 
     def __init__(self, where: str) -> None:
@@ -96,16 +96,16 @@ class BadRows:
         self._rows = n_rows
         if self.count > MOST_BAD * n_rows:
             raise DataError(
-                f"{self.where}, {self._first}: correct or remove it ({self.count:,} of {n_rows:,} rows can't be read; "
-                f"up to {MOST_BAD:.0%} would be left out)"
+                f"{self.where}, {self._first}: correct or remove it ({self.count:,} of {n_rows:,} rows can't be read, "
+                f"and at most {MOST_BAD * 100:g} % may be left out)"
             )
 
     def notes(self) -> list[str]:
         """A note that counts the bad rows and shows the first; none where there are none."""
         if not self.count:
             return []
-        left = "was left out, it is" if self.count == 1 else "were left out, the first is"
-        return [f"{self.count:,} of {self._rows:,} rows of {self.where} could not be read and {left} {self._first}"]
+        count = f"{self.count:,} of {self._rows:,} rows of {self.where}"
+        return [f"{count} could not be read and were left out, first {self._first}"]
 
 
 def bad_line(where: str, number: int, got: object, wanted: str) -> DataError:
@@ -354,20 +354,24 @@ def _reader(file: IO[bytes], where: str) -> tuple[bool, Callable[[int], bytes]]:
     return packed, lambda most: text.readline(most).encode("latin-1")
 
 
-def check_gzip(file: Path) -> None:
+def check_gzip(file: Path, where: str) -> None:
     """Read a gzipped file through to its last checksum.
 
     Raises:
-        DataError: It isn't gzipped, is cut short or damaged, or packed beyond all reason.
+        DataError: It isn't gzipped, is cut short or damaged, or packed beyond all reason; the message names `where`
+            it comes from.
     """
     total, most = 0, _MOST_RATIO * max(_size(file), 4096)
     try:
         with gzip.open(file) as stream:
             while chunk := stream.read(_BUFFER):
                 if (total := total + len(chunk)) > most:
-                    raise DataError(f"{file}: its gzip stream holds more than {most:,} bytes: no data set")
+                    raise DataError(f"{where}: its gzip stream holds more than {most:,} bytes: no data set")
     except (OSError, EOFError, zlib.error) as fault:
-        raise DataError(f"{file}: not a whole gzip file ({fault})") from fault
+        raise DataError(
+            f"{where}: not a whole gzip file ({fault}): it was cut off, or something on the way (a login page, a "
+            "proxy) answered instead: fetch it again"
+        ) from fault
 
 
 def field_rows(lines: Iterable[Line], separator: str, wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
