@@ -131,7 +131,7 @@ def test_incomplete_reviews_are_left_out_and_counted(tmp_path: Path) -> None:
         ("reviews.json", lines({**OLD[0], "unixReviewTime": [1]}), "line 1"),
         ("reviews.json", lines({**OLD[0], "unixReviewTime": 10**400}), "line 1"),
         ("reviews.json", lines(OLD[0]) + b"\xff\xfe\n", "line 2"),
-        ("reviews.json", b"", "no reviews"),
+        ("reviews.json", b"", "the file is empty"),
         ("reviews.csv", b"A1,B1,5.0,100\n", "line 1"),
         ("reviews.csv", b"user_id,parent_asin,rating,timestamp\nU,P,5.0\n", "line 2"),
         ("reviews.csv", b"user_id,parent_asin,rating,timestamp\nU,P,5.0,noon\n", "line 2"),

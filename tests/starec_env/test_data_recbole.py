@@ -86,7 +86,7 @@ def test_split_rows_are_joined_in_order_and_several_sets_need_a_choice(tmp_path:
     [
         ("user_id\titem_id\n1\t2\n", "line 1"),
         ("user_id:token\titem_id:number\n1\t2\n", "line 1"),
-        ("user_id:token\tproduct:token\n1\t2\n", "line 2"),
+        ("user_id:token\tproduct:token\n1\t2\n", "line 1"),
         (INTER + "1\t20\n", "line 5"),
         (INTER + "1\t\t3\t4\n", "line 5"),
         (INTER + "1\t20\tgood\t4\n", "line 5"),
