@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.build import LIKED, Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
 from starec_env.data.files import (
     BadRows,
     Line,
@@ -43,9 +43,7 @@ from starec_env.types import Dataset, Id, Item
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _SPLITS = ("train", "valid", "test")
 _ALIKE = ("rating", "label", "timestamp", "item_id_list")
-_Columns = tuple[list[str], list[str], NDArray[Any], NDArray[Any]]
-LIKED = 5.0
-"""The rating of an interaction whose file gives none."""
+_Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None]
 
 
 class _Table(NamedTuple):
@@ -96,7 +94,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     people = _beside(files[0], base, ".user")
     demographics = _people(people, notes) if people else None
     columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times), columns[2:]
+    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times, "timestamps"), columns[2:]
     catalogue = {i: replace(item, id=i) for i, item in zip(_python(item_ids), catalogue.values(), strict=True)}
     if demographics is not None:
         demographics = dict(zip(_python(user_ids), demographics.values(), strict=True))
@@ -197,7 +195,9 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     if not users:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
     _feedback_notes(tables[0].names, notes)
-    return users, items, np.array(ratings), np.array(times)
+    rated = {"rating", "label"} & set(tables[0].names)
+    timed = "timestamp" in tables[0].names
+    return users, items, np.array(ratings) if rated else None, np.array(times) if timed else None
 
 
 def _feedback_notes(names: Sequence[str], notes: list[str]) -> None:
@@ -205,10 +205,6 @@ def _feedback_notes(names: Sequence[str], notes: list[str]) -> None:
         notes.append("label is not used: rating is the feedback")
     elif "label" in names:
         notes.append("no ratings: label, 0 or 1, is the feedback")
-    elif "rating" not in names:
-        notes.append(f"no ratings: every interaction counts as liked (rating {LIKED:g})")
-    if "timestamp" not in names:
-        notes.append("no timestamps: the order in the file is the time")
 
 
 def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
@@ -231,9 +227,8 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     unused = [name for name in ("rating", "label", "timestamp") if name in tables[0].names]
     if unused:
         notes.append(f"{' and '.join(unused)} not used: of a sequence only the last item has one")
-    _feedback_notes([], notes)
     users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
-    return users, items, np.full(len(items), LIKED), np.arange(len(items))
+    return users, items, None, None
 
 
 def _extended(known: list[str], past: list[str], item: str) -> bool:
