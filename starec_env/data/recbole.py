@@ -170,7 +170,7 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     items: list[str] = []
     ratings: list[float] = []
     times: list[int | float] = []
-    for table in tables:
+    for split, table in enumerate(tables):
         bad = BadRows(str(table.file))
         at_user, at_item, at_rating, at_label, at_time = map(
             table.place, ("user_id", "item_id", "rating", "label", "timestamp")
@@ -182,7 +182,7 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
                 rating = LIKED if at_rating is None else finite(row[at_rating])
                 if at_rating is None and at_label is not None:
                     rating = float(("0", "1").index(f"{finite(row[at_label]):g}"))
-                time = len(times) if at_time is None else clock(row[at_time])
+                time = split if at_time is None else clock(row[at_time])
             except (ValueError, OverflowError):
                 wanted = "a user_id, an item_id, and numbers as rating and timestamp, 0 or 1 as label"
                 bad.add(number, "\t".join(row), wanted)
@@ -196,7 +196,9 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
     _feedback_notes(tables[0].names, notes)
     rated = {"rating", "label"} & set(tables[0].names)
-    timed = "timestamp" in tables[0].names
+    timed = "timestamp" in tables[0].names or len(tables) > 1
+    if timed and "timestamp" not in tables[0].names:
+        notes.append("no timestamps: the rows of train, valid and test follow each other")
     return users, items, np.array(ratings) if rated else None, np.array(times) if timed else None
 
 
@@ -228,7 +230,8 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     if unused:
         notes.append(f"{' and '.join(unused)} not used: of a sequence only the last item has one")
     users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
-    return users, items, None, None
+    notes.append("no timestamps: the order of the sequences is the time")
+    return users, items, None, np.arange(len(items))
 
 
 def _extended(known: list[str], past: list[str], item: str) -> bool:
