@@ -93,7 +93,7 @@ def test_repeated_ratings_leave_the_earliest_and_are_counted(tmp_path: Path) -> 
 def test_a_catalogue_that_repeats_an_id_keeps_the_first_and_says_so(tmp_path: Path) -> None:
     dataset = load_dataset("ml-1m", ml_1m(tmp_path, movies=MOVIES + "10::Another (2000)::Drama\n"))
     assert dataset.items[0].title == "Toy Story (1995)"
-    assert "catalogue rows that repeat an id, the first kept: 1" in dataset.notes
+    assert "catalogue rows that repeat an id, the first with a title kept: 1" in dataset.notes
 
 
 def test_shared_titles_are_kept_and_counted(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_split_rows_are_joined_in_order_and_several_sets_need_a_choice(tmp_path:
         load_dataset("recbole", tmp_path)
     dataset = load_dataset("recbole", tmp_path / "x.train.inter")
     assert [dataset.items[i].id for i in dataset.item_indices] == list("abc")
-    assert "no timestamps: the order in the file is the time" in dataset.notes
+    order = "x.train.inter, then x.valid.inter, then x.test.inter, and within each file its order is the time"
+    assert f"no timestamps: {order}" in dataset.notes
 
 
 @pytest.mark.parametrize(
