@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import reprlib
 import stat
 import struct
@@ -258,6 +259,9 @@ def _plain(raw: bytes, where: str, most: int) -> bytes:
         if len(raw) > most:
             raise DataError(f"{where}: its gzip stream holds more than {most:,} bytes, an absurd size for a data set")
     raw = raw.removeprefix(_BOM)
+    if not re.search(rb"\S", raw):
+        raise DataError(f"{where}: the file is empty")
+    _check_text(raw[:1024], where)
     return raw if b"\n" in raw else raw.replace(b"\r", b"\n")
 
 
