@@ -33,7 +33,6 @@ from starec_env.data.files import (
     listed,
     printable,
     text_id,
-    whole_text,
 )
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
@@ -152,37 +151,27 @@ def _metadata(file: Path, wanted: set[Id], maker: str, counts: Counter[str], not
             bad.add(number, {"asin": given}, form)
             continue
         if item_id in wanted:
-            item = Item(item_id, _title(row.get("title"), counts), _attributes(row, maker))
-            counts["metadata that repeat an id, the first kept"] += add_item(catalogue, item)
+            raw = row.get("title")
+            title = clean_title(raw, counts) if isinstance(raw, str) else ""
+            repeated = add_item(catalogue, Item(item_id, title, _attributes(row, maker)))
+            counts["metadata that repeat an id, the first with a title kept"] += repeated
         else:
             counts["metadata of items without a review, left out"] += 1
     notes += bad.notes()
     return catalogue
 
 
-def _title(raw: Any, counts: Counter[str]) -> str:
-    if not isinstance(raw, str):
-        return ""
-    title = clean_title(whole_text(raw), counts)
-    counts["titles with characters that can't be read, shown as U+FFFD"] += "\ufffd" in title
-    return title
-
-
 def _attributes(row: Mapping[str, Any], maker: str) -> dict[str, str]:
     found = {}
     by = row.get("brand") or row.get("store")
-    if isinstance(by, str) and (text := _FORMAT.sub("", clean_text(whole_text(by)))):
+    if isinstance(by, str) and (text := _FORMAT.sub("", clean_text(by))):
         found[maker] = text
     given = row.get("categories") or row.get("category")
     paths = (
         given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
     )  # 2014 has several paths, each from the top
     names = dict.fromkeys(
-        clean_text(whole_text(part))
-        for path in paths
-        if isinstance(path, list)
-        for part in path[1:]
-        if isinstance(part, str)
+        clean_text(part) for path in paths if isinstance(path, list) for part in path[1:] if isinstance(part, str)
     )
     if text := ", ".join(part for part in names if part):
         found["categories"] = text

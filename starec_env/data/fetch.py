@@ -161,6 +161,7 @@ class Redirects(HTTPRedirectHandler):
     """Follows redirects to http and https alone, and never from https to http."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        """Refuse what is neither http nor https, or less than it was."""
         schemes = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
             raise URLError(f"it redirects to {newurl}, which is no {schemes[0]} address")

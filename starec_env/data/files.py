@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import reprlib
 import stat
 import struct
@@ -258,6 +259,9 @@ def _plain(raw: bytes, where: str, most: int) -> bytes:
         if len(raw) > most:
             raise DataError(f"{where}: its gzip stream holds more than {most:,} bytes, an absurd size for a data set")
     raw = raw.removeprefix(_BOM)
+    if not re.search(rb"\S", raw):
+        raise DataError(f"{where}: the file is empty")
+    _check_text(raw[:1024], where)
     return raw if b"\n" in raw else raw.replace(b"\r", b"\n")
 
 
@@ -298,7 +302,7 @@ def decode(raw: bytes, where: str, official: str = "utf-8") -> tuple[str, str | 
 
 
 def _check_text(head: bytes, where: str) -> None:
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 16:
         raise DataError(f"{where}, line 1: UTF-16 or binary data; wanted text: save it as UTF-8")
 
 
@@ -490,8 +494,8 @@ def _joined(line: bytes, following: Iterable[Line]) -> tuple[list[str], int]:
 def json_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (1-based line number, object) of JSON lines; `bad` is checked at the end.
 
-    Read is whatever writers of JSON write: halves of surrogate pairs, raw tabs in strings, NaN, bytes that are no
-    UTF-8 (as U+FFFD), and lines printed by Python, `{'asin': ...}`, as the metadata of 2014 are.
+    Read is whatever writers of JSON write: halves of surrogate pairs, raw tabs in strings, NaN, and lines printed by
+    Python, `{'asin': ...}`, as the metadata of 2014 are. Bytes that are no UTF-8 become lone surrogates too.
 
     Args:
         lines: The lines.
@@ -504,7 +508,7 @@ def json_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tupl
         try:
             row = from_json(line)
         except ValueError:
-            row = _lenient_json(line.decode(errors="replace").strip())
+            row = _lenient_json(line.strip())
         if isinstance(row, dict):
             yield number, row
         else:
@@ -512,25 +516,23 @@ def json_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tupl
     bad.check(n_rows)
 
 
-def _lenient_json(text: str) -> Any:
+def _lenient_json(line: bytes) -> Any:
     try:
-        return ast.literal_eval(text) if text.startswith("{'") else json.loads(text, strict=False)
+        if line.startswith(b"{'"):
+            return ast.literal_eval(line.decode(errors="replace"))
+        return json.loads(line.decode(errors="surrogateescape"), strict=False)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):  # TypeError: {'a': {[]: 1}}
         return None
 
 
-def whole_text(text: str) -> str:
-    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def text_id(value: Any) -> str:
-    """An id as text; raises ValueError where it is empty, no text or whole number, or can't be read in full."""
+    """An id as text; raises ValueError where it is empty, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in (text := whole_text(value)):
+    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in value:
         raise ValueError(value)
-    return text
+    value.encode()  # half a surrogate pair is a ValueError
+    return value
 
 
 def finite(value: Any) -> float:

@@ -83,15 +83,21 @@ def load_ml_1m(name: str, path: Path, liked_above: float | None = None) -> Datas
 
 def _users_1m(raw: bytes, where: str, notes: list[str]) -> People:
     bad, wanted = BadRows(where), "UserID::Gender::Age::Occupation::Zip-code"
-    people: list[tuple[int, str, Mapping[str, str]]] = []
-    for number, (user, gender, age, job, zip_code) in field_rows(_latin_lines(raw, where, notes), "::", wanted, bad):
+    rows = field_rows(_latin_lines(raw, where, notes), "::", wanted, bad)
+    return _people(_words_1m(rows, f"{wanted} with the codes of the README", bad), bad, notes)
+
+
+def _words_1m(
+    rows: Iterable[tuple[int, list[str]]], wanted: str, bad: BadRows
+) -> Iterator[tuple[int, str, Mapping[str, str]]]:
+    for number, parts in rows:
+        user, gender, age, job, _ = parts
         try:
             words = {"gender": _GENDERS[gender], "age": _AGES[age], "occupation": _OCCUPATIONS[job]}
-            people.append((number, user, words))
         except KeyError:
-            line = "::".join((user, gender, age, job, zip_code))
-            bad.add(number, line, f"{wanted} with the codes of the README")
-    return _people(people, bad, notes)
+            bad.add(number, "::".join(parts), wanted)
+            continue
+        yield number, user, words
 
 
 def load_ml_100k(name: str, path: Path, liked_above: float | None = None) -> Dataset:
@@ -177,7 +183,7 @@ def _catalogue(films: Iterable[tuple[int, str, str, list[str]]], bad: BadRows, n
     for number, text, title, genres in films:
         if (item_id := _id(text, number, bad)) is not None:
             repeated += add_item(catalogue, movie(item_id, title, genres))
-    notes += [*count_notes({"catalogue rows that repeat an id, the first kept": repeated}), *bad.notes()]
+    notes += [*count_notes({"catalogue rows that repeat an id, the first with a title kept": repeated}), *bad.notes()]
     return catalogue
 
 

@@ -6,7 +6,7 @@ of a split must have the same columns of feedback and time, since rows with and 
 The whole catalogue is kept. Of the items, `title` (or a field that ends in it) is the title and every other field an
 attribute under its own name, a `release_year` as "year". Ids that are all whole numbers become ints. Without ratings
 `label`, 0 or 1, is the feedback, and ratings above 0 are likes; without either every interaction counts as liked.
-Without timestamps the order in the files is the time: train, valid, test.
+Without timestamps train comes before valid and valid before test, and within a file its order is the time.
 
 Zhao et al. 2021. RecBole. doi 10.1145/3459637.3482016
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import LIKED, Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
 from starec_env.data.files import (
     BadRows,
     Line,
@@ -44,6 +44,7 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 _SPLITS = ("train", "valid", "test")
 _ALIKE = ("rating", "label", "timestamp", "item_id_list")
 _Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None]
+"""Users, items, ratings and times, as `Rows` has them."""
 
 
 class _Table(NamedTuple):
@@ -94,7 +95,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     people = _beside(files[0], base, ".user")
     demographics = _people(people, notes) if people else None
     columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times, "timestamps"), columns[2:]
+    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times), columns[2:]
     catalogue = {i: replace(item, id=i) for i, item in zip(_python(item_ids), catalogue.values(), strict=True)}
     if demographics is not None:
         demographics = dict(zip(_python(user_ids), demographics.values(), strict=True))
@@ -111,7 +112,7 @@ def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
     folder = path if is_folder(path, "a folder with .inter and .item files, or a .inter file") else path.parent
     bases: dict[str, dict[str, Path]] = {}
     spare: list[str] = []
-    for file in listed(folder):
+    for file in sorted(listed(folder), key=lambda file: file != path):
         stem = file.name.removesuffix(".gz").removesuffix(".inter")
         if file.name.removesuffix(".gz") == stem:
             continue
@@ -125,7 +126,8 @@ def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
         held = f"several data sets ({', '.join(bases)})" if bases else "no .inter file"
         raise DataError(f"{path}: {held}: give the .inter file of one as path")
     base, group = next(iter(bases.items()))
-    read = [group.pop("")] if "" in group else [group.pop(split) for split in _SPLITS if split in group]
+    whole = "" in group and path in (folder, group[""])
+    read = [group.pop(split) for split in ([""] if whole else _SPLITS) if split in group]
     if left := [*(file.name for file in group.values()), *spare]:
         notes.append(f"{read[0].name} is read, and what stands beside it is not: {', '.join(left)}")
     return base, read
@@ -168,45 +170,47 @@ def _check_alike(tables: Sequence[_Table]) -> None:
 def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     users: list[str] = []
     items: list[str] = []
-    ratings: list[float] = []
+    feedback: list[float] = []
     times: list[int | float] = []
+    names = tables[0].names
+    rated = next((name for name in ("rating", "label") if name in names), None)
     for split, table in enumerate(tables):
-        bad = BadRows(str(table.file))
-        at_user, at_item, at_rating, at_label, at_time = map(
-            table.place, ("user_id", "item_id", "rating", "label", "timestamp")
-        )
+        bad, wanted = BadRows(str(table.file)), _wanted(rated, "timestamp" in names)
+        at_user, at_item, at_time = map(table.place, ("user_id", "item_id", "timestamp"))
+        at_rating = table.place(rated) if rated else None
         assert at_user is not None and at_item is not None
         for number, row in table.rows(bad):
             try:
                 user, item = text_id(row[at_user].strip()), text_id(row[at_item].strip())
-                rating = LIKED if at_rating is None else finite(row[at_rating])
-                if at_rating is None and at_label is not None:
-                    rating = float(("0", "1").index(f"{finite(row[at_label]):g}"))
+                rating = 0.0 if at_rating is None else finite(row[at_rating])
                 time = split if at_time is None else clock(row[at_time])
+                if rated == "label" and rating not in (0, 1):
+                    raise ValueError(rating)
             except (ValueError, OverflowError):
-                wanted = "a user_id, an item_id, and numbers as rating and timestamp, 0 or 1 as label"
                 bad.add(number, "\t".join(row), wanted)
                 continue
             users.append(user)
             items.append(item)
-            ratings.append(rating)
+            feedback.append(rating)
             times.append(time)
         notes += bad.notes()
     if not users:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
-    _feedback_notes(tables[0].names, notes)
-    rated = {"rating", "label"} & set(tables[0].names)
-    timed = "timestamp" in tables[0].names or len(tables) > 1
-    if timed and "timestamp" not in tables[0].names:
-        notes.append("no timestamps: the rows of train, valid and test follow each other")
-    return users, items, np.array(ratings) if rated else None, np.array(times) if timed else None
+    if "label" in names:
+        notes.append(
+            f"{'label is not used: rating' if rated == 'rating' else 'no ratings: label, 0 or 1,'} is the feedback"
+        )
+    if "timestamp" not in names and len(tables) > 1:
+        files = ", then ".join(table.file.name for table in tables)
+        notes.append(f"no timestamps: {files}, and within each file its order is the time")
+    timed = "timestamp" in names or len(tables) > 1
+    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None
 
 
-def _feedback_notes(names: Sequence[str], notes: list[str]) -> None:
-    if "rating" in names and "label" in names:
-        notes.append("label is not used: rating is the feedback")
-    elif "label" in names:
-        notes.append("no ratings: label, 0 or 1, is the feedback")
+def _wanted(rated: str | None, timed: bool) -> str:
+    numbers = {"rating": "a number as rating", "label": "0 or 1 as label"}
+    parts = ["a user_id", "an item_id", *([numbers[rated]] if rated else []), *(["a timestamp"] if timed else [])]
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
@@ -229,8 +233,8 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     unused = [name for name in ("rating", "label", "timestamp") if name in tables[0].names]
     if unused:
         notes.append(f"{' and '.join(unused)} not used: of a sequence only the last item has one")
+    notes.append("no timestamps: the order in the sequences is the time")
     users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
-    notes.append("no timestamps: the order of the sequences is the time")
     return users, items, None, np.arange(len(items))
 
 
@@ -250,7 +254,7 @@ def _items(file: Path, notes: list[str]) -> dict[Id, Item]:
         title = clean_title(row.pop(named), counts) if named else ""
         attributes = {("year" if f == "release_year" else f): clean_text(v) for f, v in row.items() if v}
         item = Item(item_id, title, attributes)
-        counts["catalogue rows that repeat an id, the first kept"] += add_item(catalogue, item)
+        counts["catalogue rows that repeat an id, the first with a title kept"] += add_item(catalogue, item)
     notes += count_notes(counts)
     return catalogue
 

@@ -1,7 +1,10 @@
 """MovieLens loaders, on the real files and on small made ones with every fault that a file can have."""
 
+import gzip
 import stat
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from support import shared_data
 
 from starec_env import load_dataset
-from starec_env.errors import DataError, UnknownName
+from starec_env.errors import DataError, StarecError, UnknownName
 
 RATINGS = "1::10::5::978300760\n1::20::3::978300761\n2::10::1::978300000\n"
 MOVIES = "10::Toy Story (1995)::Animation|Comedy\n20::Misérables, Les (1995)::Drama\n30::Nobody's Film::Drama\n"
@@ -93,7 +96,7 @@ def test_repeated_ratings_leave_the_earliest_and_are_counted(tmp_path: Path) -> 
 def test_a_catalogue_that_repeats_an_id_keeps_the_first_and_says_so(tmp_path: Path) -> None:
     dataset = load_dataset("ml-1m", ml_1m(tmp_path, movies=MOVIES + "10::Another (2000)::Drama\n"))
     assert dataset.items[0].title == "Toy Story (1995)"
-    assert "catalogue rows that repeat an id, the first kept: 1" in dataset.notes
+    assert "catalogue rows that repeat an id, the first with a title kept: 1" in dataset.notes
 
 
 def test_shared_titles_are_kept_and_counted(tmp_path: Path) -> None:
@@ -322,3 +325,43 @@ def test_without_files_the_error_says_how_to_get_them(tmp_path: Path, monkeypatc
 
 def test_the_domain_can_be_named(tmp_path: Path) -> None:
     assert load_dataset("ml-1m", ml_1m(tmp_path), domain="film").domain == "film"
+
+
+def test_a_user_file_that_repeats_an_id_keeps_the_first_and_says_so(tmp_path: Path) -> None:
+    dataset = load_dataset("ml-1m", ml_1m(tmp_path, users=USERS + "1::M::1::10::48067\n"))
+    assert dataset.user(0).demographics["gender"] == "female"
+    assert "rows of the user file that repeat an id, the first kept: 1" in dataset.notes
+
+
+def test_a_member_of_a_zip_may_be_gzipped_and_its_sizes_are_bounded_together(tmp_path: Path) -> None:
+    plain = load_dataset("ml-1m", zipped(tmp_path)).hash
+    place = tmp_path / "packed.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("ratings.dat.gz", gzip.compress(RATINGS.encode()))
+        archive.writestr("movies.dat", gzip.compress(MOVIES.encode("latin-1")))
+        archive.writestr("users.dat", USERS)
+    assert load_dataset("ml-1m", place).hash == plain
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("ratings.dat", gzip.compress(bytes(1 << 24)))
+        archive.writestr("movies.dat", MOVIES.encode("latin-1"))
+    with pytest.raises(DataError, match=r"ratings\.dat: its gzip stream holds more"):
+        load_dataset("ml-1m", place)
+
+
+def test_a_file_too_large_for_memory_is_refused_unread(tmp_path: Path) -> None:
+    with (ml_1m(tmp_path) / "ratings.dat").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole, which takes no room
+    with pytest.raises(DataError, match=r"ratings\.dat: more than .* bytes"):
+        load_dataset("ml-1m", tmp_path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9), st.binary(min_size=1, max_size=9))
+def test_a_mangled_zip_loads_or_is_an_error_of_ours(at: int, piece: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = zipped(Path(folder))
+        raw = bytearray(place.read_bytes())
+        raw[at % len(raw) : at % len(raw) + len(piece)] = piece
+        place.write_bytes(raw)
+        with suppress(StarecError):
+            assert load_dataset("ml-1m", place).n_interactions > 0
