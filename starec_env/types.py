@@ -8,6 +8,7 @@ the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from starec_env.errors import unknown
+from starec_env.errors import InvalidOption, UnknownName, unknown
 
 Id = int | str
 """An item's or a user's id in the data set's own files."""
@@ -75,7 +76,7 @@ class Dataset:
     """What an item is called in prompts: "movie", "music" or "item"."""
     items: Sequence[Item]
     user_ids: NDArray[Any]
-    """(users,) ids, ints or strings."""
+    """(users,) ids: int64, or strings as objects, which keep any length and character."""
     indptr: NDArray[np.int64]
     """(users + 1,) where each user's rows begin and end."""
     item_indices: Indices
@@ -101,6 +102,7 @@ class Dataset:
     """How to load and prepare it again, as `DataSpec` has it; None for a table in memory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "liked_above", check_liked_above(self.liked_above))
         for name in ("user_ids", "indptr", "window", *_COLUMNS):
             if (array := getattr(self, name)) is not None:
                 frozen = array.view()
@@ -164,8 +166,9 @@ class Dataset:
 
     def user(self, index: int) -> User:
         """The user at a 0-based index."""
+        user_id = self.user_ids[index]
         return User(
-            self.user_ids[index].item() if isinstance(self.user_ids[index], np.generic) else self.user_ids[index],
+            user_id.item() if isinstance(user_id, np.generic) else user_id,
             self.demographics[index] if self.demographics else {},
         )
 
@@ -195,6 +198,8 @@ class Dataset:
             digest.update(np.ascontiguousarray(column).tobytes())
         if self.liked_above != LIKED_ABOVE:
             digest.update(f"liked_above {self.liked_above!r}".encode())
+        if self.nanoseconds is not None:
+            digest.update(np.ascontiguousarray(self.nanoseconds).tobytes())
         digest.update("\0".join(map(str, self.user_ids.tolist())).encode())
         digest.update("\0".join(f"{item.id}\t{item.title}" for item in self.items).encode())
         return digest.hexdigest()
@@ -209,12 +214,35 @@ class Dataset:
         )
 
 
+def check_liked_above(value: Any) -> float:
+    """The threshold of likes as a plain float; raises InvalidOption unless it is a finite number."""
+    try:
+        number = float(value) if isinstance(value, int | float | np.number) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidOption(f"liked_above={value!r}: wanted a finite number; ratings above it are likes")
+    return number
+
+
+_MOST_NEIGHBOURS = 20_000
+
+
 def _find(table: Mapping[Id, int], given: Id, kind: str) -> int:
     # A command line gives "42" where the data set says 42; either is the same id if only one exists.
-    for key in (given, str(given), int(given) if str(given).lstrip("-").isdecimal() else given):
-        if key in table:
-            return table[key]
-    raise unknown(kind, given, table)
+    from starec_env.data.ids import is_whole  # data sets are made of these types
+
+    key = given.item() if isinstance(given, np.generic) else given
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise UnknownName(f"there is no {kind} {given!r}: wanted one id, an int or a string")
+    for same in (key, str(key), int(key) if is_whole(str(key)) else key):
+        if same in table:
+            return table[same]
+    numbers = [int(known) for known in table if isinstance(known, int) or is_whole(known)]
+    if len(numbers) == len(table) > 0:  # a number that is spelled alike is no neighbour
+        ids = f"{len(numbers):,} numbers from {min(numbers)} to {max(numbers)}"
+        raise UnknownName(f"there is no {kind} {given!r}: the ids are {ids}")
+    raise unknown(kind, given, table if len(table) <= _MOST_NEIGHBOURS else list(table)[:_MOST_NEIGHBOURS])
 
 
 class History(Sequence[Interaction]):
