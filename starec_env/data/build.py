@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.data.files import whole_text
 from starec_env.data.ids import id_column, is_whole
 from starec_env.data.ties import follows_ids, hashed_order
 from starec_env.data.times import split_times
@@ -121,9 +122,7 @@ def _codes(ids: NDArray[Any] | Sequence[Id], where: str) -> tuple[list[Id], Indi
         return [*numbers], codes
     table: dict[Id, int] = {}  # a dict is several times faster than sorting a million strings
     first_seen = np.fromiter((table.setdefault(i, len(table)) for i in given), np.int32, len(given))
-    for i in table:
-        if not _encodes(str(i)):
-            raise DataError(f"{where}: got {i!r}, which holds half a character (a lone surrogate): write such ids anew")
+    _check_readable(table, where)
     ordered = sorted(table)
     rank = np.empty(len(table), np.int32)
     rank[[table[i] for i in ordered]] = np.arange(len(table))
@@ -201,32 +200,21 @@ def _catalogue(catalogue: Mapping[Id, Item], met: Sequence[Id], notes: list[str]
 
 
 def _readable_items(items: list[Item], notes: list[str]) -> list[Item]:
-    ids = [item.id for item in items if isinstance(item.id, str) and not _encodes(item.id)]
-    if ids:
-        raise DataError(f"item id {ids[0]!r} holds half a character (a lone surrogate): write such ids anew")
-    better = [Item(item.id, _readable(item.title), _readable_words(item.attributes)) for item in items]
-    if changed := sum(a != b for a, b in zip(items, better, strict=True)):
-        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as \ufffd")
+    _check_readable([item.id for item in items], "the table of items")
+    better = [Item(item.id, whole_text(item.title), _whole_words(item.attributes)) for item in items]
+    if changed := sum(old != new for old, new in zip(items, better, strict=True)):
+        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as U+FFFD")
     return better
 
 
-def _readable_words(words: Mapping[str, str]) -> Mapping[str, str]:
-    if all(_encodes(text) for pair in words.items() for text in pair):
-        return words
-    return {_readable(key): _readable(text) for key, text in words.items()}
+def _whole_words(words: Mapping[str, str]) -> dict[str, str]:
+    return {whole_text(key): whole_text(text) for key, text in words.items()}
 
 
-def _readable(text: str) -> str:
-    """Text that can be written as UTF-8: pairs of surrogates joined, lone ones replaced."""
-    return text if _encodes(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_readable(ids: Iterable[Id], where: str) -> None:
+    for i in ids:
+        if isinstance(i, str) and whole_text(i) != i:
+            raise DataError(f"{where}: got {i!r}, which holds half a character (a lone surrogate): write such ids anew")
 
 
 def _times(rows: Rows, notes: list[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.int32] | None]:
@@ -297,7 +285,7 @@ def _order_ties(
 ) -> Indices | None:
     """Put rows of equal time, in place, in an order that tells nothing; the file's order where that was changed."""
     if timeless:
-        notes.append("no times: the order of the rows is the time")
+        notes.append("no timestamps: the order of the rows is the time")
     second = np.flatnonzero(tied)
     if not len(second):
         return None
@@ -309,7 +297,7 @@ def _order_ties(
         return None
     told = f"{max(share, 1 - share):.0%} {'ascend' if share > 0.5 else 'descend'} by item id"
     if timeless:
-        notes[-1] = f"no times, and of each user's neighbouring rows {told}: a hash orders them, not the file"
+        notes[-1] = f"no timestamps, and of each user's neighbouring rows {told}: a hash orders them, not the file"
     else:
         notes.append(
             f"{counted(len(second), 'row')} share user and time with the row before, {told}: "
@@ -362,7 +350,7 @@ def _demographics(
         notes.append(f"{counted(lacking, 'user')} without demographics")
     if idle := len(given) - len(user_ids) + lacking:
         notes.append(f"{counted(idle, 'user')} of the user file without interactions: left out")
-    return [_readable_words(given.get(user, {})) for user in user_ids]
+    return [_whole_words(given.get(user, {})) for user in user_ids]
 
 
 def add_item(catalogue: dict[Id, Item], item: Item) -> int:

@@ -406,7 +406,7 @@ def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
     try:
         bad.add(number, _text(line), wanted)
     except ValueError:
-        bad.add(number, printable(line), f"UTF-8 text without NUL: {wanted}")
+        bad.add(number, printable(line), f"{wanted}, in UTF-8 and without NUL")
 
 
 def _text(line: bytes) -> str:
@@ -419,28 +419,6 @@ def _text(line: bytes) -> str:
 def printable(line: bytes) -> str:
     """A line for a message, whatever bytes it holds."""
     return line[:400].decode(errors="replace")
-
-
-def fields(text: str, separator: str, wanted: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based line number, fields) of each line that isn't blank.
-
-    Args:
-        text: The file's text.
-        separator: What stands between fields.
-        wanted: The fields' names joined by the separator; their number is checked and the error shows them.
-        where: The file's name for messages.
-
-    Raises:
-        DataError: A line has another number of fields.
-    """
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also break at latin-1's \x85
-        line = line.removesuffix("\r")
-        if not line.strip():
-            continue
-        parts = line.split(separator)
-        if len(parts) != wanted.count(separator) + 1:
-            raise bad_line(where, number, line, wanted)
-        yield number, parts
 
 
 def csv_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
@@ -525,14 +503,18 @@ def _lenient_json(line: bytes) -> Any:
         return None
 
 
+def whole_text(text: str) -> str:
+    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def text_id(value: Any) -> str:
     """An id as text; raises ValueError where it is empty, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in value:
+    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in whole_text(value):
         raise ValueError(value)
-    value.encode()  # half a surrogate pair is a ValueError
-    return value
+    return whole_text(value)
 
 
 def finite(value: Any) -> float:

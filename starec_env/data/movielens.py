@@ -9,11 +9,13 @@ F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_env.data.build import Rows, add_item, build, count_notes, movie
 from starec_env.data.files import (
@@ -26,7 +28,6 @@ from starec_env.data.files import (
     csv_rows,
     decode,
     field_rows,
-    fields,
     printable,
     read_members,
 )
@@ -34,7 +35,8 @@ from starec_env.data.ids import is_whole
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
-_ROW = np.dtype([("user", "i8"), ("item", "i8"), ("rating", "f8"), ("time", "i8")])
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+_TIME = re.compile(r"-?[0-9]{1,15}")
 
 People = dict[Id, Mapping[str, str]]
 """Demographics by user id."""
@@ -73,7 +75,9 @@ def load_ml_1m(name: str, path: Path, liked_above: float | None = None) -> Datas
     people = _users_1m(found["users.dat"], f"{path}/users.dat", notes) if "users.dat" in found else None
     if people is None:
         notes.append("no users.dat: no demographics")
-    ratings = _ratings(found["ratings.dat"], f"{path}/ratings.dat", "::", "UserID::MovieID::Rating::Timestamp")
+    ratings = _ratings(
+        found.pop("ratings.dat"), f"{path}/ratings.dat", "::", "UserID::MovieID::Rating::Timestamp", notes
+    )
     return build(name, "movie", ratings, catalogue, demographics=people, notes=notes, liked_above=liked_above)
 
 
@@ -117,7 +121,7 @@ def load_ml_100k(name: str, path: Path, liked_above: float | None = None) -> Dat
     people = _users_100k(found["u.user"], f"{path}/u.user", notes) if "u.user" in found else None
     if people is None:
         notes.append("no u.user: no demographics")
-    ratings = _ratings(found["u.data"], f"{path}/u.data", "\t", "user id\titem id\trating\ttimestamp")
+    ratings = _ratings(found.pop("u.data"), f"{path}/u.data", "\t", "user id\titem id\trating\ttimestamp", notes)
     return build(name, "movie", ratings, catalogue, demographics=people, notes=notes, liked_above=liked_above)
 
 
@@ -161,7 +165,7 @@ def load_ml_csv(name: str, path: Path, liked_above: float | None = None) -> Data
     films = ((number, item, title, _genres(genres)) for number, (item, title, genres) in rows)
     catalogue = _catalogue(films, bad, notes)
     where = f"{path}/ratings.csv"
-    ratings = _ratings(found["ratings.csv"], where, ",", "userId,movieId,rating,timestamp", header=True)
+    ratings = _ratings(found.pop("ratings.csv"), where, ",", "userId,movieId,rating,timestamp", notes, header=True)
     return build(name, "movie", ratings, catalogue, notes=notes, liked_above=liked_above)
 
 
@@ -202,48 +206,93 @@ def _id(text: str, number: int, bad: BadRows) -> int | None:
     return None
 
 
-def _ratings(raw: bytes, where: str, separator: str, wanted: str, header: bool = False) -> Rows:
-    """Parse a table of ratings with NumPy's C reader; only when that fails look for the line at fault."""
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if not raw.strip():
-        raise DataError(f"{where}: the file is empty")
-    if header and (got := raw.split(b"\n", 1)[0].decode("latin-1").strip()) != wanted:
-        raise bad_line(where, 1, got, wanted)
-    plain = raw.replace(separator.encode(), b"\t")
-    if not plain.split(b"\n", 1)[-1].strip() and header:
-        raise DataError(f"{where}: the file holds no ratings, only its header")
+def _ratings(raw: bytes, where: str, separator: str, wanted: str, notes: list[str], header: bool = False) -> Rows:
+    """Parse a table of ratings with Arrow's reader; only where that fails are the lines looked at one by one.
+
+    Args:
+        raw: The file's bytes.
+        where: Its name for messages.
+        separator: What stands between fields.
+        wanted: The fields' names joined by the separator.
+        notes: Gets the bad rows, which are left out.
+        header: Whether the first line has the names.
+
+    Raises:
+        DataError: The file is empty, has another header, or more than 1 % of its rows are bad.
+    """
+    number, first = next(byte_lines(raw, where))
+    if header and printable(first).strip() != wanted:
+        raise bad_line(where, number, printable(first), wanted)
     try:
-        table = np.loadtxt(
-            BytesIO(plain), _ROW, comments=None, delimiter="\t", skiprows=int(header), ndmin=1, encoding="latin-1"
-        )
+        return _parsed(raw, separator, skip=number if header else 0)
+    except ValueError:
+        kept = _good_lines(raw, where, separator, wanted, notes, header)
+    try:
+        return _parsed(kept, separator)
     except ValueError as fault:
-        raise _first_bad_line(raw, where, separator, wanted, header) or DataError(f"{where}: {fault}") from fault
-    if not ((table["rating"] >= 0.5) & (table["rating"] <= 5) & (np.abs(table["time"]) < LATEST)).all():
-        raise _first_bad_line(raw, where, separator, wanted, header) or DataError(
-            f"{where}: a rating or time is out of its range"
-        )
-    return Rows(table["user"], table["item"], table["rating"], table["time"])
+        raise DataError(f"{where}: {fault}; wanted {wanted}") from fault
 
 
-def _first_bad_line(raw: bytes, where: str, separator: str, wanted: str, header: bool) -> DataError | None:
-    try:
-        for number, (user, item, rating, time) in fields(raw.decode("latin-1"), separator, wanted, where):
-            if header and number == 1:
-                continue
-            try:
-                fine = (
-                    0.5 <= float(rating) <= 5
-                    and max(abs(int(n)) for n in (user, item)) < 2**63
-                    and abs(int(time)) < LATEST
-                )
-            except ValueError:
-                fine = False
-            if not fine:
-                line = separator.join((user, item, rating, time))
-                return bad_line(where, number, line, f"{wanted} (whole numbers; a rating from 0.5 to 5)")
-    except DataError as fault:
-        return fault
-    return None
+def _parsed(raw: bytes | bytearray, separator: str, skip: int = 0) -> Rows:
+    """The columns of a table of ratings; raises ValueError where one of its rows isn't as it should be."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    if len(separator) > 1:  # Arrow's are single characters
+        if b"\t" in raw:
+            raise ValueError("a tab in a file without tabs")
+        raw = raw.replace(separator.encode(), b"\t")
+    ids = pa.dictionary(pa.int32(), pa.string())  # each id is looked at once, as text: 007 isn't 7
+    types = {"user": ids, "item": ids, "rating": pa.float32(), "time": pa.int64()}
+    table = csv.read_csv(
+        pa.py_buffer(raw),
+        csv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=[*types], skip_rows=skip),
+        csv.ParseOptions(delimiter=separator if len(separator) == 1 else "\t", quote_char=False),
+        csv.ConvertOptions(check_utf8=False, column_types=types, null_values=[]),
+    )
+    ratings, times = table["rating"].to_numpy(), table["time"].to_numpy()
+    if not (ratings.min() >= 0.5 and ratings.max() <= 5 and -LATEST < times.min() and times.max() < LATEST):
+        raise ValueError("a rating or time is out of its range")
+    return Rows(_whole(table["user"]), _whole(table["item"]), ratings, times)
+
+
+def _whole(column: Any) -> NDArray[np.int64]:
+    """Arrow's column of distinct texts and places among them, as whole numbers; raises ValueError where one isn't."""
+    parts = []
+    for chunk in column.chunks:
+        texts = [text.strip() for text in chunk.dictionary.to_pylist()]
+        if not all(map(is_whole, texts)):
+            raise ValueError("an id is no whole number")
+        parts.append(np.fromiter(map(int, texts), np.int64, len(texts))[chunk.indices.to_numpy()])
+    return np.concatenate(parts)
+
+
+def _good_lines(raw: bytes, where: str, separator: str, wanted: str, notes: list[str], header: bool) -> bytearray:
+    """The lines of a table of ratings that can be read, without its header; the others are counted in the notes."""
+    bad, kept = BadRows(where), bytearray()
+    lines = byte_lines(raw, where)
+    if header:
+        next(lines)
+    for number, parts in field_rows(lines, separator, wanted, bad):
+        line = separator.join(parts)
+        if _is_rating(*parts):
+            kept += line.encode() + b"\n"
+        else:
+            bad.add(number, line, f"{wanted} (whole numbers; a rating from 0.5 to 5)")
+    if not kept:
+        raise DataError(f"{where}: the file holds no ratings{', only its header' if header else ''}")
+    notes += bad.notes()
+    return kept
+
+
+def _is_rating(user: str, item: str, rating: str, time: str) -> bool:
+    return (
+        is_whole(user.strip())
+        and is_whole(item.strip())
+        and _DECIMAL.fullmatch(rating.strip()) is not None
+        and 0.5 <= float(rating) <= 5
+        and _TIME.fullmatch(time.strip()) is not None
+    )
 
 
 def _genres(text: str) -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_env.data.build import counted
 from starec_env.errors import DataError, InvalidOption
 from starec_env.types import Dataset
+
+_Counts = NDArray[np.int64]
 
 
 def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | None = 40) -> Dataset:
@@ -36,15 +39,7 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
         raise InvalidOption(f"min_interactions={min_interactions}: wanted at least 1")
     if max_length is not None and max_length < 2:
         raise InvalidOption(f"max_length={max_length}: wanted at least 2, or None for all")
-    users, items = dataset.owner, dataset.item_indices
-    kept = np.ones(len(items), dtype=bool)
-    while True:
-        of_user = np.bincount(users[kept], minlength=dataset.n_users)
-        of_item = np.bincount(items[kept], minlength=dataset.n_items)
-        now = kept & (of_user[users] >= min_interactions) & (of_item[items] >= min_interactions)
-        if now.sum() == kept.sum():
-            break
-        kept = now
+    kept, of_user, of_item = _core(dataset, min_interactions)
     if not kept.any():
         raise DataError(
             f"{dataset.name}: no user and item with {min_interactions} interactions is left: lower min_interactions"
@@ -56,7 +51,7 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
     people = dataset.demographics
     return replace(
         dataset.with_rows(kept, indptr=indptr, window=window, user_ids=dataset.user_ids[user_kept]),
-        item_indices=renumbered[items[kept]],
+        item_indices=renumbered[dataset.item_indices[kept]],
         items=tuple(item for item, stays in zip(dataset.items, item_kept, strict=True) if stays),
         demographics=None if people is None else [people[u] for u in np.flatnonzero(user_kept).tolist()],
         notes=(
@@ -69,3 +64,18 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
             else "sequences keep all interactions",
         ),
     )
+
+
+def _core(dataset: Dataset, least: int) -> tuple[NDArray[np.bool_], _Counts, _Counts]:
+    """Which rows the filter leaves, and how many each user and each item then has."""
+    users = np.repeat(np.arange(dataset.n_users, dtype=np.int32), np.diff(dataset.indptr))
+    items = dataset.item_indices
+    of_user, of_item = np.diff(dataset.indptr), np.bincount(items, minlength=dataset.n_items)
+    kept = np.ones(len(items), np.bool_)
+    while True:
+        rare = kept & ((of_user < least)[users] | (of_item < least)[items])
+        if not rare.any():
+            return kept, of_user, of_item
+        kept &= ~rare
+        of_user = of_user - np.bincount(users[rare], minlength=dataset.n_users)
+        of_item = of_item - np.bincount(items[rare], minlength=dataset.n_items)
