@@ -378,7 +378,9 @@ def check_gzip(file: Path, where: str) -> None:
         ) from fault
 
 
-def field_rows(lines: Iterable[Line], separator: str, wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+def field_rows(
+    lines: Iterable[Line], separator: str, wanted: str, bad: BadRows, *, strict: bool = True
+) -> Iterator[tuple[int, list[str]]]:
     """Yield (1-based line number, fields) of lines of fields that are never quoted; `bad` is checked at the end.
 
     Args:
@@ -386,34 +388,32 @@ def field_rows(lines: Iterable[Line], separator: str, wanted: str, bad: BadRows)
         separator: What stands between fields.
         wanted: The fields' names joined by the separator: a line with another number of fields is bad.
         bad: Collects the lines that can't be read.
+        strict: Whether a line that holds NUL or is no UTF-8 is bad. Else such bytes, which may be in a field that
+            nobody reads, become lone surrogates.
     """
     width = wanted.count(separator) + 1
     n_rows = 0
     for number, line in lines:
         n_rows += 1
-        try:
-            parts = _text(line).split(separator)
-        except ValueError:
-            parts = []
-        if len(parts) == width:
-            yield number, parts
+        text = _text(line, strict)
+        if text is not None and text.count(separator) == width - 1:
+            yield number, text.split(separator)
         else:
             _add_line(bad, number, line, wanted)
     bad.check(n_rows)
 
 
-def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
+def _text(line: bytes, strict: bool) -> str | None:
+    if not strict:
+        return line.decode(errors="surrogateescape")
     try:
-        bad.add(number, _text(line), wanted)
-    except ValueError:
-        bad.add(number, printable(line), f"{wanted}, in UTF-8 and without NUL")
+        return None if b"\0" in line else line.decode()
+    except UnicodeDecodeError:
+        return None
 
 
-def _text(line: bytes) -> str:
-    """A line as text; raises ValueError where it is no UTF-8 or holds NUL, which NumPy's strings would lose."""
-    if b"\0" in line:
-        raise ValueError("NUL")
-    return line.decode()
+def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
+    bad.add(number, printable(line), wanted if _text(line, strict=True) else f"{wanted}, in UTF-8 and without NUL")
 
 
 def printable(line: bytes) -> str:
@@ -421,50 +421,56 @@ def printable(line: bytes) -> str:
     return line[:400].decode(errors="replace")
 
 
-def csv_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based number of the first line, fields) of comma-separated rows; `bad` is checked at the end.
+def csv_rows(
+    lines: Iterable[Line], names: Sequence[str], bad: BadRows, *, separator: str = ",", strict: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (1-based number of the first line, fields) of the rows of a CSV file; `bad` is checked at the end.
 
     A quoted field may hold line breaks. Where a quote isn't closed within 8 lines, the line that opens it is bad and
     those after it are read for themselves, so that it takes no others with it.
 
     Args:
         lines: The lines after the header.
-        wanted: The names of the header joined by commas: a row with another number of fields is bad.
+        names: The header's names: a row with another number of fields is bad.
         bad: Collects the rows that can't be read.
+        separator: The character between fields.
+        strict: As for `field_rows`.
     """
-    width, n_rows = wanted.count(",") + 1, 0
+    n_rows = 0
     stream, ahead = iter(lines), deque[Line]()
     while first := ahead.popleft() if ahead else next(stream, None):
         n_rows += 1
         number, line = first
-        parts = csv_fields(line)
+        parts = csv_fields(line, separator, strict=strict)
         if not parts and b'"' in line:
             ahead.extend(islice(stream, _MOST_CSV_LINES - len(ahead)))
-            parts, used = _joined(line, ahead)
+            parts, used = _joined(line, ahead, separator, strict)
             for _ in range(used):
                 ahead.popleft()
-        if len(parts) == width:
+        if len(parts) == len(names):
             yield number, parts
         else:
-            _add_line(bad, number, line, wanted)
+            _add_line(bad, number, line, separator.join(names))
     bad.check(n_rows)
 
 
-def csv_fields(line: bytes) -> list[str]:
+def csv_fields(line: bytes, separator: str = ",", *, strict: bool = True) -> list[str]:
     """The fields of one row of CSV; none where it can't be read."""
+    if (text := _text(line, strict)) is None:
+        return []
     try:
-        text = _text(line)
-        return next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
-    except (ValueError, csv.Error):
+        return next(csv.reader([text], delimiter=separator, strict=True)) if '"' in text else text.split(separator)
+    except csv.Error:
         return []
 
 
-def _joined(line: bytes, following: Iterable[Line]) -> tuple[list[str], int]:
+def _joined(line: bytes, following: Iterable[Line], separator: str, strict: bool) -> tuple[list[str], int]:
     """The fields of a row whose quotes close in a later line, and how many later lines it takes."""
     pieces, quotes = [line], line.count(b'"')
     for used, (_, more) in enumerate(following, 1):
         pieces.append(more)
-        if (quotes := quotes + more.count(b'"')) % 2 == 0 and (parts := csv_fields(b"\n".join(pieces))):
+        quotes += more.count(b'"')
+        if quotes % 2 == 0 and (parts := csv_fields(b"\n".join(pieces), separator, strict=strict)):
             return parts, used
     return [], 0
 

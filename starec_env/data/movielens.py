@@ -156,12 +156,12 @@ def load_ml_csv(name: str, path: Path, liked_above: float | None = None) -> Data
     """
     found = read_members(path, ["ratings.csv", "movies.csv"])
     notes: list[str] = []
-    bad, wanted = BadRows(f"{path}/movies.csv"), "movieId,title,genres"
+    bad, names = BadRows(f"{path}/movies.csv"), ["movieId", "title", "genres"]
     lines = byte_lines(found["movies.csv"], bad.where)
     first, header = next(lines)
-    if ",".join(csv_fields(header)).strip() != wanted:
-        raise bad_line(bad.where, first, printable(header), wanted)
-    rows = csv_rows(lines, wanted, bad)
+    if [name.strip() for name in csv_fields(header)] != names:
+        raise bad_line(bad.where, first, printable(header), ",".join(names))
+    rows = csv_rows(lines, names, bad)
     films = ((number, item, title, _genres(genres)) for number, (item, title, genres) in rows)
     catalogue = _catalogue(films, bad, notes)
     where = f"{path}/ratings.csv"

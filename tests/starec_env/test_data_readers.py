@@ -313,6 +313,19 @@ def test_json_lines_are_read_as_writers_write_them(tmp_path: Path, file: str, ex
     assert not any("could not be read" in note for note in dataset.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "field"),
+    [("recbole", "x.inter", b"\tnote:token_seq"), ("amazon-cds-2023", "CDs.csv", b",history")],
+)
+def test_odd_bytes_in_a_field_that_is_not_used_do_no_harm(tmp_path: Path, name: str, file: str, field: bytes) -> None:
+    plain = content(load_dataset(name, written(tmp_path, name)))
+    header, *rows = FORMATS[name][file].splitlines()
+    more = [row + field[:1] + b"caf\xe9 \0" for row in rows]
+    dataset = load_dataset(name, written(tmp_path, name, {file: b"\n".join([header + field, *more])}))
+    assert content(dataset) == plain
+    assert not any("could not be read" in note for note in dataset.notes)
+
+
 def test_half_a_character_in_a_title_is_shown_as_the_replacement_and_a_pair_as_the_character(tmp_path: Path) -> None:
     meta = b'{"asin": "B1", "title": "Half \\ud83d"}\n{"asin": "B2", "title": "Whole \\ud83d\\ude00 caf\xe9"}\n'
     python = b"{'asin': 'B3', 'title': 'Python \\ud83d\\ude00'}\n"
@@ -345,7 +358,7 @@ def test_lines_have_the_numbers_of_their_file_and_no_ends() -> None:
 def test_an_open_quote_takes_no_other_rows_with_it() -> None:
     bad = BadRows("x.csv")
     lines = [b'1,"two', b'lines"', b'2,"never closed', *(b'%d,"closed"' % n for n in range(3, 2000))]
-    rows = list(csv_rows(enumerate(lines, 1), "a,b", bad))
+    rows = list(csv_rows(enumerate(lines, 1), ["a", "b"], bad))
     assert rows[0] == (1, ["1", "two\nlines"])
     assert [int(row[0]) for _, row in rows] == [1, *range(3, 2000)]
     assert bad.notes() == [
