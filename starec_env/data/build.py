@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.files import whole_text
 from starec_env.data.ids import id_column, is_whole
 from starec_env.data.ties import follows_ids, hashed_order
 from starec_env.data.times import split_times
@@ -203,8 +202,13 @@ def _readable_items(items: list[Item], notes: list[str]) -> list[Item]:
     _check_readable([item.id for item in items], "the table of items")
     better = [Item(item.id, whole_text(item.title), _whole_words(item.attributes)) for item in items]
     if changed := sum(old != new for old, new in zip(items, better, strict=True)):
-        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as U+FFFD")
+        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as \ufffd")
     return better
+
+
+def whole_text(text: str) -> str:
+    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _whole_words(words: Mapping[str, str]) -> dict[str, str]:

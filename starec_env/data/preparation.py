@@ -18,7 +18,7 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
     """Drop rare users and items until none is left, and keep each user's last interactions as the sequence.
 
     Follows the paper's 5.1.1. The filter goes on until every user and every item has `min_interactions`, since
-    each round can make others rare. A user's interactions are already in order of time, then of the file. Those
+    each round can make others rare. A user's interactions are already in order of time. Those
     before the last `max_length` stay in the data set outside the user's `window`: they are no turns and no history,
     but things the user has met, which must not be drawn as negatives.
 

@@ -88,7 +88,7 @@ class Stream:
         if not len(self.users):
             raise InvalidOption(
                 f"no user of {dataset!r} has a turn with split={split!r}, targets={targets!r} and "
-                f"min_history={min_history}: lower min_history, or prepare the data with more interactions a user"
+                f"min_history={min_history}: {_advice(dataset, targets)}"
             )
         self.seen.check(self.users, n_candidates - 1)
 
@@ -178,6 +178,15 @@ class Stream:
             np.copyto(items[part], -1, where=outside)
             np.copyto(liked[part], -1, where=outside)
         return items, liked
+
+
+def _advice(dataset: Dataset, targets: str) -> str:
+    if targets == "liked" and dataset.n_interactions and not dataset.liked.any():
+        return (
+            f"no interaction is liked, as no rating exceeds liked_above={dataset.liked_above:g} (the highest is "
+            f"{dataset.ratings.max():g}): load the data with a lower liked_above, or ask for targets='all'"
+        )
+    return "lower min_history, or prepare the data with more interactions a user"
 
 
 def _parts(n: int) -> Iterator[slice]:

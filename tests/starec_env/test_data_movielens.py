@@ -138,6 +138,9 @@ def test_a_latin_1_byte_that_unicode_calls_a_line_end_breaks_no_line(tmp_path: P
         ("1::10::5::noon", "noon"),
         ("1,10,5,978300760", "1,10,5"),
         ("\x00\x01\x02", "wanted UserID::MovieID::Rating::Timestamp"),
+        ("01::10::5::978300760", "01::10"),
+        ("1_0::10::5::978300760", "1_0"),
+        ("1::1\t0::5::978300760", "whole numbers"),
     ],
 )
 def test_a_malformed_rating_is_an_error_that_names_file_and_line(tmp_path: Path, line: str, why: str) -> None:

@@ -279,9 +279,9 @@ def test_an_unknown_render_mode_is_refused(tiny_dataset: Dataset) -> None:
         UserFeedbackEnv(tiny_dataset, render_mode="humane")
 
 
-def test_an_unknown_user_or_reset_option_is_refused_with_the_nearest(tiny_dataset: Dataset) -> None:
+def test_an_unknown_user_or_reset_option_is_refused_with_what_there_is(tiny_dataset: Dataset) -> None:
     env = make(tiny_dataset)
-    with pytest.raises(UnknownName, match="no user 121: did you mean '1"):
+    with pytest.raises(UnknownName, match="no user 121: the ids are 12 numbers from 1 to 12"):
         env.reset(options={"user_id": 121})
     with pytest.raises(UnknownName, match="did you mean 'user_id'"):
         env.reset(options={"userid": 1})

@@ -234,6 +234,6 @@ def test_an_option_out_of_range_is_refused(options: dict[str, object], message: 
         Stream(make_dataset(), **options)  # type: ignore[arg-type]
 
 
-def test_an_unknown_user_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="did you mean"):
+def test_an_unknown_user_is_refused_with_the_range_of_the_ids() -> None:
+    with pytest.raises(UnknownName, match="numbers from 1 to 12"):
         make_dataset().user_index(121)
