@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import os
 import re
 import reprlib
 import stat
@@ -50,7 +51,6 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
 }
 
 
@@ -130,15 +130,19 @@ def is_folder(path: Path, wanted: str) -> bool:
     Raises:
         DataError: It is neither, e.g. a named pipe, or isn't there.
     """
+    return stat.S_ISDIR(_status(path, wanted).st_mode)
+
+
+def _status(path: Path, wanted: str) -> os.stat_result:
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as fault:
         raise DataError(f"{path}: no such file or folder; wanted {wanted}") from fault
     except (OSError, ValueError) as fault:
         raise DataError(f"{path}: can't be read: {fault}") from fault
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise DataError(f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; wanted {wanted}")
-    return stat.S_ISDIR(mode)
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}; wanted {wanted}")
+    return status
 
 
 def listed(folder: Path) -> list[Path]:
@@ -155,9 +159,10 @@ def listed(folder: Path) -> list[Path]:
 
 def _size(file: Path) -> int:
     """The size of a regular file; anything else, which might never end, is refused before it is opened."""
-    if is_folder(file, "a file"):
+    status = _status(file, "a file")
+    if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{file}: is a folder; wanted a file")
-    return file.stat().st_size
+    return status.st_size
 
 
 def read_members(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
@@ -188,10 +193,10 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
         places = [
             place for file in (name, f"{name}.gz") for place in (folder / file, *sorted(folder.glob(f"*/{file}")))
         ]
-        places = [place for place in places if place.exists()]
+        places = [place for place in places if os.path.lexists(place)]
         if not places:
             continue
-        file = next((place for place in places if place.is_file()), places[0])
+        file = next((place for place in places if os.path.isfile(place)), places[0])
         if (left := left - _size(file)) < 0:
             raise DataError(f"{file}: more than {_MOST_BYTES:,} bytes, an absurd size for a data set")
         found[name] = _read(file)
@@ -333,7 +338,7 @@ def byte_lines(source: Path | bytes, where: str | None = None) -> Iterator[Line]
                 if len(line) >= _LONGEST_LINE or total > most:
                     absurd = f"{total:,} bytes up to it" + (f" of {size:,} gzipped ones" if packed else "")
                     raise DataError(f"{where}, line {number}: an absurd size for a data set: {absurd}")
-                line = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+                line = line.removeprefix(_BOM).rstrip(b"\r\n")  # files put together have marks within
                 if line.strip():
                     blank, seen = 0, True
                     yield number, line
