@@ -238,7 +238,7 @@ def _find(table: Mapping[Id, int], given: Id, kind: str) -> int:
     for same in (key, str(key), int(key) if is_whole(str(key)) else key):
         if same in table:
             return table[same]
-    numbers = [known for known in table if isinstance(known, int)]
+    numbers = [int(known) for known in table if isinstance(known, int) or is_whole(known)]
     if len(numbers) == len(table) > 0:  # a number that is spelled alike is no neighbour
         ids = f"{len(numbers):,} numbers from {min(numbers)} to {max(numbers)}"
         raise UnknownName(f"there is no {kind} {given!r}: the ids are {ids}")

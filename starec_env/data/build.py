@@ -38,8 +38,8 @@ class Rows:
     """None where the data have none: every interaction then counts as liked."""
     timestamps: NDArray[Any] | None
     """Since 1970 in any one unit, int64, finite float64 or datetime64; None where the order of the rows is the time."""
-    where: str = "times"
-    """Names the column of times in errors."""
+    where: str = ""
+    """Names the column of times in errors; the data set's name where empty."""
 
 
 def build(
@@ -86,7 +86,7 @@ def build(
     item_indices = np.array([place[i] for i in met], np.int32)[met_items]
     if idle := len(items) - len(met):
         found.append(f"{counted(idle, 'item')} of the catalogue {'has' if idle == 1 else 'have'} no interaction")
-    seconds, nanoseconds = _times(rows, found)
+    seconds, nanoseconds = _times(rows, rows.where or f"{name}: times", found)
     order = _by_time(users, seconds, nanoseconds)
     order = _without_repeats(order, users, met_items, len(met), found)
     tied = _tied(order, users, seconds, nanoseconds)
@@ -221,10 +221,10 @@ def _check_readable(ids: Iterable[Id], where: str) -> None:
             raise DataError(f"{where}: got {i!r}, which holds half a character (a lone surrogate): write such ids anew")
 
 
-def _times(rows: Rows, notes: list[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.int32] | None]:
+def _times(rows: Rows, where: str, notes: list[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.int32] | None]:
     if rows.timestamps is None:
         return None, None
-    seconds, nanoseconds, unit = split_times(rows.timestamps, rows.where)
+    seconds, nanoseconds, unit = split_times(rows.timestamps, where)
     if unit not in ("seconds", "datetimes"):
         notes.append(f"times are in {unit}: turned into seconds, in order of the {unit}")
     return seconds, nanoseconds

@@ -137,7 +137,7 @@ def test_a_latin_1_byte_that_unicode_calls_a_line_end_breaks_no_line(tmp_path: P
         ("1::10::5::1000000000000000", "1000000000000000"),
         ("1::10::5::noon", "noon"),
         ("1,10,5,978300760", "1,10,5"),
-        ("\x00\x01\x02", "wanted UserID::MovieID::Rating::Timestamp"),
+        ("\x00\x01\x02", "without NUL: UserID::MovieID::Rating::Timestamp"),
         ("01::10::5::978300760", "01::10"),
         ("1_0::10::5::978300760", "1_0"),
         ("1::1\t0::5::978300760", "whole numbers"),
@@ -176,7 +176,40 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
         load_dataset("ml-1m", tmp_path / "nowhere")
 
 
-@settings(max_examples=60)
+ODD = [
+    "",
+    "  ",
+    "1::10::5",
+    "01::10::5::9",
+    "1_0::10::5::9",
+    "２::10::5::9",
+    "1::1\t0::5::9",
+    "1::10::6::9",
+    "x",
+    "\x7f",
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.integers(0, 299), st.sampled_from(ODD), max_size=3))
+def test_bad_rows_are_left_out_and_counted_with_their_line_and_all_others_are_read(
+    tmp_path_factory: pytest.TempPathFactory, odd: dict[int, str]
+) -> None:
+    lines = [f"{1 + n // 30}::{1 + n % 30}::{1 + n % 5}::{1000 + n}" for n in range(300)]
+    for place, line in sorted(odd.items(), reverse=True):
+        lines.insert(place, line)
+    text = "\n".join(lines).encode()
+    dataset = load_dataset("ml-1m", ml_1m(tmp_path_factory.mktemp("odd"), ratings=text, movies="1::Up::Drama\n"))
+    assert dataset.timestamps.tolist() == list(range(1000, 1300))
+    assert (dataset.user_ids[dataset.owner] == 1 + np.arange(300) // 30).all()
+    bad = [number for number, line in enumerate(lines, 1) if line.strip() and line in ODD]
+    notes = [note for note in dataset.notes if "could not be read" in note]
+    assert len(notes) == bool(bad)
+    if bad:
+        assert notes[0].startswith(f"{len(bad)} of {300 + len(bad)} rows of") and f"first line {bad[0]}: " in notes[0]
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(RATINGS)), st.binary(max_size=4), st.integers(0, 6))
 def test_damaged_ratings_never_fail_but_with_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, at: int, inserted: bytes, removed: int
