@@ -126,7 +126,7 @@ def _reviews(files: list[Path], counts: Counter[str], notes: list[str]) -> Rows:
         notes += bad.notes()
     if not ratings:
         raise DataError(f"{files[0]}: the file holds no reviews; wanted on each line {_REVIEW}")
-    return Rows(users, items, np.array(ratings), np.array(times))
+    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times")
 
 
 def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -136,7 +136,7 @@ def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, A
     if not {"user_id", "rating", "timestamp"} <= set(names) or not set(_FIELDS["item"]) & set(names):
         wanted = f"{_CSV} (the 2023 edition's; use JSON lines of the older)"
         raise bad_line(str(file), number, printable(header), wanted)
-    for number, values in csv_rows(lines, ",".join(names), bad):
+    for number, values in csv_rows(lines, names, bad, strict=False):
         yield number, dict(zip(names, values, strict=True))
 
 

@@ -57,9 +57,9 @@ class _Table(NamedTuple):
     lines: Iterator[Line]
     """What follows the header."""
 
-    def rows(self, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
-        """Yield (1-based line number, fields)."""
-        return field_rows(self.lines, "\t", self.header, bad)
+    def rows(self, bad: BadRows, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+        """Yield (1-based line number, fields); `strict` as for `field_rows`."""
+        return field_rows(self.lines, "\t", self.header, bad, strict=strict)
 
     def place(self, name: str) -> int | None:
         """The 0-based place of a field; None where there is none."""
@@ -95,10 +95,10 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     people = _beside(files[0], base, ".user")
     demographics = _people(people, notes) if people else None
     columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times), columns[2:]
-    catalogue = {i: replace(item, id=i) for i, item in zip(_python(item_ids), catalogue.values(), strict=True)}
+    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp")
+    catalogue = {i: replace(item, id=i) for i, item in zip(_python(columns[2]), catalogue.values(), strict=True)}
     if demographics is not None:
-        demographics = dict(zip(_python(user_ids), demographics.values(), strict=True))
+        demographics = dict(zip(_python(columns[3]), demographics.values(), strict=True))
     domain = domain or guess_domain(base, *files[0].resolve().parts[-3:-1])
     return build(name, domain, rows, catalogue, demographics=demographics, notes=notes, liked_above=liked_above)
 
@@ -179,7 +179,7 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
         at_user, at_item, at_time = map(table.place, ("user_id", "item_id", "timestamp"))
         at_rating = table.place(rated) if rated else None
         assert at_user is not None and at_item is not None
-        for number, row in table.rows(bad):
+        for number, row in table.rows(bad, strict=False):
             try:
                 user, item = text_id(row[at_user].strip()), text_id(row[at_item].strip())
                 rating = 0.0 if at_rating is None else finite(row[at_rating])
@@ -219,7 +219,7 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     for table in tables:
         bad = BadRows(str(table.file))
         at_user, at_past, at_item = (table.names.index(name) for name in ("user_id", "item_id_list", "item_id"))
-        for number, row in table.rows(bad):
+        for number, row in table.rows(bad, strict=False):
             try:
                 user, past, item = text_id(row[at_user].strip()), row[at_past].split(), text_id(row[at_item].strip())
             except ValueError:
@@ -272,7 +272,7 @@ def _people(file: Path, notes: list[str]) -> dict[Id, Mapping[str, str]]:
 def _side_rows(file: Path, key: str, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (id, the other fields by name)."""
     table, bad = _open(file, key), BadRows(str(file))
-    for number, parts in table.rows(bad):
+    for number, parts in table.rows(bad, strict=True):
         row = dict(zip(table.names, (part.strip() for part in parts), strict=True))
         if row[key]:
             yield row.pop(key), row
