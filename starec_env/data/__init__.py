@@ -35,7 +35,9 @@ NAMES = (*_MOVIES, *_ANY)
 """The names that `load_dataset` knows."""
 
 
-def load_dataset(name: str, path: str | Path | None = None, *, domain: str | None = None) -> Dataset:
+def load_dataset(
+    name: str, path: str | Path | None = None, *, domain: str | None = None, liked_above: float | None = None
+) -> Dataset:
     """Load a data set by name, whole; `prepare` then filters it as the paper does.
 
     Args:
@@ -44,8 +46,9 @@ def load_dataset(name: str, path: str | Path | None = None, *, domain: str | Non
             "amazon-cds-2023", or "recbole" (atomic files).
         path: Its folder, zip or file. None takes the bundled files, or what `starec data fetch NAME` has put into
             the cache folder; "amazon" and "recbole" need a path.
-        domain: What an item is called in prompts, "movie", "music" or "item". None decides by the format: "movie"
-            for MovieLens, else a guess from the names of files and folders.
+        domain: What an item is called in prompts, "movie", "music", "item" or any other noun. None decides by the
+            format: "movie" for MovieLens, else a guess from the names of files and folders.
+        liked_above: Ratings above this are likes; None for 3, which fits a scale of 1 to 5.
 
     Returns:
         The data set; `notes` says what was met in the files.
@@ -58,13 +61,26 @@ def load_dataset(name: str, path: str | Path | None = None, *, domain: str | Non
         >>> load_dataset("ml-latest-small")
         Dataset('ml-latest-small', 671 users, 9,066 items, 100,004 interactions)
     """
+    from starec_env.data.spec import DataSpec  # which imports this module
+
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
     place = cached(name) if path is None else Path(path).expanduser()
-    if name in _ANY:
-        return _ANY[name](name, place, domain)
-    dataset = _MOVIES[name](name, place)
-    return dataset if domain is None else replace(dataset, domain=domain)
+    dataset = _ANY[name](name, place, domain) if name in _ANY else _MOVIES[name](name, place)
+    source = DataSpec(
+        dataset=name,
+        data_dir=None if path is None else str(path),
+        domain=domain,
+        liked_above=liked_above,
+        min_interactions=None,
+        max_length=None,
+    )
+    return replace(
+        dataset,
+        domain=domain or dataset.domain,
+        liked_above=dataset.liked_above if liked_above is None else liked_above,
+        source=source.model_dump(),
+    )
 
 
 def cached(name: str) -> Path:

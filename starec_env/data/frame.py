@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -29,6 +30,7 @@ def from_frame(
     rating: str = "rating",
     timestamp: str = "timestamp",
     title: str = "title",
+    liked_above: float | None = None,
 ) -> Dataset:
     """Make a Dataset of a table of interactions.
 
@@ -46,6 +48,7 @@ def from_frame(
         rating: Column of ratings.
         timestamp: Column of times.
         title: Column of titles, in `items` or `frame`.
+        liked_above: Ratings above this are likes; None for 3, which fits a scale of 1 to 5.
 
     Raises:
         DataError: A column is missing, or holds values that can't be what it should; rows are counted from 0.
@@ -78,7 +81,8 @@ def from_frame(
     else:
         notes.append(f"no column {title!r} and no items=: no titles")
     people = None if users is None else _described(users, user)
-    return build(name, domain, rows, catalogue, demographics=people, notes=notes)
+    built = build(name, domain, rows, catalogue, demographics=people, notes=notes)
+    return built if liked_above is None else replace(built, liked_above=liked_above)
 
 
 def _columns(frame: Any, wanted: list[str]) -> dict[str, NDArray[Any]]:
