@@ -78,7 +78,7 @@ def check(name: str | None, data: DataSpec) -> None:
     Example: starec data check mine.csv --columns user=u,item=i,rating=r,time=t --items titles.csv --liked-above 6
     """
     if name is not None:
-        refuse(["dataset"], f"beside {name}: name the data set once")
+        refuse(["dataset"], f"beside {name}")
         data = DataSpec.of(**{**data.model_dump(), "dataset": name})
     loaded = data.read()
     click.echo(f"{'':24}{'users':>10}{'items':>10}{'interactions':>14}{'sparsity':>10}")

@@ -70,14 +70,15 @@ def read_columns(text: str | Iterable[str] | Mapping[str, str]) -> dict[str, str
 
 
 def explicit(names: Iterable[str]) -> list[str]:
-    """Which of a click command's parameters were given on the command line, as their flags."""
+    """Which of a click command's parameters were given on the command line."""
     context = click.get_current_context()
-    flags = {param.name: param.opts[0] for param in context.command.params}
     line = click.core.ParameterSource.COMMANDLINE
-    return [flags[name] for name in names if context.get_parameter_source(name) is line]
+    return [name for name in names if context.get_parameter_source(name) is line]
 
 
 def refuse(names: Iterable[str], why: str) -> None:
     """Raise InvalidOption, which names them, if any of a click command's parameters was given: it has no effect."""
     if given := explicit(names):
-        raise InvalidOption(f"{', '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}")
+        flags = {param.name: param.opts[0] for param in click.get_current_context().command.params}
+        verb = "have" if len(given) > 1 else "has"
+        raise InvalidOption(f"{', '.join(flags[name] for name in given)} {verb} no effect {why}: leave it out")
