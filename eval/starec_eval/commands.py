@@ -80,8 +80,8 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option(
     "--against",
     metavar="METHOD|RUN",
-    help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first of "
-    "several runs]",
+    help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first "
+    "run]",
 )
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")

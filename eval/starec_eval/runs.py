@@ -104,7 +104,7 @@ def evaluate_runs(
     their first turn of any run, so no evaluated target, nor anything later, was seen in training.
 
     Args:
-        runs: From `open_runs`; of several, the differences to the first are told.
+        runs: From `open_runs`; the notes tell each other row's paired difference to the first.
         dataset: The data set they ran on, loaded and prepared as it was then.
         rankers: What to compare them with; scorers are fitted.
         options: Of `evaluate`: out, resume, concurrency, report.
@@ -127,7 +127,7 @@ def evaluate_runs(
     results = evaluate(rankers, protocol, **options)
     rows = [_agent_row(run, [run.steps[key] for key in shared], results.cases.candidates.shape[1]) for run in runs]
     results.methods[:0] = rows
-    results.against = first.row if len(runs) > 1 else None
+    results.against = first.row
     notes = [
         *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
         "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),

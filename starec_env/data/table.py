@@ -110,18 +110,16 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
     names = {role: name for role, name in columns.items() if name}
     kept: dict[str, list[Any]] = {role: [] for role in names}
     bad = _BadRows(str(file.path))
-    same: dict[Any, Any] = {}  # one object for all equal ids and titles
+    reads = [_READ[role] if role == "time" else _Remembering(_READ[role]) for role in names]
     for line, values in file.rows(list(names.values()), bad):
-        row = []
-        for role, value in zip(names, values, strict=True):
-            try:
-                row.append(_READ[role](value))
-            except (ValueError, TypeError, OverflowError):
-                bad.add(line, value, _WANTED[role])
-                break
-        else:
-            for column, value in zip(kept.values(), row, strict=True):
-                column.append(same.setdefault(value, value) if isinstance(value, str) else value)
+        try:
+            row = [read(value) for read, value in zip(reads, values, strict=True)]
+        except (ValueError, TypeError, OverflowError):
+            role, value = next(wrong for wrong in zip(names, values, strict=True) if not _readable(*wrong))
+            bad.add(line, value, _WANTED[role])
+            continue
+        for column, value in zip(kept.values(), row, strict=True):
+            column.append(value)
     bad.check(len(kept["user"]) + bad.count)
     if not kept["user"]:
         raise DataError(f"{file.path}: the file holds no interactions, only its header")
@@ -131,6 +129,29 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
     if "time" in names:
         frame[names["time"]] = _numbers(kept["time"], file.units.get(names["time"]))
     return frame, bad.notes()
+
+
+class _Remembering(dict[Any, Any]):
+    """A reader that reads each distinct value once, and gives one object for all that are equal."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.read = read
+
+    def __missing__(self, key: Any) -> Any:
+        found = self[key] = self.read(key if isinstance(key, str) else key[1])
+        return found
+
+    def __call__(self, value: Any) -> Any:
+        return self[value if type(value) is str else (type(value), value)]  # True is no 1
+
+
+def _readable(role: str, value: Any) -> bool:
+    try:
+        _READ[role](value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], str, list[str]]:
