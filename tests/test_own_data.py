@@ -26,7 +26,7 @@ from starec_agents.store import read_run, read_steps
 from starec_env.cli import starec
 from starec_env.data import from_frame, load_dataset, prepare
 from starec_env.data.spec import DataSpec
-from starec_env.errors import DataError, InvalidOption, RunError, StarecError, UnknownName
+from starec_env.errors import DataError, InvalidOption, RunError, StarecError
 from starec_env.types import Dataset
 
 COLUMNS = {"user": "reader", "item": "book", "rating": "stars_given", "time": "at_ms", "title": "called"}
@@ -199,7 +199,7 @@ def test_data_that_changed_since_the_run_are_refused_and_moved_ones_are_found_wh
     mine.write_bytes((folder / "books.csv").read_bytes())
     run = run_on(DataSpec.of(dataset=mine, columns=COLUMNS, items=titles).load(), tmp_path / "run")
     moved = mine.rename(tmp_path / "moved.csv")
-    with pytest.raises(UnknownName, match="nor is there a file"):
+    with pytest.raises(RunError, match=f"the run's {mine} isn't there: --dataset says where it is now"):
         call("eval", "--quiet", "--run", run)
     assert "pop" in call("eval", "--quiet", "--run", run, "--methods", "pop", "--dataset", moved)
     moved.write_text(moved.read_text().replace("r-1,", "r-one,"))

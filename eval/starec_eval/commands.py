@@ -13,7 +13,7 @@ from rich.progress import Progress
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY
 from starec_env.data.options import data_options, explicit, refuse
 from starec_env.data.spec import DataSpec
-from starec_env.errors import InvalidOption, unknown
+from starec_env.errors import InvalidOption, RunError, unknown
 from starec_env.renamed import RenamingCommand
 from starec_env.types import Dataset, Endpoint
 from starec_eval.baselines import BASELINES, build
@@ -168,7 +168,12 @@ def _spec_of(runs: Sequence[FinishedRun], given: DataSpec) -> DataSpec:
         return given
     refuse(_PREPARING, "with --run, which remembers how its data were read and prepared")
     moved = {name: getattr(given, name) for name in explicit(["dataset", "data_dir", "items"])}
-    return DataSpec.of(**{**specs[0].model_dump(), **moved})
+    spec = DataSpec.of(**{**specs[0].model_dump(), **moved})
+    for name in ("dataset", "data_dir", "items"):
+        path = Path(getattr(spec, name) or "")
+        if path.is_absolute() and not path.exists():
+            raise RunError(f"the run's {path} isn't there: --{name.replace('_', '-')} says where it is now")
+    return spec
 
 
 def _protocol(data: DataSpec, options: Mapping[str, Any]) -> Protocol:

@@ -41,8 +41,9 @@ class FinishedRun:
 
     @cached_property
     def steps(self) -> dict[Key, Step]:
-        """Finished steps by user and turn."""
-        return {(str(step.user_id), step.turn): step for step in read_steps(self.folder)}
+        """Finished steps by user and turn, without their prompts."""
+        steps = (step.model_copy(update={"calls": ()}) for step in read_steps(self.folder))
+        return {(str(step.user_id), step.turn): step for step in steps}
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[FinishedRun]:

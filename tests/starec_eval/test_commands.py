@@ -137,6 +137,15 @@ def test_eval_prints_a_run_from_the_command_line(run):
     assert "reflect" in output and "pop" in output and "item-knn" not in output
 
 
+def test_a_run_recorded_before_runs_remembered_their_data_is_found_by_name(run, tmp_path):
+    for name in ("candidates.parquet", "steps.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    about = json.loads((run / "run.json").read_text())
+    assert about.pop("data")["dataset"] == "ml-latest-small"
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert "pop" in starec_eval("--run", tmp_path, "--methods", "pop")
+
+
 def test_item_knn_beats_popularity_beats_chance_on_the_bundled_data():
     protocol = Protocol(load_dataset("ml-latest-small"), users=200)
     knn, pop = ItemKNN(), Pop()
