@@ -163,7 +163,7 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         self.stream = Stream(
             self.dataset,
             n_candidates=n_candidates,
-            seed=seed,
+            seed=int(seed),
             split=split,
             targets=targets,
             turns=turns,

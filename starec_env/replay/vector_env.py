@@ -27,6 +27,7 @@ from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Qu
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+_MOST_BYTES = 64 * 2**20
 
 
 class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
@@ -256,9 +257,9 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
 class _Shown:
     """The candidates of a stream's turns under one seed, each turn's made once where they all find room."""
 
-    def __init__(self, stream: Stream, most_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        n_turns = len(stream.rows) if len(stream.rows) * 4 * stream.n_candidates <= most_bytes else 0
+        n_turns = len(stream.rows) if len(stream.rows) * 4 * stream.n_candidates <= _MOST_BYTES else 0
         self._candidates = np.empty((n_turns, stream.n_candidates), np.int32)
         self._places = np.full(n_turns, -1, np.int64)
 
