@@ -26,6 +26,7 @@ from starec_env.types import Dataset, Id
 
 Features = NDArray[np.float32]
 _Env = gymnasium.Env[Any, Any]
+_ROUNDING = np.float32(1e-3)
 
 
 class ScoreActions(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
@@ -153,6 +154,7 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
         train_users: Iterable[Id] | None = None,
         decay: float = 1.0,
     ) -> None:
+        train_users = None if train_users is None else [*train_users]
         RecordConstructorArgs.__init__(self, features=features, train_users=train_users, decay=decay)
         super().__init__(env)
         stream = env.get_wrapper_attr("stream")
@@ -167,8 +169,10 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
         if not 0 < decay <= 1:
             raise InvalidOption(f"decay is {decay}: it must be above 0 and at most 1")
         self._decay, self._n, self.n_features = decay, stream.n_candidates, matrix.shape[1]
-        size = self._n * (self.n_features + 2) + self.n_features
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        bounds = zip(self._features.min(axis=0), self._features.max(axis=0), strict=True)
+        columns = [*bounds, self._popularity.bounds, (-1.0, 1.0)]
+        low, high = np.transpose([*columns * self._n, *columns[:-2]]).astype(np.float32)
+        self.observation_space = spaces.Box(low - _ROUNDING, high + _ROUNDING, dtype=np.float32)
 
     def observation(self, observation: Observation) -> Features:
         """The flat features of an observation."""
@@ -210,9 +214,16 @@ class _Popularity:
         self._keys = np.sort(owner[known] * self._n_items + dataset.item_indices[known])
         self._counts = np.bincount(dataset.item_indices[known], minlength=self._n_items)
         logs = np.log1p(self._counts)
-        self._centre, self._scale = logs.mean(), logs.std() or 1.0
+        self._centre, self._scale = float(logs.mean()), float(logs.std()) or 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the most that `of` can give; 0, of what is no item, among them."""
+        none, most = -self._centre / self._scale, (np.log1p(self._counts.max()) - self._centre) / self._scale
+        return min(none, 0.0), max(most, 0.0)
 
     def of(self, user: int, items: NDArray[np.int32]) -> Features:
+        """(n,) popularity of some items among the users other than this one; 0 for index -1."""
         keys = int(user) * self._n_items + items.astype(np.int64)
         own = self._keys.take(np.searchsorted(self._keys, keys), mode="clip") == keys if len(self._keys) else 0
         logs = np.log1p(self._counts[items] - own)
