@@ -12,7 +12,7 @@ the test. Each line of the curve is NDCG@10 and reward on the last turn of these
 lines above it are a random order, the most popular first, and the likest to what the user liked first.
 
 A ranking doesn't change what the user does next, so that each turn is a bandit of its own: hence gamma=0. Takes about
-two minutes on one core of a CPU.
+a minute on one core of a CPU.
 """
 
 import argparse
@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--algorithm", choices=["ppo", "masked"], default="ppo")
     parser.add_argument("--policy", choices=["shared", "mlp"], default="shared")
     parser.add_argument("--actions", choices=["pick", "score"], default="pick")
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--points", type=int, default=10, help="of the curve")
+    parser.add_argument("--steps", type=int, default=80_000)
+    parser.add_argument("--points", type=int, default=20, help="of the curve")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

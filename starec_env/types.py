@@ -247,9 +247,10 @@ class _Shown:
 
 def _pack(items: _Items, indices: Indices) -> bytes:
     # As columns: half the bytes that the objects take. Compressing them costs more time than all else, so only many.
-    distinct = dict.fromkeys(indices.tolist())
-    shown = [items[index] for index in distinct]
-    columns = [*distinct], [i.id for i in shown], [i.title for i in shown], [dict(i.attributes) for i in shown]
+    places = indices.tolist()
+    shown = [items[index] for index in places]
+    attributes = [i.attributes if type(i.attributes) is dict else dict(i.attributes) for i in shown]
+    columns = places, [i.id for i in shown], [i.title for i in shown], attributes
     packed = pickle.dumps(columns, 5)
     return packed if len(packed) <= _SMALL else zlib.compress(packed, 1)
 
