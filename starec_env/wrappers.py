@@ -9,7 +9,7 @@ either. An action wrapper turns what a policy gives into a ranking (`ScoreAction
 `ItemFeatures` puts what is known of the items in the place of their numbers. Each can be used without the other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -19,7 +19,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from starec_env.errors import InvalidOption, InvalidRanking
-from starec_env.replay.env import Observation
+from starec_env.replay.env import Observation, check_whole, list_of_ids
 from starec_env.replay.spaces import Rankings
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
@@ -109,6 +109,7 @@ class SlateActions(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs
         RecordConstructorArgs.__init__(self, k=k)
         super().__init__(env)
         self._n, self._k = _candidates(env), k
+        check_whole("k", k, least=0)
         if not 1 <= k <= self._n:
             raise InvalidOption(f"k is {k}: a slate has 1 to {self._n} places, as there are {self._n} candidates")
         self.action_space = spaces.MultiDiscrete([self._n] * k)
@@ -143,7 +144,8 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
         decay: 1 weighs all liked items alike; at 0.8 only about the last five count.
 
     Raises:
-        InvalidOption: If the matrix hasn't a row an item, a value isn't finite, or decay isn't above 0 and at most 1.
+        InvalidOption: If the observations are others, the matrix hasn't a row an item, a value isn't finite, or decay
+            isn't above 0 and at most 1.
         UnknownName: If there is no such user.
     """
 
@@ -151,12 +153,16 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
         self,
         env: _Env,
         features: Features | None = None,
-        train_users: Iterable[Id] | None = None,
+        train_users: Sequence[Id] | None = None,
         decay: float = 1.0,
     ) -> None:
-        train_users = None if train_users is None else [*train_users]
         RecordConstructorArgs.__init__(self, features=features, train_users=train_users, decay=decay)
         super().__init__(env)
+        if not isinstance(env.observation_space, spaces.Dict) or "candidates" not in env.observation_space.keys():
+            raise InvalidOption(
+                f"the environment's observations are {env.observation_space}: this wrapper needs those of "
+                "starec/UserFeedback-v0, so put it round that before any other that changes observations"
+            )
         stream = env.get_wrapper_attr("stream")
         self._popularity = _Popularity(stream, train_users)
         matrix = item_features(stream.dataset) if features is None else _checked(features, stream.dataset)
@@ -201,16 +207,16 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
 class _Popularity:
     """How many other users met an item in training."""
 
-    def __init__(self, stream: Stream, users: Iterable[Id] | None) -> None:
+    def __init__(self, stream: Stream, users: Sequence[Id] | None) -> None:
         dataset = stream.dataset
         self._n_items, owner = dataset.n_items, dataset.owner
         # The last turn of each user is held out, and with it all that came after.
         last = np.searchsorted(stream.rows, dataset.indptr[1:]) - 1
-        stops = np.where(last >= 0, stream.rows[last], 0)
+        stops = np.where(last >= 0, stream.rows[last], -1)
         stops = np.where(stops < dataset.indptr[:-1], dataset.indptr[1:], stops)
         known = np.arange(dataset.n_interactions) < stops[owner]
         if users is not None:
-            known &= np.isin(owner, [dataset.user_index(user) for user in users])
+            known &= np.isin(owner, [dataset.user_index(user) for user in list_of_ids(users)])
         self._keys = np.sort(owner[known] * self._n_items + dataset.item_indices[known])
         self._counts = np.bincount(dataset.item_indices[known], minlength=self._n_items)
         logs = np.log1p(self._counts)

@@ -375,8 +375,12 @@ def user_with_turns(stream: Stream, user_id: Any) -> int:
 
 
 def users_with_turns(stream: Stream, user_ids: Any) -> NDArray[np.int64]:
-    """`user_with_turns` of several; raises InvalidOption if they are no list of ids, or an empty one."""
+    """`user_with_turns` of several."""
+    return np.array([user_with_turns(stream, user_id) for user_id in list_of_ids(user_ids)])
+
+
+def list_of_ids(user_ids: Any) -> list[Any]:
+    """Ids in a list, a tuple or an array, as a list; raises InvalidOption for anything else, or if there are none."""
     if isinstance(user_ids, str) or not isinstance(user_ids, (Sequence, np.ndarray)) or not len(user_ids):
         raise InvalidOption(f"{user_ids!r} are no users: give a list of ids")
-    ids = user_ids.tolist() if isinstance(user_ids, np.ndarray) else user_ids
-    return np.array([user_with_turns(stream, user_id) for user_id in ids])
+    return user_ids.tolist() if isinstance(user_ids, np.ndarray) else [*user_ids]

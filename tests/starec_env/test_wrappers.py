@@ -14,7 +14,7 @@ from support import make_dataset
 
 from starec_env.errors import InvalidOption, InvalidRanking, UnknownName
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Item
+from starec_env.types import Dataset, History, Item
 from starec_env.wrappers import ItemFeatures, PickOne, ScoreActions, SlateActions, item_features
 
 ENV = "starec/UserFeedback-v0"
@@ -137,6 +137,13 @@ def test_wrappers_that_cannot_be_used_say_why(tiny_dataset: Dataset) -> None:
     for k in (0, 21):
         with pytest.raises(InvalidOption, match=f"k is {k}: a slate has 1 to 20 places"):
             SlateActions(env, k)
+    with pytest.raises(InvalidOption, match="k is 2.5: it must be a whole number"):
+        SlateActions(env, 2.5)  # type: ignore[arg-type]
+    for other in (gymnasium.make("CartPole-v1"), gymnasium.wrappers.FlattenObservation(env)):
+        with pytest.raises(InvalidOption, match="this wrapper needs those of starec/UserFeedback-v0"):
+            ItemFeatures(other)
+    with pytest.raises(InvalidOption, match="5 are no users"):
+        ItemFeatures(env, train_users=5)  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="one row for each of the 60 items"):
         ItemFeatures(env, np.zeros((59, 3)))
     with pytest.raises(InvalidOption, match="NaN or infinity"):
@@ -164,13 +171,17 @@ def test_item_features_are_genres_and_a_standardised_year() -> None:
 @pytest.mark.parametrize("some", [False, True], ids=["all users", "training users"])
 def test_popularity_counts_others_training_interactions_alone(split: str, some: bool) -> None:
     dataset = make_dataset(20, 60, 25)
+    ratings = dataset.ratings.copy()
+    ratings[: dataset.indptr[1]] = ratings[dataset.indptr[7] : dataset.indptr[8]] = 1  # two users have no turn
+    dataset = replace(dataset, ratings=ratings)
     train = dataset.user_ids[:12].tolist() if some else None
     env = ItemFeatures(make(dataset, split=split), train_users=train)
     stream = Stream(dataset)
     met = {}
     for user in range(12 if some else 20):
-        held_out = stream.turns(user)[-1].query.history
-        met[user] = {int(index) for index in held_out.item_indices}
+        turns = stream.turns(user)
+        known = turns[-1].query.history if turns else History(dataset, user, *dataset.indptr[user : user + 2].tolist())
+        met[user] = {*known.item_indices.tolist()}
     counts = np.array([sum(item in items for items in met.values()) for item in range(60)])
     logs = np.log1p(counts)
     for user in stream.users.tolist():
