@@ -192,6 +192,8 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             UnknownName: If there is no such option or user.
             InvalidOption: If the user has no turn.
         """
+        user_id = reset_option(options, "user_id")
+        named = None if user_id is None else user_with_turns(self.stream, user_id)
         if seed is None and self._order is None:
             seed = self.stream.seed
         super().reset(seed=seed)
@@ -199,7 +201,7 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             self.stream.seed = seed
             self._order = self.np_random.permutation(self.users)
             self._ahead, self._visited, self._stride = [], 0, 1
-        self._episode = self._next_episode(reset_option(options, "user_id"))
+        self._episode = self._next_episode(named)
         self._at, self._last = 0, None
         return self._answer(self._episode)
 
@@ -239,9 +241,9 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             return None
         return text if self.render_mode == "ansi" else picture(text, self._n)
 
-    def _next_episode(self, user_id: Any) -> "_Episode":
-        if user_id is not None:
-            return _lay_out(self.stream, np.array([user_with_turns(self.stream, user_id)]), self.width)[0]
+    def _next_episode(self, named: int | None) -> "_Episode":
+        if named is not None:
+            return _lay_out(self.stream, np.array([named]), self.width)[0]
         if not self._ahead:
             # More users at once the more are asked for, as laying out many costs little more than laying out one.
             assert self._order is not None

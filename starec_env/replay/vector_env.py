@@ -125,6 +125,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             UnknownName: If there is no such option or user.
             InvalidOption: If a user has no turn, or the users named aren't `num_envs`.
         """
+        named = self._named(reset_option(options, "user_ids"))
         if seed is None and self._order is None:
             seed = self.stream.seed
         super().reset(seed=seed)
@@ -132,7 +133,6 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             self.stream.seed = seed
             self._order, self._visits = self.np_random.permutation(self.users), self._each.copy()
             self._shown = _Shown(self.stream)
-        named = self._named(reset_option(options, "user_ids"))
         self._users = np.zeros(self.num_envs, np.int64)
         self._turn = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)

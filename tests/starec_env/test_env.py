@@ -366,6 +366,17 @@ def test_options_of_a_reset_are_a_dict(tiny_dataset: Dataset, options: Any) -> N
         UserFeedbackEnv(tiny_dataset).reset(options=options)
 
 
+def test_a_refused_reset_changes_nothing(tiny_dataset: Dataset) -> None:
+    env, twin = make(tiny_dataset), make(tiny_dataset)
+    env.reset(seed=1)
+    twin.reset(seed=1)
+    for options in ({"user_id": 99}, {"user": 1}, 5):
+        with pytest.raises((InvalidOption, UnknownName)):
+            env.reset(seed=2, options=options)  # type: ignore[arg-type]
+    assert env.step([0])[1:] == twin.step([0])[1:]
+    assert env.reset()[1] == twin.reset()[1]
+
+
 def test_numpys_whole_numbers_are_ids_and_options_like_pythons(tiny_dataset: Dataset) -> None:
     env = make(tiny_dataset, seed=np.int64(3), turns=np.int32(2))
     assert env.reset(options={"user_id": np.int32(7)})[1]["user_id"] == 7
