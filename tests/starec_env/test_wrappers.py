@@ -1,9 +1,13 @@
 """Wrappers for RL libraries: plain actions and observations, and stable-baselines3 training on them."""
 
 import pickle
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -244,3 +248,13 @@ def test_maskable_ppo_trains_on_picks() -> None:
     model.learn(128)
     action, _ = model.predict(env.reset(seed=0)[0], action_masks=env.action_masks())
     assert env.step(action)[4]["turn"] == 1
+
+
+def test_the_example_learns_to_rank_far_better_than_chance_for_users_it_never_met() -> None:
+    pytest.importorskip("sb3_contrib", reason="sb3-contrib isn't installed: pip install '.[examples]'")
+    script = Path(__file__).parents[2] / "examples" / "ppo.py"
+    command = [sys.executable, str(script), "--steps", "8192", "--points", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = {name.strip(): float(score) for name, score in re.findall(r"^(.+): NDCG@10 +([\d.]+)", done.stdout, re.M)}
+    assert scores["8,192 steps"] > scores["random"] + 15
