@@ -58,7 +58,7 @@ def picture(text: str, n_candidates: int) -> NDArray[np.uint8]:
         top, left = _MARGIN + at * _LINE, _MARGIN + (90 if label else 0)
         draw.text((_MARGIN + 76, top), label.strip(), fill=_ink(label), font=_font(), anchor="ra")
         draw.text((left, top), title, fill=_ink(label or line), font=_font())
-    return np.asarray(image)
+    return np.array(image)
 
 
 @lru_cache(maxsize=1)
