@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 # torch and TRL are large, and only the tests need them all: `make demo` does without.
 $(VENV)/.installed-train: pyproject.toml constraints-cpu.txt | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines]' -c constraints-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints-cpu.txt
 	@touch $@
 
 install: $(VENV)/.installed  ## create .venv and install starec into it

@@ -162,7 +162,7 @@ def _first_fault(actions: NDArray[Any], n: int) -> InvalidRanking:
 
 
 def _unpadded(row: NDArray[Any]) -> NDArray[Any]:
-    return row[: len(np.trim_zeros(row + 1, "b"))]
+    return row if not len(row) or row[-1] >= 0 else row[: len(np.trim_zeros(row + 1, "b"))]
 
 
 def _position(given: object, action: object, n: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from starec_env.errors import InvalidOption, check_choice
@@ -167,16 +168,16 @@ class Stream:
         Returns:
             Catalogue indices, shape (n, length), and 1 where liked, 0 where not, shape (n, length).
         """
+        columns = np.arange(length, dtype=np.int32)
         items, liked = np.empty((len(users), length), np.int32), np.empty((len(users), length), np.int8)
-        columns = np.arange(length)
         for part in _parts(len(users)):
             firsts = np.maximum(self.dataset.starts[users[part]], stops[part] - length)
-            at = firsts[:, None] + columns
-            outside = columns >= (stops[part] - firsts)[:, None]
-            items[part] = self.dataset.item_indices.take(at, mode="clip")
-            liked[part] = self.liked.take(at, mode="clip")
-            np.copyto(items[part], -1, where=outside)
-            np.copyto(liked[part], -1, where=outside)
+            items[part] = _rows_from(self.dataset.item_indices, firsts, length)
+            liked[part] = _rows_from(self.liked, firsts, length)
+            outside = columns >= (stops[part] - firsts).astype(np.int32)[:, None]
+            # All bits set are -1.
+            items[part] |= -outside.view(np.int8)
+            liked[part] |= -outside.view(np.int8)
         return items, liked
 
 
@@ -187,6 +188,15 @@ def _advice(dataset: Dataset, targets: str) -> str:
             f"{dataset.ratings.max():g}): load the data with a lower liked_above, or ask for targets='all'"
         )
     return "lower min_history, or prepare the data with more interactions a user"
+
+
+def _rows_from(column: NDArray[Any], firsts: NDArray[np.int64], length: int) -> NDArray[Any]:
+    # As windows, which copies rows whole: half the time of an index array. Beyond the column's end comes anything.
+    last = len(column) - length
+    rows: NDArray[Any] = sliding_window_view(column, length)[np.minimum(firsts, last)]
+    for late in np.flatnonzero(firsts > last):
+        rows[late, : len(column) - firsts[late]] = column[firsts[late] :]
+    return rows
 
 
 def _parts(n: int) -> Iterator[slice]:
