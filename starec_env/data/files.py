@@ -520,10 +520,10 @@ def whole_text(text: str) -> str:
 
 
 def text_id(value: Any) -> str:
-    """An id as text; raises ValueError where it is empty, no text or whole number, or has a character that is lost."""
+    """An id as text; raises ValueError where it is blank, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in whole_text(value):
+    if not isinstance(value, str) or not value.strip() or "\0" in value or "\ufffd" in whole_text(value):
         raise ValueError(value)
     return whole_text(value)
 

@@ -376,7 +376,8 @@ def test_a_file_of_another_format_is_given_up_early() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", True, 1.0, ["a"], {"a": 1}, "a\0", "\ud83d", "a\ufffd", pytest.param(10**5000, id="huge")]
+    "value",
+    [None, "", " \t", True, 1.0, ["a"], {"a": 1}, "a\0", "\ud83d", "a\ufffd", pytest.param(10**5000, id="huge")],
 )
 def test_what_is_no_id_is_refused(value: object) -> None:
     with pytest.raises(ValueError):
