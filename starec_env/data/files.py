@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 from io import BufferedReader, BytesIO, TextIOWrapper
 from itertools import islice
@@ -455,7 +456,8 @@ def csv_rows(
         if len(parts) == len(names):
             yield number, parts
         else:
-            _add_line(bad, number, line, separator.join(names))
+            hint = " (is a quote not closed?)" if b'"' in line else ""
+            _add_line(bad, number, line, f"{separator.join(names)}{hint}")
     bad.check(n_rows)
 
 
@@ -532,7 +534,9 @@ def finite(value: Any) -> float:
     """A number, or text that is one in ASCII digits; raises ValueError or OverflowError where it is none."""
     if isinstance(value, str) and (not value.isascii() or "_" in value):
         raise ValueError(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not math.isfinite(number := float(value)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise ValueError(value)
+    if not math.isfinite(number := float(value)):
         raise ValueError(value)
     return number
 
