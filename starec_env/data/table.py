@@ -85,26 +85,24 @@ def read_table(
     file = _File.at(Path(path))
     found = {role: file.column(role, named) for role in ROLES[:4]}
     title = None if items else file.column("title", named)
-    user, item = file.needs({role: found[role] for role in ("user", "item")}).values()
+    file.needs({role: found[role] for role in ("user", "item")})
     frame, notes = _interactions(file, {**found, "title": title})
     table: dict[str, Any] | None = None
     if items:
-        table, title, more = _items(_File.at(Path(items)), named, item)
+        table, more = _items(_File.at(Path(items)), named, str(found["item"]))
         notes += more
-        frame[item], table[item] = text_ids(frame[item], table[item])
+        frame["item"], table["item"] = text_ids(frame["item"], table["item"])
     else:
-        (frame[item],) = text_ids(frame[item])
-    (frame[user],) = text_ids(frame[user])
+        (frame["item"],) = text_ids(frame["item"])
+    (frame["user"],) = text_ids(frame["user"])
     dataset = from_frame(
         frame,
         name=file.path.name.removesuffix(".gz").rpartition(".")[0] or file.path.name,
         domain=domain or guess_domain(file.path.name, Path(items).name if items else ""),
         items=table,
-        user=user,
-        item=item,
-        rating=found["rating"] or "rating",
-        timestamp=found["time"] or "timestamp",
-        title=title or "title",
+        user="user",
+        item="item",
+        timestamp="time",
         liked_above=liked_above,
     )
     used = ", ".join(f"{role}={name}" if name else f"no {role}" for role, name in found.items())
@@ -113,7 +111,7 @@ def read_table(
 
 
 def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
-    """The columns by name, ids still as text, and notes; a role without a column has none."""
+    """The columns by role, ids still as text, and notes; a role without a column has none."""
     names = {role: name for role, name in columns.items() if name}
     kept: dict[str, list[Any]] = {role: [] for role in names}
     bad = BadRows(str(file.path))
@@ -130,11 +128,11 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
     bad.check(len(kept["user"]) + bad.count)
     if not kept["user"]:
         raise DataError(f"{file.path}: the file holds no interactions, only its header")
-    frame: dict[str, Any] = {name: kept[role] for role, name in names.items()}
-    if "rating" in names:
-        frame[names["rating"]] = np.array(kept["rating"], np.float64)
-    if "time" in names:
-        frame[names["time"]] = _numbers(kept["time"], file.units.get(names["time"]))
+    frame: dict[str, Any] = dict(kept)
+    if "rating" in kept:
+        frame["rating"] = np.array(kept["rating"], np.float64)
+    if "time" in kept:
+        frame["time"] = _numbers(kept["time"], file.units.get(names["time"]))
     return frame, bad.notes()
 
 
@@ -161,14 +159,15 @@ def _readable(role: str, value: Any) -> bool:
     return True
 
 
-def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], str, list[str]]:
-    """A table of items as text, its ids under the name `item`; the name of its titles; and notes."""
+def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], list[str]]:
+    """A table of items as text, with the columns "item" and "title" and the others by name; and notes."""
     key = item if item in file.names else file.column("item", {}, also="id")
     key, title = file.needs({"item": key, "title": file.column("title", named, also="name")}).values()
-    names = [title, *(name for name in file.names if name not in (key, title))]
-    table: dict[str, Any] = {name: [] for name in (item, *names)}
+    others = [name for name in file.names if name not in (key, title)]
+    renamed = [f"{name}_" if name in ("item", "title") else name for name in others]
+    table: dict[str, Any] = {name: [] for name in ("item", "title", *renamed)}
     bad, lost = BadRows(str(file.path)), 0
-    for line, (item_id, *words) in file.rows([key, *names], bad):
+    for line, (item_id, *words) in file.rows([key, title, *others], bad):
         try:
             row = [_id(item_id), *map(_text, words)]
         except ValueError:
@@ -177,11 +176,11 @@ def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, 
         lost += _LOST.search(str(words[0])) is not None
         for column, value in zip(table.values(), row, strict=True):
             column.append(value)
-    bad.check(len(table[item]) + bad.count)
+    bad.check(len(table["item"]) + bad.count)
     notes = bad.notes()
     if lost:
         notes.append(f"{file.path.name}: {counted(lost, 'title')} with bytes that are no UTF-8: shown as \ufffd")
-    return table, title, notes
+    return table, notes
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ class _File:
         return next((plain[alias] for alias in f"{_ALIASES[role]} {also}".split() if alias in plain), None)
 
     def needs(self, columns: Mapping[str, str | None]) -> dict[str, str]:
-        """The columns by role, all of which must be there."""
+        """The columns by role; raises DataError unless all are there."""
         if lacking := [role for role, name in columns.items() if name is None]:
             known = {name for name in columns.values() if name}
             free = [name for name in self.names if name not in known] + ["NAME"] * len(lacking)
@@ -283,7 +282,7 @@ def _parquet(path: Path) -> _File:
     def rows(wanted: Sequence[str], bad: BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
         line = 0
         try:
-            for batch in pq.ParquetFile(path).iter_batches(columns=list(wanted)):
+            for batch in pq.ParquetFile(path).iter_batches(columns=list(dict.fromkeys(wanted))):
                 columns = [batch.column(name) for name in wanted]
                 for place, name in enumerate(wanted):
                     if name in units:
