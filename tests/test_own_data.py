@@ -288,6 +288,19 @@ def test_ids_of_two_files_are_numbers_only_if_all_are(tmp_path: Path) -> None:
     assert {item.id: item.title for item in found.items}["2"] == "Two"
 
 
+def test_a_column_may_be_an_items_id_and_its_title(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "plays.csv", [{"who": "a", "artist": artist} for artist in ("The  Who", "Can")])
+    columns = {"user": "who", "item": "artist", "title": "artist"}
+    found = DataSpec.of(dataset=path, columns=columns).read()
+    assert {item.id: item.title for item in found.items} == {"The  Who": "The Who", "Can": "Can"}
+    items = write_csv(
+        tmp_path / "artists.csv", [{"artist": name, "title": "Sir", "item": 3} for name in ("The  Who", "Can")]
+    )
+    found = DataSpec.of(dataset=path, items=items, columns=columns).read()
+    assert found.items[found.item_index("Can")].title == "Can"
+    assert dict(found.items[0].attributes) == {"title_": "Sir", "item_": "3"}
+
+
 def test_few_bad_rows_are_left_out_and_told_many_are_an_error(tmp_path: Path) -> None:
     lines = ["user,item,rating,time", *(f"u{n % 20},i{n},4,{n}" for n in range(400))]
     path = tmp_path / "mine.csv"
@@ -347,6 +360,7 @@ def test_a_column_that_is_named_but_not_there_is_refused_with_those_that_are(fol
         (["data", "check", "FILE", "--dataset", "FILE"], "--dataset has no effect beside"),
         (["data", "check", "FILE", "--columns", "user"], "wanted ROLE=NAME"),
         (["data", "check", "FILE", "--columns", "person=u"], "no column to name 'person'"),
+        (["data", "check", "FILE", "--columns", "user=u,item=u"], "user and item are both 'u'"),
         (["eval", "--run", "RUN", "--users", 3], "--users has no effect with --run"),
         (["eval", "--run", "RUN", "--set", "min_history=3", "--seed", 1], "--seed.* no effect with --run"),
         (["eval", "--run", "RUN", "--reading", "paper"], "--reading has no effect with --run"),

@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 from io import BufferedReader, BytesIO, TextIOWrapper
 from itertools import islice
@@ -455,7 +456,8 @@ def csv_rows(
         if len(parts) == len(names):
             yield number, parts
         else:
-            _add_line(bad, number, line, separator.join(names))
+            hint = " (is a quote not closed?)" if b'"' in line else ""
+            _add_line(bad, number, line, f"{separator.join(names)}{hint}")
     bad.check(n_rows)
 
 
@@ -520,10 +522,10 @@ def whole_text(text: str) -> str:
 
 
 def text_id(value: Any) -> str:
-    """An id as text; raises ValueError where it is empty, no text or whole number, or has a character that is lost."""
+    """An id as text; raises ValueError where it is blank, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in whole_text(value):
+    if not isinstance(value, str) or not value.strip() or "\0" in value or "\ufffd" in whole_text(value):
         raise ValueError(value)
     return whole_text(value)
 
@@ -532,7 +534,9 @@ def finite(value: Any) -> float:
     """A number, or text that is one in ASCII digits; raises ValueError or OverflowError where it is none."""
     if isinstance(value, str) and (not value.isascii() or "_" in value):
         raise ValueError(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not math.isfinite(number := float(value)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise ValueError(value)
+    if not math.isfinite(number := float(value)):
         raise ValueError(value)
     return number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ class DataSpec(BaseModel):
         for role in self.columns:
             if role not in ROLES:
                 raise unknown("column to name", role, ROLES)
+        roles = [role for role in self.columns if role != "title"]  # which may be the item's id too
+        for first, second in combinations(roles, 2):
+            if self.columns[first] == self.columns[second]:
+                raise InvalidOption(
+                    f"--columns: {first} and {second} are both {self.columns[first]!r}: name two columns"
+                )
         if self.min_interactions is None and self.max_length is not None:
             raise InvalidOption("max_length cuts prepared data: give min_interactions too, 1 for no filter")
         if not self.is_file:

@@ -6,26 +6,32 @@ counted and reported with its line; many such rows are an error.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import math
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.data.build import counted, guess_domain
+from starec_env.data.files import (
+    BadRows,
+    bad_line,
+    byte_lines,
+    clock,
+    csv_fields,
+    csv_rows,
+    finite,
+    is_folder,
+    json_rows,
+    printable,
+    whole_text,
+)
 from starec_env.data.frame import from_frame
 from starec_env.data.ids import text_ids
-from starec_env.data.times import time_number
 from starec_env.errors import DataError
 from starec_env.types import Dataset
 
@@ -46,6 +52,7 @@ _WANTED = {
     "time": "a time: a number since 1970, or a date such as 2018-09-21 13:05",
 }
 _SEPARATORS = "\t,;|"
+_OBJECT = "a JSON object"
 _LOST = re.compile("[\ud800-\udfff]")
 """Bytes that are no UTF-8, and halves of characters that JSON writers leave."""
 
@@ -78,26 +85,24 @@ def read_table(
     file = _File.at(Path(path))
     found = {role: file.column(role, named) for role in ROLES[:4]}
     title = None if items else file.column("title", named)
-    user, item = file.needs({role: found[role] for role in ("user", "item")}).values()
+    file.needs({role: found[role] for role in ("user", "item")})
     frame, notes = _interactions(file, {**found, "title": title})
     table: dict[str, Any] | None = None
     if items:
-        table, title, more = _items(_File.at(Path(items)), named, item)
+        table, more = _items(_File.at(Path(items)), named, str(found["item"]))
         notes += more
-        frame[item], table[item] = text_ids(frame[item], table[item])
+        frame["item"], table["item"] = text_ids(frame["item"], table["item"])
     else:
-        (frame[item],) = text_ids(frame[item])
-    (frame[user],) = text_ids(frame[user])
+        (frame["item"],) = text_ids(frame["item"])
+    (frame["user"],) = text_ids(frame["user"])
     dataset = from_frame(
         frame,
         name=file.path.name.removesuffix(".gz").rpartition(".")[0] or file.path.name,
         domain=domain or guess_domain(file.path.name, Path(items).name if items else ""),
         items=table,
-        user=user,
-        item=item,
-        rating=found["rating"] or "rating",
-        timestamp=found["time"] or "timestamp",
-        title=title or "title",
+        user="user",
+        item="item",
+        timestamp="time",
         liked_above=liked_above,
     )
     used = ", ".join(f"{role}={name}" if name else f"no {role}" for role, name in found.items())
@@ -106,10 +111,10 @@ def read_table(
 
 
 def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
-    """The columns by name, ids still as text, and notes; a role without a column has none."""
+    """The columns by role, ids still as text, and notes; a role without a column has none."""
     names = {role: name for role, name in columns.items() if name}
     kept: dict[str, list[Any]] = {role: [] for role in names}
-    bad = _BadRows(str(file.path))
+    bad = BadRows(str(file.path))
     reads = [_READ[role] if role == "time" else _Remembering(_READ[role]) for role in names]
     for line, values in file.rows(list(names.values()), bad):
         try:
@@ -123,11 +128,11 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
     bad.check(len(kept["user"]) + bad.count)
     if not kept["user"]:
         raise DataError(f"{file.path}: the file holds no interactions, only its header")
-    frame: dict[str, Any] = {name: kept[role] for role, name in names.items()}
-    if "rating" in names:
-        frame[names["rating"]] = np.array(kept["rating"], np.float64)
-    if "time" in names:
-        frame[names["time"]] = _numbers(kept["time"], file.units.get(names["time"]))
+    frame: dict[str, Any] = dict(kept)
+    if "rating" in kept:
+        frame["rating"] = np.array(kept["rating"], np.float64)
+    if "time" in kept:
+        frame["time"] = _numbers(kept["time"], file.units.get(names["time"]))
     return frame, bad.notes()
 
 
@@ -154,14 +159,15 @@ def _readable(role: str, value: Any) -> bool:
     return True
 
 
-def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], str, list[str]]:
-    """A table of items as text, its ids under the name `item`; the name of its titles; and notes."""
+def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], list[str]]:
+    """A table of items as text, with the columns "item" and "title" and the others by name; and notes."""
     key = item if item in file.names else file.column("item", {}, also="id")
     key, title = file.needs({"item": key, "title": file.column("title", named, also="name")}).values()
-    names = [title, *(name for name in file.names if name not in (key, title))]
-    table: dict[str, Any] = {name: [] for name in (item, *names)}
-    bad, lost = _BadRows(str(file.path)), 0
-    for line, (item_id, *words) in file.rows([key, *names], bad):
+    others = [name for name in file.names if name not in (key, title)]
+    renamed = [f"{name}_" if name in ("item", "title") else name for name in others]
+    table: dict[str, Any] = {name: [] for name in ("item", "title", *renamed)}
+    bad, lost = BadRows(str(file.path)), 0
+    for line, (item_id, *words) in file.rows([key, title, *others], bad):
         try:
             row = [_id(item_id), *map(_text, words)]
         except ValueError:
@@ -170,11 +176,11 @@ def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, 
         lost += _LOST.search(str(words[0])) is not None
         for column, value in zip(table.values(), row, strict=True):
             column.append(value)
-    bad.check(len(table[item]) + bad.count)
+    bad.check(len(table["item"]) + bad.count)
     notes = bad.notes()
     if lost:
         notes.append(f"{file.path.name}: {counted(lost, 'title')} with bytes that are no UTF-8: shown as \ufffd")
-    return table, title, notes
+    return table, notes
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class _File:
 
     path: Path
     names: tuple[str, ...]
-    rows: Callable[[Sequence[str], _BadRows], Iterator[tuple[int, Sequence[Any]]]]
+    rows: Callable[[Sequence[str], BadRows], Iterator[tuple[int, Sequence[Any]]]]
     """(names of columns, where bad rows go) -> line and values of each good one."""
     units: Mapping[str, str]
     """Of columns that hold datetimes: "s", "ms", "us" or "ns"."""
@@ -191,18 +197,16 @@ class _File:
     @staticmethod
     def at(path: Path) -> _File:
         """Look at a file; raises DataError if it is none, or none of the kinds."""
-        if not path.is_file():
-            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; wanted a table")
+        if is_folder(path, "a file that holds a table"):
+            raise DataError(f"{path}: is a folder; wanted a file that holds a table")
         with path.open("rb") as raw:
             if raw.read(4) == b"PAR1":
                 return _parquet(path)
-        with _opened(path) as text:
-            start = text.read(1 << 16).lstrip()
-        if not start or "\0" in start[:1024]:
-            raise DataError(f"{path}: {'binary data or UTF-16' if start else 'the file is empty'}; wanted UTF-8 text")
-        if start[0] == "[":
+        _, first = next(byte_lines(path))
+        start = first.lstrip()[:1]
+        if start == b"[":
             raise DataError(f"{path}: one JSON array; wanted JSON lines, an object a line")
-        return _json_lines(path) if start[0] == "{" else _delimited(path)
+        return _json_lines(path) if start == b"{" else _delimited(path)
 
     def column(self, role: str, named: Mapping[str, str], also: str = "") -> str | None:
         """The column of a role: as named, or the first usual name; None where there may be none."""
@@ -214,7 +218,7 @@ class _File:
         return next((plain[alias] for alias in f"{_ALIASES[role]} {also}".split() if alias in plain), None)
 
     def needs(self, columns: Mapping[str, str | None]) -> dict[str, str]:
-        """The columns by role, all of which must be there."""
+        """The columns by role; raises DataError unless all are there."""
         if lacking := [role for role, name in columns.items() if name is None]:
             known = {name for name in columns.values() if name}
             free = [name for name in self.names if name not in known] + ["NAME"] * len(lacking)
@@ -233,72 +237,33 @@ class _File:
         )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """A plain or gzipped file as text; bytes that are no UTF-8 become lone surrogates."""
-    try:
-        with path.open("rb") as raw:
-            stream: Any = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-            with TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
-                yield text
-    except (OSError, EOFError, zlib.error) as fault:
-        raise DataError(f"{path}: the file is cut short, damaged or can't be read ({fault})") from fault
-
-
 def _delimited(path: Path) -> _File:
-    with _opened(path) as text:
-        head = text.readline(1 << 20)
-    separator = max(_SEPARATORS, key=head.count)
-
-    def records() -> Iterator[tuple[int, list[str]]]:
-        with _opened(path) as text:
-            reader = csv.reader(text, delimiter=separator)
-            line = 1
-            try:
-                for record in reader:
-                    if any(map(str.strip, record)):
-                        yield line, record
-                    line = reader.line_num + 1
-            except csv.Error as fault:
-                raise DataError(f"{path}, line {line}: {fault}: is a quote not closed there?") from None
-
-    names = tuple(name.strip() for name in next(records())[1])
+    number, head = next(byte_lines(path))
+    separator = max(_SEPARATORS, key=head.decode(errors="replace").count)
+    names = tuple(whole_text(name.strip()) for name in csv_fields(head, separator, strict=False))
+    if not names:
+        raise bad_line(str(path), number, printable(head), "the names of the columns, with every quote closed")
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"{path}, line 1: two columns are called {min(repeated)!r}: each needs a name of its own")
+        raise DataError(f"{path}, line {number}: two columns are called {min(repeated)!r}: each needs its own name")
 
-    def rows(wanted: Sequence[str], bad: _BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(wanted: Sequence[str], bad: BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
         places = [names.index(name) for name in wanted]
-        every = records()
-        next(every)
-        for line, record in every:
-            if len(record) == len(names):
+        lines = byte_lines(path)
+        next(lines)
+        for line, record in csv_rows(lines, names, bad, separator=separator, strict=False):
+            if any(map(str.strip, record)):  # spreadsheets write blank rows as separators alone
                 yield line, [record[place] for place in places]
-            else:
-                bad.add(line, separator.join(record), f"{len(names)} fields")
 
     return _File(path, names, rows, {})
 
 
 def _json_lines(path: Path) -> _File:
-    def records() -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-        with _opened(path) as text:
-            for line, raw in enumerate(text, 1):
-                if raw.strip():
-                    try:
-                        record = json.loads(raw)
-                    except (ValueError, RecursionError):
-                        record = None
-                    yield line, raw.strip(), record if isinstance(record, dict) else None
+    first = islice(json_rows(byte_lines(path), _OBJECT, BadRows(str(path))), 1000)
+    names = tuple(dict.fromkeys(name for _, record in first for name in record))
 
-    first = [record for _, (_, _, record) in zip(range(1000), records(), strict=False) if record]
-    names = tuple(dict.fromkeys(name for record in first for name in record))
-
-    def rows(wanted: Sequence[str], bad: _BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
-        for line, raw, record in records():
-            if record is None:
-                bad.add(line, raw, "a JSON object")
-            else:
-                yield line, [record.get(name) for name in wanted]
+    def rows(wanted: Sequence[str], bad: BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
+        for line, record in json_rows(byte_lines(path), _OBJECT, bad):
+            yield line, [record.get(name) for name in wanted]
 
     return _File(path, names, rows, {})
 
@@ -314,10 +279,10 @@ def _parquet(path: Path) -> _File:
     dates = {field.name: field.type for field in schema if pa.types.is_temporal(field.type)}
     units = {name: "s" if pa.types.is_date(kind) else getattr(kind, "unit", "s") for name, kind in dates.items()}
 
-    def rows(wanted: Sequence[str], bad: _BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(wanted: Sequence[str], bad: BadRows) -> Iterator[tuple[int, Sequence[Any]]]:
         line = 0
         try:
-            for batch in pq.ParquetFile(path).iter_batches(columns=list(wanted)):
+            for batch in pq.ParquetFile(path).iter_batches(columns=list(dict.fromkeys(wanted))):
                 columns = [batch.column(name) for name in wanted]
                 for place, name in enumerate(wanted):
                     if name in units:
@@ -343,22 +308,6 @@ def _id(value: Any) -> str:
     return text
 
 
-def _rating(value: Any) -> float:
-    if isinstance(value, str) and (not value.isascii() or "_" in value):
-        raise ValueError(value)  # float() takes 1_0 for 10
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return number
-
-
-def _time(value: Any) -> int | float:
-    number = time_number(value)
-    if abs(number) >= 2**63:
-        raise ValueError(value)
-    return number
-
-
 def _text(value: Any) -> str:
     """A title or an attribute on one line: lists with commas between, nothing for what is missing."""
     if value is None or value != value:
@@ -372,8 +321,8 @@ def _text(value: Any) -> str:
 _READ: dict[str, Callable[[Any], Any]] = {
     "user": _id,
     "item": _id,
-    "rating": _rating,
-    "time": _time,
+    "rating": finite,
+    "time": clock,
     "title": _text,
 }
 
@@ -384,30 +333,3 @@ def _numbers(times: list[int | float], unit: str | None) -> NDArray[Any]:
         return np.array(times, np.float64)
     numbers = np.array(times, np.int64)
     return numbers.astype(f"datetime64[{unit}]") if unit else numbers
-
-
-class _BadRows:
-    """Rows of a file that can't be read, counted, the first remembered."""
-
-    def __init__(self, where: str) -> None:
-        self.where, self.count, self.total, self.first = where, 0, 0, ""
-
-    def add(self, line: int, got: object, wanted: str) -> None:
-        shown = got if isinstance(got, str) else repr(got)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        self.first = self.first or f"line {line}: got {shown!r}, wanted {wanted}"
-        self.count += 1
-
-    def check(self, n_rows: int) -> None:
-        self.total = max(n_rows, self.count)
-        if self.count > 0.01 * self.total:
-            raise DataError(
-                f"{self.where}: {self.count:,} of {self.total:,} rows can't be read, the first in {self.first}: "
-                "correct the file, or name its columns (--columns)"
-            )
-
-    def notes(self) -> list[str]:
-        if not self.count:
-            return []
-        rows = "row could" if self.count == 1 else "rows could"
-        return [f"{self.count:,} of {self.total:,} {rows} not be read and left out of {self.where}, first {self.first}"]

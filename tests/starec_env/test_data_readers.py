@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from starec_env import load_dataset
 from starec_env.data.files import BadRows, byte_lines, csv_rows, finite, json_rows, text_id
+from starec_env.data.table import read_table
 from starec_env.errors import DataError, StarecError
 from starec_env.types import Dataset
 
@@ -67,6 +68,14 @@ FORMATS: dict[str, dict[str, bytes]] = {
         "x.item": joined([f"{i}\tFilm {i}" for i in range(1, N + 1)], "item_id:token\ttitle:token_seq"),
         "x.user": joined([f"{u}\t30" for u in range(1, N + 1)], "user_id:token\tage:token"),
     },
+    "own csv": {
+        "own.csv": joined([f"{u};{i};4;{t}" for u, i, t in pairs()], "user;item;rating;time"),
+        "items.csv": joined([f'{i},"Film, {i}",Drama' for i in range(1, N + 1)], "item,title,genre"),
+    },
+    "own json": {
+        "own.jsonl": joined([json.dumps({"user": u, "item": i, "rating": 4, "time": t}) for u, i, t in pairs()]),
+        "items.jsonl": joined([json.dumps({"item": i, "title": f"Film {i}"}) for i in range(1, N + 1)]),
+    },
 }
 """Of each format a small data set: its files, each of 200 rows."""
 
@@ -115,6 +124,10 @@ BAD_ROWS = {
     "x.inter": ["1\t2\t4", "\t2\t4\t5", "1\t\t4\t5", "1\t2\tnan\t5", "1\t2\t1_0\t5", "1\t2\t4\tnoon", "1\t2\t4\t1e300"],
     "x.item": ["\tUp", "900"],
     "x.user": ["\t30", "900"],
+    "own.csv": ["1;2;4", ";2;4;5", "1;2;nan;5", "1;2;1_0;5", "1;2;4;noon", '1;"2;4;5'],
+    "items.csv": [",Up,Drama", "900,Up", '900,"Up,Drama'],
+    "own.jsonl": ["{", '{"user": [1], "item": 2, "rating": 4, "time": 5}', '{"user": 1, "item": 2, "rating": NaN}'],
+    "items.jsonl": ["{", '{"item": {"a": 1}, "title": "t"}'],
 }
 """Rows that can't be read, by file."""
 
@@ -123,6 +136,13 @@ def written(folder: Path, name: str, changed: dict[str, bytes] | None = None) ->
     for file, content in {**FORMATS[name], **(changed or {})}.items():
         (folder / file).write_bytes(content)
     return folder
+
+
+def load(name: str, folder: Path, domain: str | None = None) -> Dataset:
+    if not name.startswith("own"):
+        return load_dataset(name, folder, domain=domain)
+    rows, items = (next(file for file in sorted(folder.iterdir()) if file.name.startswith(n)) for n in ("own", "items"))
+    return read_table(rows, items=items, domain=domain)
 
 
 def content(dataset: Dataset) -> tuple[object, ...]:
@@ -178,19 +198,19 @@ HARMFUL: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("kind", HARMLESS)
 @pytest.mark.parametrize(("name", "file"), FILES)
 def test_every_reader_takes_every_file(tmp_path: Path, name: str, file: str, kind: str) -> None:
-    plain = content(load_dataset(name, written(tmp_path, name), domain="thing"))
+    plain = content(load(name, written(tmp_path, name), domain="thing"))
     changed = {file: HARMLESS[kind](FORMATS[name][file])}
-    assert content(load_dataset(name, written(tmp_path, name, changed), domain="thing")) == plain
+    assert content(load(name, written(tmp_path, name, changed), domain="thing")) == plain
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
 def test_every_reader_finds_a_file_with_gz_after_its_name(tmp_path: Path, name: str, file: str) -> None:
-    plain = content(load_dataset(name, written(tmp_path, name)))
+    plain = content(load(name, written(tmp_path, name)))
     (tmp_path / file).unlink()
     (tmp_path / f"{file}.gz").write_bytes(gzip.compress(FORMATS[name][file]))
-    assert content(load_dataset(name, tmp_path)) == plain
+    assert content(load(name, tmp_path)) == plain
     (tmp_path / f"{file}.gz").write_bytes(FORMATS[name][file])  # not even gzipped
-    assert content(load_dataset(name, tmp_path)) == plain
+    assert content(load(name, tmp_path)) == plain
 
 
 @pytest.mark.parametrize("kind", HARMFUL)
@@ -198,7 +218,7 @@ def test_every_reader_finds_a_file_with_gz_after_its_name(tmp_path: Path, name: 
 def test_every_reader_says_what_is_wrong_with_a_file(tmp_path: Path, name: str, file: str, kind: str) -> None:
     damage, why = HARMFUL[kind]
     with pytest.raises(DataError, match=why) as caught:
-        load_dataset(name, written(tmp_path, name, {file: damage(FORMATS[name][file])}))
+        load(name, written(tmp_path, name, {file: damage(FORMATS[name][file])}))
     assert file in str(caught.value)
 
 
@@ -220,7 +240,11 @@ def test_no_reader_opens_what_is_no_regular_file(tmp_path: Path, name: str, file
             open_socket.bind(f"{short}/s")  # a socket's path must be short
             os.rename(f"{short}/s", place)
     with pytest.raises(DataError, match=f"{file}: (is {kind}; wanted|can't be read: .*symbolic links)"):
-        load_dataset(name, tmp_path)
+        load(name, tmp_path)
+
+
+def open_path(name: str, path: Path) -> Dataset:
+    return read_table(path) if name.startswith("own") else load_dataset(name, path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -229,9 +253,9 @@ def test_no_reader_opens_a_path_that_is_no_file_or_folder(tmp_path: Path, name: 
     (tmp_path / "loop").symlink_to("loop")
     for path, why in (("pipe", "is a named pipe"), ("none", "no such file or folder"), ("loop", "can't be read")):
         with pytest.raises(DataError, match=why):
-            load_dataset(name, tmp_path / path)
+            open_path(name, tmp_path / path)
     with pytest.raises(DataError, match="can't be read"):
-        load_dataset(name, "a\0b")
+        open_path(name, Path("a\0b"))
 
 
 def with_row(raw: bytes, row: bytes, times: int = 1) -> bytes:
@@ -243,7 +267,8 @@ def with_row(raw: bytes, row: bytes, times: int = 1) -> bytes:
 def bad_rows() -> list[tuple[str, str, bytes]]:
     """Every (format, file, bad row), with a row of bytes that are no UTF-8 and one with NUL where they must be text."""
     found = [(name, file, row.encode()) for name, file in FILES for row in BAD_ROWS[file]]
-    texts = [(name, file) for name, file in FILES if not file.endswith((".dat", ".json", ".jsonl", ".data"))]
+    other = (".dat", ".json", ".jsonl", ".data", "items.csv")  # where such bytes are shown as U+FFFD, or are latin-1
+    texts = [(name, file) for name, file in FILES if not file.endswith(other)]
     for name, file in texts:
         row = FORMATS[name][file].splitlines()[-1]
         found += [(name, file, row + b"\0")] + ([] if file.startswith("u.") else [(name, file, row + b"\xe9")])
@@ -254,8 +279,8 @@ def bad_rows() -> list[tuple[str, str, bytes]]:
 def test_a_bad_row_is_left_out_counted_and_shown_with_its_line(
     tmp_path: Path, name: str, file: str, row: bytes
 ) -> None:
-    plain = content(load_dataset(name, written(tmp_path, name)))
-    dataset = load_dataset(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row)}))
+    plain = content(load(name, written(tmp_path, name)))
+    dataset = load(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row)}))
     assert content(dataset) == plain
     (note,) = [note for note in dataset.notes if "could not be read" in note]
     assert (
@@ -269,9 +294,9 @@ def test_more_than_one_bad_row_of_a_hundred_is_an_error_that_shows_the_first(
     tmp_path: Path, name: str, file: str
 ) -> None:
     row = BAD_ROWS[file][0].encode()
-    load_dataset(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row, 2)}))
+    load(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row, 2)}))
     with pytest.raises(DataError, match=rf"{file}, line 101: got .*3 of 203 rows"):
-        load_dataset(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row, 3)}))
+        load(name, written(tmp_path, name, {file: with_row(FORMATS[name][file], row, 3)}))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +315,7 @@ def test_more_than_one_bad_row_of_a_hundred_is_an_error_that_shows_the_first(
 def test_a_bad_header_is_an_error_whatever_follows(tmp_path: Path, name: str, file: str, header: bytes) -> None:
     rest = FORMATS[name][file].split(b"\n", 1)[1]
     with pytest.raises(DataError, match=f"{file}, line 1: got "):
-        load_dataset(name, written(tmp_path, name, {file: header + b"\n" + rest}))
+        load(name, written(tmp_path, name, {file: header + b"\n" + rest}))
 
 
 @pytest.mark.parametrize("file", ["CDs_5.json", "meta_CDs.json"])
@@ -321,10 +346,10 @@ def test_json_lines_are_read_as_writers_write_them(tmp_path: Path, file: str, ex
     [("recbole", "x.inter", b"\tnote:token_seq"), ("amazon-cds-2023", "CDs.csv", b",history")],
 )
 def test_odd_bytes_in_a_field_that_is_not_used_do_no_harm(tmp_path: Path, name: str, file: str, field: bytes) -> None:
-    plain = content(load_dataset(name, written(tmp_path, name)))
+    plain = content(load(name, written(tmp_path, name)))
     header, *rows = FORMATS[name][file].splitlines()
     more = [row + field[:1] + b"caf\xe9 \0" for row in rows]
-    dataset = load_dataset(name, written(tmp_path, name, {file: b"\n".join([header + field, *more])}))
+    dataset = load(name, written(tmp_path, name, {file: b"\n".join([header + field, *more])}))
     assert content(dataset) == plain
     assert not any("could not be read" in note for note in dataset.notes)
 
@@ -364,9 +389,8 @@ def test_an_open_quote_takes_no_other_rows_with_it() -> None:
     rows = list(csv_rows(enumerate(lines, 1), ["a", "b"], bad))
     assert rows[0] == (1, ["1", "two\nlines"])
     assert [int(row[0]) for _, row in rows] == [1, *range(3, 2000)]
-    assert bad.notes() == [
-        "1 of 1,999 rows of x.csv could not be read and were left out, first line 3: got '2,\"never closed', wanted a,b"
-    ]
+    (note,) = bad.notes()
+    assert note.startswith("1 of 1,999 rows of x.csv could not be read and were left out, first line 3: got '2,\"never")
 
 
 def test_a_file_of_another_format_is_given_up_early() -> None:
@@ -376,7 +400,8 @@ def test_a_file_of_another_format_is_given_up_early() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", True, 1.0, ["a"], {"a": 1}, "a\0", "\ud83d", "a\ufffd", pytest.param(10**5000, id="huge")]
+    "value",
+    [None, "", " \t", True, 1.0, ["a"], {"a": 1}, "a\0", "\ud83d", "a\ufffd", pytest.param(10**5000, id="huge")],
 )
 def test_what_is_no_id_is_refused(value: object) -> None:
     with pytest.raises(ValueError):
@@ -410,7 +435,7 @@ def test_a_mangled_file_loads_or_is_an_error_of_ours(
         raw[start : start + length] = piece
     with tempfile.TemporaryDirectory() as folder:
         try:
-            dataset = load_dataset(name, written(Path(folder), name, {file: bytes(raw)}))
+            dataset = load(name, written(Path(folder), name, {file: bytes(raw)}))
         except StarecError as error:
             assert len(str(error)) < 2000
             return
