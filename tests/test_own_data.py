@@ -107,11 +107,11 @@ def runs(folder: Path, endpoint: FakeEndpoint) -> Path:
 
 
 def test_data_check_shows_counts_scale_dates_and_notes(folder: Path) -> None:
-    told = shell("data", "check", *data_options(folder)[1:])
-    assert "40" in told and "1,000" in told and "5-core" in told
-    assert "10: " in told and "liked (above 6)" in told
-    assert "times 2020-09-13 to 2020-09-13" in told
-    assert "user=reader, item=book, rating=stars_given, time=at_ms" in told
+    output = shell("data", "check", *data_options(folder)[1:])
+    assert "40" in output and "1,000" in output and "5-core" in output
+    assert "10: " in output and "liked (above 6)" in output
+    assert "times 2020-09-13 to 2020-09-13" in output
+    assert "user=reader, item=book, rating=stars_given, time=at_ms" in output
 
 
 def test_a_run_remembers_its_file_its_columns_and_its_preparation(folder: Path, runs: Path) -> None:
@@ -134,18 +134,18 @@ def test_a_run_remembers_its_file_its_columns_and_its_preparation(folder: Path, 
 
 
 def test_a_run_is_evaluated_by_its_folder_alone_and_reported(runs: Path) -> None:
-    told = shell("eval", "--quiet", "--run", runs / "a", "--methods", "random,pop", "--out", runs / "table")
+    output = shell("eval", "--quiet", "--run", runs / "a", "--methods", "random,pop", "--out", runs / "table")
     found = json.loads((runs / "table" / "results.json").read_text())
     assert found["dataset"] == "books" and found["runs"] == [str(runs / "a")]
     assert [row["method"] for row in found["rows"]] == ["reflect-always (scripted)", "random", "pop"]
-    assert found["rows"][0]["cases"] == 16 and "pop" in told
+    assert found["rows"][0]["cases"] == 16 and "pop" in output
     pytest.importorskip("matplotlib")
     shell("report", runs / "a", "--out", runs / "page.html")
     assert "reflect-always a" in (runs / "page.html").read_text()
 
 
 def test_runs_are_compared_with_each_other_on_the_turns_that_all_finished(runs: Path) -> None:
-    told = shell(
+    output = shell(
         "eval", "--quiet", "--run", runs / "a", "--run", runs / "b", "--methods", "pop", "--out", runs / "both"
     )
     found = json.loads((runs / "both" / "results.json").read_text())
@@ -155,8 +155,8 @@ def test_runs_are_compared_with_each_other_on_the_turns_that_all_finished(runs: 
         "pop",
     ]
     assert {row["cases"] for row in found["rows"]} == {16}
-    assert "16 of its 24 finished turns (67%) are in all runs" in " ".join(told.split())
-    assert "against a: reflect-always (scripted)" in " ".join(told.split())
+    assert "16 of its 24 finished turns (67%) are in all runs" in " ".join(output.split())
+    assert "against a: reflect-always (scripted)" in " ".join(output.split())
     other = call("eval", "--quiet", "--run", runs / "b", "--run", runs / "a", "--methods", "pop", "--against", "b")
     assert "against b: rank-only (scripted)" in " ".join(other.split())
 
@@ -192,7 +192,7 @@ def test_runs_without_a_shared_turn_or_with_other_candidates_are_refused_with_th
         call("eval", "--quiet", "--run", a, "--run", a)
 
 
-def test_data_that_changed_since_the_run_are_refused_and_moved_ones_are_found_where_told(
+def test_data_that_changed_since_the_run_are_refused_and_moved_ones_are_found_where_they_are_said_to_be(
     folder: Path, tmp_path: Path
 ) -> None:
     mine, titles = tmp_path / "mine.csv", folder / "titles.csv"
@@ -301,7 +301,7 @@ def test_a_column_may_be_an_items_id_and_its_title(tmp_path: Path) -> None:
     assert dict(found.items[0].attributes) == {"title_": "Sir", "item_": "3"}
 
 
-def test_few_bad_rows_are_left_out_and_told_many_are_an_error(tmp_path: Path) -> None:
+def test_few_bad_rows_are_left_out_and_counted_many_are_an_error(tmp_path: Path) -> None:
     lines = ["user,item,rating,time", *(f"u{n % 20},i{n},4,{n}" for n in range(400))]
     path = tmp_path / "mine.csv"
     for number, bad in ((7, "u1,i5,none,3"), (9, "u1,i5"), (11, ",i5,4,3")):
@@ -401,9 +401,9 @@ def test_an_option_that_cannot_be_honoured_is_refused_by_name(
     ],
 )
 def test_old_spellings_are_taken_with_a_warning_that_names_the_new(args: list[object], new: str) -> None:
-    told = shell(*args, code=2)  # the value is out of range, which the new name's error says
-    assert new in told and "the old name goes with the next release" in told
-    assert f"Invalid value for '{new.split()[2]}'" in told
+    output = shell(*args, code=2)  # the value is out of range, which the new name's error says
+    assert new in output and "the old name goes with the next release" in output
+    assert f"Invalid value for '{new.split()[2]}'" in output
 
 
 def test_own_data_are_evaluated_without_a_run_under_their_own_filter(folder: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class FinishedRun:
     """A run's folder and what it says; the steps are read when they are first asked for."""
 
     label: str
-    """The folder's name, with as much of its path before it as tells it from the others."""
+    """The folder's name, with as much of the path before it as the others need."""
     folder: Path
     about: Mapping[str, Any]
     """`run.json`."""
@@ -105,7 +105,7 @@ def evaluate_runs(
     their first turn of any run, so no evaluated target, nor anything later, was seen in training.
 
     Args:
-        runs: From `open_runs`; the notes tell each other row's paired difference to the first.
+        runs: From `open_runs`; the notes give each other row's paired difference to the first.
         dataset: The data set they ran on, loaded and prepared as it was then.
         rankers: What to compare them with; scorers are fitted.
         options: Of `evaluate`: out, resume, concurrency, report.
@@ -193,8 +193,8 @@ def _what(run: FinishedRun) -> str:
 
 def _difference(first: FinishedRun, other: FinishedRun) -> str:
     pairs = {name: (first.about.get(name), other.about.get(name)) for name in _MAKES_LISTS}
-    told = [f"{name} is {b!r} there and {a!r} here" for name, (a, b) in pairs.items() if a != b]
-    return f"{', '.join(told) or 'their lists come from elsewhere'}; compare runs with the same {' and '.join(pairs)}"
+    unlike = [f"{name} is {b!r} there and {a!r} here" for name, (a, b) in pairs.items() if a != b]
+    return f"{', '.join(unlike) or 'their lists come from elsewhere'}; compare runs with the same {' and '.join(pairs)}"
 
 
 def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:

@@ -196,9 +196,9 @@ def test_old_spellings_are_taken_with_a_warning_that_names_the_new(
     flag, equals, _ = flag.partition("=")
     args = [f"{flag}=much"] if equals else [flag, "much"]
     assert starec(stage, *args) == 2  # no number, which the new name's error says
-    told = capsys.readouterr().err
-    assert told.count(f"{flag} is {new} now: the old name goes with the next release") == 1
-    assert f"argument {new}" in told
+    output = capsys.readouterr().err
+    assert output.count(f"{flag} is {new} now: the old name goes with the next release") == 1
+    assert f"argument {new}" in output
 
 
 def test_trls_own_options_and_new_spellings_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,8 +215,8 @@ def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
     for name, old in names.items():
         if old in _RENAMED[stage]:
             names[name] = _RENAMED[stage][old]
-            told = f"in --config, {name} is {names[name]} now: the old name goes with the next release"
-            click.echo(f"starec: {told}", err=True)
+            message = f"in --config, {name} is {names[name]} now: the old name goes with the next release"
+            click.echo(f"starec: {message}", err=True)
     own = {"seed": "sample_seed"} if stage == "teach" else {"out": "output_dir"}
     return {own.get(names[name], names[name]): value for name, value in given.items()}
 
