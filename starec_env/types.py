@@ -73,7 +73,7 @@ class Dataset:
 
     name: str
     domain: str
-    """What an item is called in prompts: "movie", "music" or "item"."""
+    """What an item is called in prompts: "movie", "music", "item" or any other noun."""
     items: Sequence[Item]
     user_ids: NDArray[Any]
     """(users,) ids: int64, or strings as objects, which keep any length and character."""
@@ -112,12 +112,14 @@ class Dataset:
     def with_rows(self, rows: NDArray[Any], **changes: Any) -> Dataset:
         """A data set with other rows: all columns at an index array or mask, and whatever else changes with them.
 
+        Its `source` is None unless given, since loading the source gives the old rows.
+
         Args:
             rows: Rows to keep, in their new order.
             changes: Fields to replace besides, above all `indptr` and `window` where users' rows move.
         """
         columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
-        return replace(self, **{**columns, **changes})
+        return replace(self, **{"source": None, **columns, **changes})
 
     @property
     def n_users(self) -> int:

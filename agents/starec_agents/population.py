@@ -137,7 +137,7 @@ async def arun_population(
     chosen = _choose(dataset, stream, users, seed)
     settings = {
         "starec": version("starec"),
-        "dataset": {"name": dataset.name, **_counts(dataset), "hash": dataset.hash},
+        "dataset": {"name": dataset.name, "domain": dataset.domain, **_counts(dataset), "hash": dataset.hash},
         "users": len(chosen),
         "users_from": "ids" if isinstance(users, Sequence) else "seed",
         "turns": turns,
@@ -149,7 +149,7 @@ async def arun_population(
         **agent().settings,
         **(about or {}),
     }
-    store = RunStore(out, settings, resume=resume)
+    store = RunStore(out, settings, resume=resume, data=dataset.source)
     if store.damaged:
         warnings.warn(
             f"{store.out}: {', '.join(store.damaged)} could not be read; moved to steps.damaged, to be done again",

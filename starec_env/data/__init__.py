@@ -46,8 +46,8 @@ def load_dataset(
             "amazon-cds-2023", or "recbole" (atomic files).
         path: Its folder, zip or file. None takes the bundled files, or what `starec data fetch NAME` has put into
             the cache folder; "amazon" and "recbole" need a path.
-        domain: What an item is called in prompts, "movie", "music" or "item". None decides by the format: "movie"
-            for MovieLens, else a guess from the names of files and folders.
+        domain: What an item is called in prompts, "movie", "music", "item" or any other noun. None decides by the
+            format: "movie" for MovieLens, else a guess from the names of files and folders.
         liked_above: Ratings above this are likes. None means 3, which fits the 1 to 5 stars of MovieLens and Amazon; of
             atomic files with a `label` of 0 or 1, None means 0.
 
@@ -63,13 +63,24 @@ def load_dataset(
         >>> load_dataset("ml-latest-small")
         Dataset('ml-latest-small', 671 users, 9,066 items, 100,004 interactions)
     """
+    from starec_env.data.spec import DataSpec  # which imports this module
+
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
     place = cached(name) if path is None else Path(path).expanduser()
     if name in _ANY:
-        return _ANY[name](name, place, domain, liked_above=liked_above)
-    dataset = _MOVIES[name](name, place, liked_above=liked_above)
-    return dataset if domain is None else replace(dataset, domain=domain)
+        dataset = _ANY[name](name, place, domain, liked_above=liked_above)
+    else:
+        dataset = _MOVIES[name](name, place, liked_above=liked_above)
+    source = DataSpec(
+        dataset=name,
+        data_dir=None if path is None else str(path),
+        domain=domain,
+        liked_above=liked_above,
+        min_interactions=None,
+        max_length=None,
+    )
+    return replace(dataset, domain=domain or dataset.domain, source=source.model_dump())
 
 
 def cached(name: str) -> Path:

@@ -64,7 +64,7 @@ def load_amazon(name: str, path: Path, domain: str | None = None, liked_above: f
 
     Raises:
         DataError: No or several files of reviews, or one that is empty or damaged, or of which more than 1 % of the
-            rows are malformed.
+            rows are malformed; or metadata of other items.
     """
     reviews, metadata = _locate(path)
     counts: Counter[str] = Counter()
@@ -77,6 +77,11 @@ def load_amazon(name: str, path: Path, domain: str | None = None, liked_above: f
         notes.append(f"no metadata beside {reviews[0].name} (a file named meta*): no titles")
     else:
         catalogue = _metadata(metadata, set(rows.items), "artist" if domain == "music" else "brand", counts, notes)
+        if not catalogue:
+            raise DataError(
+                f"{metadata}: none of its items has a review in {reviews[0].name}: give the metadata of that category, "
+                "or move the file away"
+            )
     return build(name, domain, rows, catalogue, notes=[*notes, *count_notes(counts)], liked_above=liked_above)
 
 
@@ -91,7 +96,8 @@ def _locate(path: Path) -> tuple[list[Path], Path | None]:
         return [path], metadata[0] if metadata else None
     reviews = [file for file in files if file not in metadata]
     by_split = [file for split in _SPLITS for file in reviews if f".{split}." in file.name]
-    if len(reviews) > 1 and (len(by_split) != len(reviews) or len({file.name.split(".")[0] for file in reviews}) > 1):
+    plain = {file.name.removesuffix(".gz") for file in by_split}
+    if len(reviews) > 1 and (len(plain) < len(reviews) or len({name.split(".")[0] for name in plain}) > 1):
         raise DataError(f"{path}: several files of reviews ({', '.join(f.name for f in reviews)}): give one as path")
     if not reviews:
         raise DataError(f"{path}: no file of reviews ending in {', '.join(_SUFFIXES)}")
@@ -126,7 +132,7 @@ def _reviews(files: list[Path], counts: Counter[str], notes: list[str]) -> Rows:
         notes += bad.notes()
     if not ratings:
         raise DataError(f"{files[0]}: the file holds no reviews; wanted on each line {_REVIEW}")
-    return Rows(users, items, np.array(ratings), np.array(times))
+    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times")
 
 
 def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -136,7 +142,7 @@ def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, A
     if not {"user_id", "rating", "timestamp"} <= set(names) or not set(_FIELDS["item"]) & set(names):
         wanted = f"{_CSV} (the 2023 edition's; use JSON lines of the older)"
         raise bad_line(str(file), number, printable(header), wanted)
-    for number, values in csv_rows(lines, ",".join(names), bad):
+    for number, values in csv_rows(lines, names, bad, strict=False):
         yield number, dict(zip(names, values, strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import os
 import tempfile
 import time
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import (
+    AbstractHTTPHandler,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from starec_env.data import NAMES, cache_dir, cached
 from starec_env.data.files import check_gzip
@@ -168,6 +176,51 @@ class Redirects(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _PacedBytes(io.RawIOBase):
+    """The bytes of a connection; reading raises TimeoutError where a window of time brings too few to ever end."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw, self.since, self.received = raw, time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        n_bytes = self.raw.readinto(buffer)
+        self.received += n_bytes or 0
+        if (spent := time.monotonic() - self.since) >= _WINDOW_S:
+            if self.received < _SLOWEST * spent:
+                raise TimeoutError(f"slower than {_SLOWEST:,} bytes a second for {spent:.0f} seconds")
+            self.since, self.received = time.monotonic(), 0
+        return n_bytes
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _PacedResponse(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_PacedBytes(self.fp.detach()))
+
+
+class _Paced(AbstractHTTPHandler):
+    """Opens connections whose answers are paced, from their first header on."""
+
+    def do_open(self, http_class: Any, req: Request, **options: Any) -> http.client.HTTPResponse:
+        paced: Any = type("Paced", (http_class,), {"response_class": _PacedResponse})
+        return super().do_open(paced, req, **options)
+
+
+class _Http(_Paced, HTTPHandler):
+    pass
+
+
+class _Https(_Paced, HTTPSHandler):
+    pass
+
+
 def _chunks(url: str, target: Path, most: int, sized: bool) -> Iterator[bytes]:
     """Yield the bytes of an address as they come; `sized` refuses an answer whose end couldn't be told."""
     from rich.console import Console
@@ -175,18 +228,17 @@ def _chunks(url: str, target: Path, most: int, sized: bool) -> Iterator[bytes]:
 
     by_hand = f"download {url} by hand and put it at {target}, or give its place as path="
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    opener = build_opener(Redirects, _Http, _Https)
     received = 0
-    pace = _Pace()
     try:
         with (
-            build_opener(Redirects).open(Request(url, headers={"User-Agent": "starec"}), timeout=_TIMEOUT_S) as answer,
+            opener.open(Request(url, headers={"User-Agent": "starec"}), timeout=_TIMEOUT_S) as answer,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
             length = _length(answer, sized)
             task = progress.add_task(target.name, total=length)
-            while (length or 0) <= most and received <= most and (chunk := answer.read1(_CHUNK)):
+            while (length or 0) <= most and received <= most and (chunk := answer.read(_CHUNK)):
                 received += len(chunk)
-                pace.add(len(chunk))
                 progress.update(task, advance=len(chunk))
                 yield chunk
     except URLError as fault:  # an HTTP status too
@@ -208,19 +260,3 @@ def _length(answer: Any, sized: bool) -> int | None:
     if given is None and sized and not answer.chunked:
         raise URLError("it doesn't say how long the file is, and no checksum is published")
     return None if given is None else int(given)
-
-
-class _Pace:
-    """Refuses what comes too slowly to ever end."""
-
-    def __init__(self) -> None:
-        self.since, self.received = time.monotonic(), 0
-
-    def add(self, n_bytes: int) -> None:
-        """Count bytes as they come; raises TimeoutError where a window of time brought too few."""
-        self.received += n_bytes
-        if (spent := time.monotonic() - self.since) < _WINDOW_S:
-            return
-        if self.received < _SLOWEST * spent:
-            raise TimeoutError(f"slower than {_SLOWEST:,} bytes a second for {spent:.0f} seconds")
-        self.since, self.received = time.monotonic(), 0

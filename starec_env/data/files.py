@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import os
 import re
 import reprlib
 import stat
@@ -50,7 +51,6 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
 }
 
 
@@ -130,15 +130,19 @@ def is_folder(path: Path, wanted: str) -> bool:
     Raises:
         DataError: It is neither, e.g. a named pipe, or isn't there.
     """
+    return stat.S_ISDIR(_status(path, wanted).st_mode)
+
+
+def _status(path: Path, wanted: str) -> os.stat_result:
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as fault:
         raise DataError(f"{path}: no such file or folder; wanted {wanted}") from fault
     except (OSError, ValueError) as fault:
         raise DataError(f"{path}: can't be read: {fault}") from fault
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise DataError(f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; wanted {wanted}")
-    return stat.S_ISDIR(mode)
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}; wanted {wanted}")
+    return status
 
 
 def listed(folder: Path) -> list[Path]:
@@ -155,9 +159,10 @@ def listed(folder: Path) -> list[Path]:
 
 def _size(file: Path) -> int:
     """The size of a regular file; anything else, which might never end, is refused before it is opened."""
-    if is_folder(file, "a file"):
+    status = _status(file, "a file")
+    if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{file}: is a folder; wanted a file")
-    return file.stat().st_size
+    return status.st_size
 
 
 def read_members(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
@@ -188,10 +193,10 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
         places = [
             place for file in (name, f"{name}.gz") for place in (folder / file, *sorted(folder.glob(f"*/{file}")))
         ]
-        places = [place for place in places if place.exists()]
+        places = [place for place in places if os.path.lexists(place)]
         if not places:
             continue
-        file = next((place for place in places if place.is_file()), places[0])
+        file = next((place for place in places if os.path.isfile(place)), places[0])
         if (left := left - _size(file)) < 0:
             raise DataError(f"{file}: more than {_MOST_BYTES:,} bytes, an absurd size for a data set")
         found[name] = _read(file)
@@ -333,7 +338,7 @@ def byte_lines(source: Path | bytes, where: str | None = None) -> Iterator[Line]
                 if len(line) >= _LONGEST_LINE or total > most:
                     absurd = f"{total:,} bytes up to it" + (f" of {size:,} gzipped ones" if packed else "")
                     raise DataError(f"{where}, line {number}: an absurd size for a data set: {absurd}")
-                line = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+                line = line.removeprefix(_BOM).rstrip(b"\r\n")  # files put together have marks within
                 if line.strip():
                     blank, seen = 0, True
                     yield number, line
@@ -378,7 +383,9 @@ def check_gzip(file: Path, where: str) -> None:
         ) from fault
 
 
-def field_rows(lines: Iterable[Line], separator: str, wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+def field_rows(
+    lines: Iterable[Line], separator: str, wanted: str, bad: BadRows, *, strict: bool = True
+) -> Iterator[tuple[int, list[str]]]:
     """Yield (1-based line number, fields) of lines of fields that are never quoted; `bad` is checked at the end.
 
     Args:
@@ -386,34 +393,32 @@ def field_rows(lines: Iterable[Line], separator: str, wanted: str, bad: BadRows)
         separator: What stands between fields.
         wanted: The fields' names joined by the separator: a line with another number of fields is bad.
         bad: Collects the lines that can't be read.
+        strict: Whether a line that holds NUL or is no UTF-8 is bad. Else such bytes, which may be in a field that
+            nobody reads, become lone surrogates.
     """
     width = wanted.count(separator) + 1
     n_rows = 0
     for number, line in lines:
         n_rows += 1
-        try:
-            parts = _text(line).split(separator)
-        except ValueError:
-            parts = []
-        if len(parts) == width:
-            yield number, parts
+        text = _text(line, strict)
+        if text is not None and text.count(separator) == width - 1:
+            yield number, text.split(separator)
         else:
             _add_line(bad, number, line, wanted)
     bad.check(n_rows)
 
 
-def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
+def _text(line: bytes, strict: bool) -> str | None:
+    if not strict:
+        return line.decode(errors="surrogateescape")
     try:
-        bad.add(number, _text(line), wanted)
-    except ValueError:
-        bad.add(number, printable(line), f"UTF-8 text without NUL: {wanted}")
+        return None if b"\0" in line else line.decode()
+    except UnicodeDecodeError:
+        return None
 
 
-def _text(line: bytes) -> str:
-    """A line as text; raises ValueError where it is no UTF-8 or holds NUL, which NumPy's strings would lose."""
-    if b"\0" in line:
-        raise ValueError("NUL")
-    return line.decode()
+def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
+    bad.add(number, printable(line), wanted if _text(line, strict=True) else f"{wanted}, in UTF-8 and without NUL")
 
 
 def printable(line: bytes) -> str:
@@ -421,72 +426,56 @@ def printable(line: bytes) -> str:
     return line[:400].decode(errors="replace")
 
 
-def fields(text: str, separator: str, wanted: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based line number, fields) of each line that isn't blank.
-
-    Args:
-        text: The file's text.
-        separator: What stands between fields.
-        wanted: The fields' names joined by the separator; their number is checked and the error shows them.
-        where: The file's name for messages.
-
-    Raises:
-        DataError: A line has another number of fields.
-    """
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also break at latin-1's \x85
-        line = line.removesuffix("\r")
-        if not line.strip():
-            continue
-        parts = line.split(separator)
-        if len(parts) != wanted.count(separator) + 1:
-            raise bad_line(where, number, line, wanted)
-        yield number, parts
-
-
-def csv_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based number of the first line, fields) of comma-separated rows; `bad` is checked at the end.
+def csv_rows(
+    lines: Iterable[Line], names: Sequence[str], bad: BadRows, *, separator: str = ",", strict: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (1-based number of the first line, fields) of the rows of a CSV file; `bad` is checked at the end.
 
     A quoted field may hold line breaks. Where a quote isn't closed within 8 lines, the line that opens it is bad and
     those after it are read for themselves, so that it takes no others with it.
 
     Args:
         lines: The lines after the header.
-        wanted: The names of the header joined by commas: a row with another number of fields is bad.
+        names: The header's names: a row with another number of fields is bad.
         bad: Collects the rows that can't be read.
+        separator: The character between fields.
+        strict: As for `field_rows`.
     """
-    width, n_rows = wanted.count(",") + 1, 0
+    n_rows = 0
     stream, ahead = iter(lines), deque[Line]()
     while first := ahead.popleft() if ahead else next(stream, None):
         n_rows += 1
         number, line = first
-        parts = csv_fields(line)
+        parts = csv_fields(line, separator, strict=strict)
         if not parts and b'"' in line:
             ahead.extend(islice(stream, _MOST_CSV_LINES - len(ahead)))
-            parts, used = _joined(line, ahead)
+            parts, used = _joined(line, ahead, separator, strict)
             for _ in range(used):
                 ahead.popleft()
-        if len(parts) == width:
+        if len(parts) == len(names):
             yield number, parts
         else:
-            _add_line(bad, number, line, wanted)
+            _add_line(bad, number, line, separator.join(names))
     bad.check(n_rows)
 
 
-def csv_fields(line: bytes) -> list[str]:
+def csv_fields(line: bytes, separator: str = ",", *, strict: bool = True) -> list[str]:
     """The fields of one row of CSV; none where it can't be read."""
+    if (text := _text(line, strict)) is None:
+        return []
     try:
-        text = _text(line)
-        return next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
-    except (ValueError, csv.Error):
+        return next(csv.reader([text], delimiter=separator, strict=True)) if '"' in text else text.split(separator)
+    except csv.Error:
         return []
 
 
-def _joined(line: bytes, following: Iterable[Line]) -> tuple[list[str], int]:
+def _joined(line: bytes, following: Iterable[Line], separator: str, strict: bool) -> tuple[list[str], int]:
     """The fields of a row whose quotes close in a later line, and how many later lines it takes."""
     pieces, quotes = [line], line.count(b'"')
     for used, (_, more) in enumerate(following, 1):
         pieces.append(more)
-        if (quotes := quotes + more.count(b'"')) % 2 == 0 and (parts := csv_fields(b"\n".join(pieces))):
+        quotes += more.count(b'"')
+        if quotes % 2 == 0 and (parts := csv_fields(b"\n".join(pieces), separator, strict=strict)):
             return parts, used
     return [], 0
 
@@ -525,14 +514,18 @@ def _lenient_json(line: bytes) -> Any:
         return None
 
 
+def whole_text(text: str) -> str:
+    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def text_id(value: Any) -> str:
-    """An id as text; raises ValueError where it is empty, no text or whole number, or has a character that is lost."""
+    """An id as text; raises ValueError where it is blank, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value or "\0" in value or "\ufffd" in value:
+    if not isinstance(value, str) or not value.strip() or "\0" in value or "\ufffd" in whole_text(value):
         raise ValueError(value)
-    value.encode()  # half a surrogate pair is a ValueError
-    return value
+    return whole_text(value)
 
 
 def finite(value: Any) -> float:

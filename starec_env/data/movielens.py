@@ -156,12 +156,12 @@ def load_ml_csv(name: str, path: Path, liked_above: float | None = None) -> Data
     """
     found = read_members(path, ["ratings.csv", "movies.csv"])
     notes: list[str] = []
-    bad, wanted = BadRows(f"{path}/movies.csv"), "movieId,title,genres"
+    bad, names = BadRows(f"{path}/movies.csv"), ["movieId", "title", "genres"]
     lines = byte_lines(found["movies.csv"], bad.where)
     first, header = next(lines)
-    if ",".join(csv_fields(header)).strip() != wanted:
-        raise bad_line(bad.where, first, printable(header), wanted)
-    rows = csv_rows(lines, wanted, bad)
+    if [name.strip() for name in csv_fields(header)] != names:
+        raise bad_line(bad.where, first, printable(header), ",".join(names))
+    rows = csv_rows(lines, names, bad)
     films = ((number, item, title, _genres(genres)) for number, (item, title, genres) in rows)
     catalogue = _catalogue(films, bad, notes)
     where = f"{path}/ratings.csv"
@@ -220,19 +220,20 @@ def _ratings(raw: bytes, where: str, separator: str, wanted: str, notes: list[st
     Raises:
         DataError: The file is empty, has another header, or more than 1 % of its rows are bad.
     """
-    if header and (got := raw[: raw.find(b"\n") + 1].decode("latin-1").strip()) != wanted and raw.strip():
-        raise bad_line(where, 1, got, wanted)
+    number, first = next(byte_lines(raw, where))
+    if header and printable(first).strip() != wanted:
+        raise bad_line(where, number, printable(first), wanted)
     try:
-        return _parsed(raw, separator, header)
+        return _parsed(raw, separator, skip=number if header else 0)
     except ValueError:
         kept = _good_lines(raw, where, separator, wanted, notes, header)
     try:
-        return _parsed(kept, separator, header=False)
+        return _parsed(kept, separator)
     except ValueError as fault:
         raise DataError(f"{where}: {fault}; wanted {wanted}") from fault
 
 
-def _parsed(raw: bytes | bytearray, separator: str, header: bool) -> Rows:
+def _parsed(raw: bytes | bytearray, separator: str, skip: int = 0) -> Rows:
     """The columns of a table of ratings; raises ValueError where one of its rows isn't as it should be."""
     import pyarrow as pa
     from pyarrow import csv
@@ -245,7 +246,7 @@ def _parsed(raw: bytes | bytearray, separator: str, header: bool) -> Rows:
     types = {"user": ids, "item": ids, "rating": pa.float32(), "time": pa.int64()}
     table = csv.read_csv(
         pa.py_buffer(raw),
-        csv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=[*types], skip_rows=int(header)),
+        csv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=[*types], skip_rows=skip),
         csv.ParseOptions(delimiter=separator if len(separator) == 1 else "\t", quote_char=False),
         csv.ConvertOptions(check_utf8=False, column_types=types, null_values=[]),
     )

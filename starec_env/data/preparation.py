@@ -48,11 +48,15 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
     renumbered = np.cumsum(item_kept, dtype=np.int32) - 1
     indptr = np.concatenate(([0], np.cumsum(of_user[user_kept]))).astype(np.int64)
     window = indptr[:-1] if max_length is None else np.maximum(indptr[:-1], indptr[1:] - max_length)
-    people = dataset.demographics
+    people, source = dataset.demographics, dataset.source
+    if source is not None:  # what was prepared before can't be made again by one preparation
+        raw = source["min_interactions"] is None
+        source = {**source, "min_interactions": min_interactions, "max_length": max_length} if raw else None
     return replace(
         dataset.with_rows(kept, indptr=indptr, window=window, user_ids=dataset.user_ids[user_kept]),
         item_indices=renumbered[dataset.item_indices[kept]],
         items=tuple(item for item, stays in zip(dataset.items, item_kept, strict=True) if stays),
+        source=source,
         demographics=None if people is None else [people[u] for u in np.flatnonzero(user_kept).tolist()],
         notes=(
             *dataset.notes,

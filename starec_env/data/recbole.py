@@ -57,13 +57,9 @@ class _Table(NamedTuple):
     lines: Iterator[Line]
     """What follows the header."""
 
-    def rows(self, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
-        """Yield (1-based line number, fields)."""
-        return field_rows(self.lines, "\t", self.header, bad)
-
-    def place(self, name: str) -> int | None:
-        """The 0-based place of a field; None where there is none."""
-        return self.names.index(name) if name in self.names else None
+    def rows(self, bad: BadRows, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+        """Yield (1-based line number, fields); `strict` as for `field_rows`."""
+        return field_rows(self.lines, "\t", self.header, bad, strict=strict)
 
 
 def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: float | None = None) -> Dataset:
@@ -95,10 +91,10 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     people = _beside(files[0], base, ".user")
     demographics = _people(people, notes) if people else None
     columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows, (item_ids, user_ids) = Rows(columns[0], columns[1], ratings, times), columns[2:]
-    catalogue = {i: replace(item, id=i) for i, item in zip(_python(item_ids), catalogue.values(), strict=True)}
+    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp")
+    catalogue = {i: replace(item, id=i) for i, item in zip(_python(columns[2]), catalogue.values(), strict=True)}
     if demographics is not None:
-        demographics = dict(zip(_python(user_ids), demographics.values(), strict=True))
+        demographics = dict(zip(_python(columns[3]), demographics.values(), strict=True))
     domain = domain or guess_domain(base, *files[0].resolve().parts[-3:-1])
     return build(name, domain, rows, catalogue, demographics=demographics, notes=notes, liked_above=liked_above)
 
@@ -174,18 +170,16 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     times: list[int | float] = []
     names = tables[0].names
     rated = next((name for name in ("rating", "label") if name in names), None)
+    number_of = _label if rated == "label" else finite
     for split, table in enumerate(tables):
         bad, wanted = BadRows(str(table.file)), _wanted(rated, "timestamp" in names)
-        at_user, at_item, at_time = map(table.place, ("user_id", "item_id", "timestamp"))
-        at_rating = table.place(rated) if rated else None
-        assert at_user is not None and at_item is not None
-        for number, row in table.rows(bad):
+        at_user, at_item = (table.names.index(name) for name in ("user_id", "item_id"))
+        at_rating, at_time = (table.names.index(name) if name in names else None for name in (rated, "timestamp"))
+        for number, row in table.rows(bad, strict=False):
             try:
                 user, item = text_id(row[at_user].strip()), text_id(row[at_item].strip())
-                rating = 0.0 if at_rating is None else finite(row[at_rating])
+                rating = 0.0 if at_rating is None else number_of(row[at_rating])
                 time = split if at_time is None else clock(row[at_time])
-                if rated == "label" and rating not in (0, 1):
-                    raise ValueError(rating)
             except (ValueError, OverflowError):
                 bad.add(number, "\t".join(row), wanted)
                 continue
@@ -196,15 +190,26 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
         notes += bad.notes()
     if not users:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
+    notes += _column_notes(tables)
+    timed = "timestamp" in names or len(tables) > 1
+    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None
+
+
+def _label(text: str) -> float:
+    if (number := finite(text)) not in (0, 1):
+        raise ValueError(text)
+    return number
+
+
+def _column_notes(tables: Sequence[_Table]) -> list[str]:
+    names, notes = tables[0].names, []
     if "label" in names:
-        notes.append(
-            f"{'label is not used: rating' if rated == 'rating' else 'no ratings: label, 0 or 1,'} is the feedback"
-        )
+        used = "label is not used: rating" if "rating" in names else "no ratings: label, 0 or 1,"
+        notes.append(f"{used} is the feedback")
     if "timestamp" not in names and len(tables) > 1:
         files = ", then ".join(table.file.name for table in tables)
         notes.append(f"no timestamps: {files}, and within each file its order is the time")
-    timed = "timestamp" in names or len(tables) > 1
-    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None
+    return notes
 
 
 def _wanted(rated: str | None, timed: bool) -> str:
@@ -219,7 +224,7 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     for table in tables:
         bad = BadRows(str(table.file))
         at_user, at_past, at_item = (table.names.index(name) for name in ("user_id", "item_id_list", "item_id"))
-        for number, row in table.rows(bad):
+        for number, row in table.rows(bad, strict=True):
             try:
                 user, past, item = text_id(row[at_user].strip()), row[at_past].split(), text_id(row[at_item].strip())
             except ValueError:
@@ -272,7 +277,7 @@ def _people(file: Path, notes: list[str]) -> dict[Id, Mapping[str, str]]:
 def _side_rows(file: Path, key: str, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (id, the other fields by name)."""
     table, bad = _open(file, key), BadRows(str(file))
-    for number, parts in table.rows(bad):
+    for number, parts in table.rows(bad, strict=True):
         row = dict(zip(table.names, (part.strip() for part in parts), strict=True))
         if row[key]:
             yield row.pop(key), row

@@ -211,3 +211,17 @@ def test_what_is_liked_can_be_said(tmp_path: Path) -> None:
     (tmp_path / "reviews.json").write_bytes(lines(*OLD))
     dataset = load_dataset("amazon", tmp_path, liked_above=4)
     assert (dataset.liked_above, int(dataset.liked.sum())) == (4, 1)
+
+
+def test_metadata_of_other_items_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_bytes(lines(*OLD))
+    (tmp_path / "meta.json").write_bytes(lines({"asin": "Z1", "title": "Elsewhere"}))
+    with pytest.raises(DataError, match=r"meta\.json: none of its items has a review in reviews\.json"):
+        load_dataset("amazon", tmp_path)
+
+
+def test_a_split_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    for name in ("CDs.train.csv", "CDs.train.csv.gz"):
+        (tmp_path / name).write_text("user_id,parent_asin,rating,timestamp\nU,P1,5.0,1600000000000\n")
+    with pytest.raises(DataError, match="several files of reviews"):
+        load_dataset("amazon", tmp_path)

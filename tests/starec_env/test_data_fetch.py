@@ -57,6 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/drip":
             self.answer(200, b"", len(BODY))
             self.pour(b"1", 0.01)
+        elif self.path == "/drip-headers":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+            self.pour(b"1", 0.01)
         elif self.path in self.files:
             self.answer(200, self.files[self.path], len(self.files[self.path]))
         elif self.path in ANSWERS:
@@ -136,12 +139,13 @@ def test_a_download_that_never_ends_is_left_at_its_limit(server: str, tmp_path: 
     assert list((tmp_path / "down").iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
 def test_a_download_of_a_byte_now_and_then_is_given_up(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr("starec_env.data.fetch._WINDOW_S", 0.1)
     with pytest.raises(DataError, match="slower than 1,024 bytes a second"):
-        download(f"{server}/drip", tmp_path / "down" / "file")
+        download(server + path, tmp_path / "down" / "file")
     assert list((tmp_path / "down").iterdir()) == []
 
 

@@ -137,7 +137,7 @@ def test_a_latin_1_byte_that_unicode_calls_a_line_end_breaks_no_line(tmp_path: P
         ("1::10::5::1000000000000000", "1000000000000000"),
         ("1::10::5::noon", "noon"),
         ("1,10,5,978300760", "1,10,5"),
-        ("\x00\x01\x02", "without NUL: UserID::MovieID::Rating::Timestamp"),
+        ("\x00\x01\x02", "wanted UserID::MovieID::Rating::Timestamp, in UTF-8 and without NUL"),
         ("01::10::5::978300760", "01::10"),
         ("1_0::10::5::978300760", "1_0"),
         ("1::1\t0::5::978300760", "whole numbers"),

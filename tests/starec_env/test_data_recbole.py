@@ -209,3 +209,13 @@ def test_ratings_beside_sequences_are_left_out_and_a_note_says_so(tmp_path: Path
     dataset = load_dataset("recbole", written(tmp_path, x__inter=header + "u\ta b\tc\t1\n"))
     assert dataset.ratings.tolist() == [5, 5, 5]
     assert "rating not used: of a sequence only the last item has one" in dataset.notes
+
+
+def test_a_bad_sequence_is_left_out_and_counted(tmp_path: Path) -> None:
+    header = b"user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    rows = b"".join(b"u%d\ta b\tc\n" % user for user in range(200))
+    for bad in (b"\ta b\tc\n", b"x\ta \xe9\tc\n", b"u1\tb a\tc\n", b"x\ta b\t\n"):
+        (tmp_path / "x.inter").write_bytes(header + rows + bad)
+        dataset = load_dataset("recbole", tmp_path)
+        assert (dataset.n_users, dataset.n_interactions) == (200, 600)
+        assert any("1 of 201 rows of" in note and "first line 202: got" in note for note in dataset.notes)

@@ -171,7 +171,7 @@ def test_the_command_evaluates_methods_at_an_endpoint_and_at_named_ones(server, 
 
 def test_an_endpoint_that_is_gone_fails_its_own_row_only(tmp_path):
     args = ("--users", 3, "--methods", "starec,pop", "--base-url", "http://127.0.0.1:9/v1", "--model", "m")
-    starec_eval(*args, "--set", "min_history=6", "--timeout", 1, "--retries", 0, "--out", tmp_path, code=3)
+    starec_eval(*args, "--set", "min_history=6", "--timeout", 1, "--max-retries", 0, "--out", tmp_path, code=3)
     starec, pop = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert "127.0.0.1:9" in starec["error"] and starec["ndcg@10"] is None and pop["error"] is None
 

@@ -21,6 +21,7 @@ from starec_training.evidence import Evidence
 
 torch = pytest.importorskip("torch")
 
+from starec_training.miniature import model as model_module  # noqa: E402
 from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, render, split_users, tokens_for  # noqa: E402
 from starec_training.miniature.decode import decode  # noqa: E402
 from starec_training.miniature.experiment import (  # noqa: E402
@@ -214,6 +215,13 @@ def test_quick_decoding_takes_what_transformers_finds_likeliest_and_can_be_held_
     assert all(len(group) == 3 for group in groups) and len({tuple(ids) for group in groups for ids in group}) > 8
     held = decode(taught, asked_for, encoder.end, most=5, allowed=lambda at: encoder.skeleton[at : at + 1])
     assert held == [[encoder.skeleton[:5].tolist()]] * 8
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_products_are_in_bfloat16_only_where_it_is_the_quicker(monkeypatch: pytest.MonkeyPatch, quicker: bool):
+    monkeypatch.setattr(model_module, "_bfloat16_is_quicker", lambda device: quicker)
+    with model_module.quick_arithmetic():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if quicker else torch.float32)
 
 
 def test_memories_keep_what_they_are_told_to_keep(ground, taught, encoder, heldout):

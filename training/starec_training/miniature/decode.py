@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_training.miniature.model import quick_arithmetic
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +47,7 @@ def decode(
 
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: list[list[list[int]]] = [[] for _ in prompts]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), quick_arithmetic():
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
             tokens = _decode(model, [prompts[place] for place in places], end, group, most, sample, allowed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,8 +190,34 @@ def answer(
     return Answered(torch.log_softmax(logits.float(), -1), lines, hidden, ids, mask)
 
 
+def quick_arithmetic(device: str = "cpu") -> Any:
+    """A context in which products are computed in bfloat16 where that is quicker, else in float32.
+
+    A processor without instructions for bfloat16 takes tens of times as long in it, so one product of each is timed.
+    """
+    import torch
+
+    return torch.autocast(device, torch.bfloat16, enabled=_bfloat16_is_quicker(device))
+
+
+@lru_cache(maxsize=4)
+def _bfloat16_is_quicker(device: str) -> bool:
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones((256, 256), dtype=dtype, device=device)
+        times = []
+        for _ in range(5):
+            begun = perf_counter()
+            (a @ a)[0, 0].item()
+            times.append(perf_counter() - begun)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
 def states(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-    """(prompts, tokens, width) the last hidden states, computed in bfloat16.
+    """(prompts, tokens, width) the last hidden states, computed in the quicker precision.
 
     Args:
         model: The model.
@@ -197,9 +225,7 @@ def states(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tens
         mask: (prompts, tokens), 0 where padding is; or (prompts, 1, tokens, tokens), what each token sees.
         places: (prompts, tokens) of the tokens in their texts, if they aren't those in the row.
     """
-    import torch
-
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with quick_arithmetic(ids.device.type):
         read = model.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
     hidden: torch.Tensor = read.last_hidden_state.float()
     return hidden
