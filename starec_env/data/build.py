@@ -287,36 +287,37 @@ def _order_ties(
     timeless: bool,
     notes: list[str],
 ) -> Indices | None:
-    """Put rows of equal time, in place, in an order that tells nothing; the file's order where that was changed."""
-    if timeless:
-        notes.append("no timestamps: the order of the rows is the time")
+    """Put rows of equal time, in place, in an order that says nothing of ids; the file's order where that changed."""
     second = np.flatnonzero(tied)
-    if not len(second):
-        return None
-    users, items = codes
-    share = follows_ids(items[order[second - 1]], items[order[second]], ids[1])
+    items = codes[1]
+    share = follows_ids(items[order[second - 1]], items[order[second]], ids[1]) if len(second) else None
+    notes.extend(_tie_notes(len(second), share, timeless))
     if share is None:
-        if not timeless:
-            notes.append(f"{counted(len(second), 'row')} share user and time with the row before: file order decides")
         return None
-    told = f"{max(share, 1 - share):.0%} {'ascend' if share > 0.5 else 'descend'} by item id"
-    if timeless:
-        notes[-1] = f"no timestamps, and of each user's neighbouring rows {told}: a hash orders them, not the file"
-    else:
-        notes.append(
-            f"{counted(len(second), 'row')} share user and time with the row before, {told}: "
-            "a hash orders them, not the file"
-        )
     alike = tied.copy()
     alike[second - 1] = True
     at = np.flatnonzero(alike)
     rows = order[at]
     group = np.cumsum(~tied[at], dtype=np.uint64)
     bits = np.uint64(int(group[-1]).bit_length())
-    key = hashed_order(users[rows], items[rows], *ids) >> bits
+    key = hashed_order(codes[0][rows], items[rows], *ids) >> bits
     key |= group << (np.uint64(64) - bits)  # groups in their order; one key sorts faster than two
     order[at] = rows[np.argsort(key, kind="stable")]
     return order.astype(np.int32)
+
+
+def _tie_notes(n: int, share: float | None, timeless: bool) -> list[str]:
+    if share is None and timeless:
+        return ["no timestamps: the order of the rows is the time"]
+    if not n:
+        return []
+    rows = f"{counted(n, 'row')} share user and time with the row before"
+    if share is None:
+        return [f"{rows}: file order decides"]
+    by_id = f"{max(share, 1 - share):.0%} {'ascend' if share > 0.5 else 'descend'} by item id"
+    if timeless:
+        return [f"no timestamps, and of each user's neighbouring rows {by_id}: a hash orders them, not the file"]
+    return [f"{rows}, {by_id}: a hash orders them, not the file"]
 
 
 def _ratings(
