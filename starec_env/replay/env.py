@@ -249,7 +249,7 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             assert self._order is not None
             users = self._order.take(np.arange(self._visited, self._visited + self._stride), mode="wrap")
             self._ahead = _lay_out(self.stream, users, self.width)[::-1]
-            self._visited, self._stride = self._visited + self._stride, min(16, 2 * self._stride)
+            self._visited, self._stride = self._visited + self._stride, min(64, 2 * self._stride)
         return self._ahead.pop()
 
     def _answer(self, episode: "_Episode") -> tuple[Observation, dict[str, Any]]:
@@ -287,8 +287,10 @@ def _lay_out(stream: Stream, users: NDArray[np.int64], width: int) -> list[_Epis
     index = np.arange(bounds[-1]) + np.repeat(stream.end[users] + 1 - bounds, lengths)
     ended = np.repeat(stream.end[users], lengths) == index
     histories, liked = stream.histories(np.repeat(users, lengths), stream.rows[index - ended] + ended, width)
-    cuts = bounds[:-1]
-    return [*map(_Episode, users, turns, np.split(histories, cuts), np.split(liked, cuts))]
+    cuts = [slice(stop - n, stop) for stop, n in zip(bounds.tolist(), lengths, strict=True)]
+    return [
+        _Episode(user, mine, histories[cut], liked[cut]) for user, mine, cut in zip(users, turns, cuts, strict=True)
+    ]
 
 
 def open_dataset(dataset: Dataset | str, data_dir: str | Path | None) -> Dataset:
