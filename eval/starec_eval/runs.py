@@ -53,7 +53,8 @@ def evaluate_run(
     mine = [steps[key] for key, there in zip(keys, finished, strict=True) if there]
     results = evaluate(rankers, protocol, report=report)
     results.methods.insert(0, _agent_row(about, mine, results))
-    notes = [_note(about, len(cases) - len(mine))]
+    results.against = results.methods[0].method
+    notes = [*protocol.notes, _note(about, len(cases) - len(mine))]
     if about["dataset"]["hash"] != dataset.hash:
         notes.append(f"the data set isn't the run's: hash {dataset.hash}, the run's was {about['dataset']['hash']}")
     results.settings = {**results.settings, "notes": notes, "run": str(folder)}

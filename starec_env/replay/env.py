@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from starec_env.data import load_dataset, prepare
 from starec_env.errors import InvalidOption, check_choice, unknown
+from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
 from starec_env.replay.stream import Reward, Stream, verdict
-from starec_env.scoring import position_reward
 from starec_env.types import Dataset, Feedback, Id, Indices, Query, Turn
 
 Observation = dict[str, Any]
@@ -285,11 +285,7 @@ def check_options(others: dict[str, Any], render_mode: str | None, render_modes:
 def user_with_turns(stream: Stream, user_id: Id) -> int:
     """The index of a user that a stream can step; raises UnknownName, or InvalidOption if the user has no turn."""
     user = stream.dataset.user_index(user_id)
-    if stream.begin[user] == stream.end[user]:
-        raise InvalidOption(
-            f"user {user_id!r} has no turn with these options, which {len(stream.users):,} of "
-            f"{stream.dataset.n_users:,} users have: lower min_history, or choose another user"
-        )
+    stream.require(np.array([user]))
     return user
 
 

@@ -21,9 +21,9 @@ from starec_env.replay.env import (
     open_dataset,
     user_with_turns,
 )
+from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
 from starec_env.replay.spaces import Rankings, ranks_of
 from starec_env.replay.stream import Reward, Stream
-from starec_env.scoring import LIKED_CUTOFF, position_reward
 from starec_env.types import Candidates, Dataset, Feedback, History, Id, Query
 
 Ints = NDArray[np.int64]

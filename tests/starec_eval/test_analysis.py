@@ -12,7 +12,7 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption
-from starec_env.scoring import ndcg
+from starec_env.metrics import ndcg
 from starec_env.types import Call, Feedback, Memory, Ranking, Step, Usage
 from starec_eval import analysis
 from starec_eval.evaluate import evaluate

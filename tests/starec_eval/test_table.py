@@ -11,7 +11,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import StarecWarning, UnknownName
-from starec_eval.metrics import ndcg
+from starec_env.metrics import ndcg
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
 

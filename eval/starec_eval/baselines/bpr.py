@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import PAD, Batch
 from starec_env.types import Dataset, Id
-from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 from starec_eval.baselines.sequential import import_torch
 
 _BATCH = 4096

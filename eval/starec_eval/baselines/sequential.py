@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores
+from starec_eval.baselines.scorer import Scorer, Scores
 
 _POPULARITY_POWER = 0.7
 _VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
