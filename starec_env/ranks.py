@@ -24,8 +24,7 @@ def ranks_of(scores: NDArray[Any], targets: NDArray[np.integer], ties: NDArray[A
     mine = np.take_along_axis(scores, at, axis=-1)
     key = np.take_along_axis(np.broadcast_to(ties, scores.shape), at, axis=-1)
     above = (scores > mine) | ((scores == mine) & (ties < key))
-    ranks: NDArray[np.int64] = 1 + above.sum(axis=-1)
-    return ranks
+    return np.asarray(1 + above.sum(axis=-1))
 
 
 def tie_keys(users: Sequence[Id], lengths: NDArray[np.integer], n: int, seed: int) -> NDArray[np.uint64]:

@@ -91,9 +91,10 @@ def read_users(path: str | Path, *, alone: str = "heldout") -> dict[str, list[Id
             return {"train": [], "heldout": [], alone: list(dict.fromkeys(column.to_pylist()))}
         return {"train": [], "heldout": [], alone: list(path.read_text(encoding="utf-8").split())}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error).partition("\n")[0]
         raise DataError(
-            f"{path} is no file of users ({error}): wanted a users.json with train and heldout, a text file with an "
-            "id a line, or a candidates.parquet"
+            f"{path} is no file of users ({why}): wanted a users.json with train and heldout, a text file with an id "
+            "a line, or a candidates.parquet"
         ) from None
 
 

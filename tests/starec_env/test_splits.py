@@ -65,6 +65,9 @@ def test_a_file_that_is_none_of_users_is_refused_with_what_would_do(tmp_path: Pa
     (tmp_path / "users.json").write_text(text)
     with pytest.raises(DataError, match="users.json with train and heldout"):
         read_users(tmp_path / "users.json")
+    pq.write_table(pa.table({"item": [4]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="other.parquet is no file of users"):
+        read_users(tmp_path / "other.parquet")
     with pytest.raises(DataError, match="missing.txt"):
         read_users(tmp_path / "missing.txt")
 

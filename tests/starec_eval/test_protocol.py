@@ -205,7 +205,7 @@ def test_a_test_user_without_a_positive_is_named(dataset):
     ratings = dataset.ratings.copy()
     ratings[:20] = 1
     sour = replace(dataset, ratings=ratings)
-    with pytest.raises(InvalidOption, match="user 1 has no target"):
+    with pytest.raises(InvalidOption, match="user 1 has no turn"):
         Protocol(sour, ROOMY, users=[2, 1])
     assert (
         0
