@@ -111,19 +111,18 @@ class Stream:
     def _left_out(self, dense: NDArray[np.int64]) -> tuple[str, ...]:
         if not len(dense):
             return ()
-        wanted, items = self.n_candidates - 1, self.dataset.n_items
-        most = int(self._left[dense].max())
+        wanted, items, most = self.n_candidates - 1, self.dataset.n_items, int(self._left[dense].max())
         if not len(self.users):
             raise InvalidOption(
                 f"nobody is left to ask: none of the {len(dense):,} users with a turn has {wanted} of the {items:,} "
-                f"items left as negatives, {most} at most; {_fewer(most)}"
+                f"items left as negatives, {most} at most: {_fewer(most)}"
             )
-        example = int(dense[0])
-        return (
+        first = int(dense[0])
+        note = (
             f"{len(dense):,} of {len(dense) + len(self.users):,} users are left out, as fewer than {wanted} of the "
-            f"{items:,} items are left as their negatives (user {self.dataset.user(example).id!r}: "
-            f"{self._left[example]}); {_fewer(most)} to ask {'them' if len(dense) > 1 else 'that user'} too",
+            f"{items:,} items are left as their negatives (user {self.dataset.user(first).id!r}: {self._left[first]})"
         )
+        return (f"{note}: {_fewer(most)} to ask more of them" if most else note,)
 
     def require(self, users: NDArray[np.integer]) -> None:
         """Check that each of some users can be asked.

@@ -141,7 +141,7 @@ def test_a_user_who_met_nearly_all_is_left_out_with_a_note_and_stops_nobody_else
     assert stream.users.tolist() == [user for user in range(12) if user != 2]
     (note,) = stream.notes
     assert note.startswith("1 of 12 users are left out, as fewer than 19 of the 60 items are left as their negatives")
-    assert "(user 3: 10); lower n_candidates to 11 or less to ask that user too" in note
+    assert note.endswith("(user 3: 10): lower n_candidates to 11 or less to ask more of them")
     assert stream.turns(2) == [] and len(stream.turns(1)) == 9
     assert Stream(make_dataset()).notes == ()
 
@@ -164,7 +164,7 @@ def test_the_check_looks_at_what_the_setting_excludes() -> None:
         Stream(everything, negatives="truncated")
     assert len(Stream(everything, negatives="target", targets="all").turns(0)) == 20
     with pytest.raises(
-        InvalidOption, match="19 of the 19 items left as negatives, 18 at most; lower n_candidates to 19"
+        InvalidOption, match="19 of the 19 items left as negatives, 18 at most: lower n_candidates to 19"
     ):
         Stream(make_dataset(n_users=5, n_items=19, length=10), negatives="target")
 
