@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from starec_env.types import Dataset
 
 _BLOCK = 2**16
 """Fewest neighbours that are looked at together: what counting needs beside the counts, at some 15 bytes each."""
+
+_AT_ONCE = 2**14
+"""Pairs looked up together, few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,29 @@ class PairCounts:
     def __call__(self, a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int64]:
         """Counts of the pairs (a, b), broadcast together; 0 where a pair never occurred or an index is negative."""
         low, high = np.minimum(a, b), np.maximum(a, b)
-        at, stop = self.indptr[low], self.indptr[low + 1]  # of a negative index: any row, or an empty one
-        left = np.where(low < 0, 0, stop - at)
-        while left.any():  # binary search in all rows at once
-            half = left >> 1
-            below = (left > 0) & (self.highs.take(at + half, mode="clip") < high)
-            at = np.where(below, at + half + 1, at)
-            left = np.where(below, left - half - 1, half)
-        if not len(self.highs):
-            return np.zeros(at.shape, np.int64)
-        hit = (low >= 0) & (at < stop) & (self.highs.take(at, mode="clip") == high)
+        found = np.zeros(low.shape, np.int64)
+        flat, lows, highs = found.ravel(), low.ravel(), high.ravel()
+        known = np.flatnonzero(lows >= 0) if len(self.highs) else np.empty(0, np.int64)
+        for first in range(0, len(known), _AT_ONCE):
+            part = known[first : first + _AT_ONCE]
+            flat[part] = self._look_up(lows[part], highs[part])
+        return found
+
+    def _look_up(self, low: NDArray[np.integer], high: NDArray[np.integer]) -> NDArray[np.int64]:
+        # A binary search in all rows at once, in strides that halve.
+        at, stop = self.indptr[low] - 1, self.indptr[low + 1]  # the last place known to be below
+        for power in range(self._longest_row.bit_length() - 1, -1, -1):
+            probe = at + (1 << power)
+            below = self.highs.take(probe, mode="clip") < high
+            below &= probe < stop
+            np.copyto(at, probe, where=below)
+        at += 1
+        hit = (at < stop) & (self.highs.take(at, mode="clip") == high)
         return np.where(hit, self.counts.take(at, mode="clip"), 0).astype(np.int64)
+
+    @cached_property
+    def _longest_row(self) -> int:
+        return int(np.diff(self.indptr).max(initial=0))
 
     def near(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The items ever near one, ascending, and how often each was."""
@@ -82,36 +98,42 @@ class PairCounts:
         return order, np.append(0, ends)
 
 
-def _blocks(train: Dataset, window: int | None) -> Iterator[tuple[int, NDArray[np.integer]]]:
+def _blocks(train: Dataset, window: int | None) -> Iterator[tuple[int, NDArray[np.int32]]]:
     """Blocks of items, ascending: the first item, and sorted keys `(low - first) * n_items + high`, one a pair met."""
     items, n = train.item_indices, train.n_items
     longest = int(np.diff(train.indptr).max(initial=0))
     window = min(longest if window is None else window, longest - 1)
+    if window < 1:
+        return
     occurrences = np.append(0, np.bincount(items, minlength=n).cumsum())
     small: type[np.integer] = np.int32 if len(items) < 2**31 else np.int64
     order: NDArray[np.integer] = np.argsort(items, kind="stable").astype(small)
+    around = sliding_window_view(np.pad(items, window), 2 * window + 1)  # each row's item, and `window` on either side
     first, block = 0, max(_BLOCK, len(items) // 4)
-    while window > 0 and first < n:
-        most = occurrences[first] + block // window
+    while first < n:
+        most = occurrences[first] + block // (2 * window + 1)
         stop = max(first + 1, int(np.searchsorted(occurrences, most, side="right")) - 1)
         stop = min(stop, n, first + max(1, (2**31 - 1) // n))  # keys fit 32 bits
         rows = order[occurrences[first] : occurrences[stop]]
-        yield first, _keys(train, rows, first, window)
+        yield first, _keys(train, rows, around[rows], first, window)
         first = stop
 
 
-def _keys(train: Dataset, rows: NDArray[np.integer], first: int, window: int) -> NDArray[np.integer]:
+def _keys(
+    train: Dataset, rows: NDArray[np.integer], near: NDArray[np.int32], first: int, window: int
+) -> NDArray[np.int32]:
     # A pair is met from either side, and kept from its lower item's; of equal items from the earlier one's.
-    lows, owner = train.item_indices[rows], np.searchsorted(train.indptr, rows, side="right") - 1
-    base = (lows - np.int32(first)) * np.int32(train.n_items)
-    lags = np.arange(1, window + 1, dtype=rows.dtype)
-    found = []
-    for at, least in ((rows[:, None] - lags, lows + 1), (rows[:, None] + lags, lows)):
-        near = train.item_indices.take(at, mode="clip")
-        wanted = near >= least[:, None]
-        wanted &= at >= train.indptr[owner].astype(rows.dtype)[:, None]
-        wanted &= at < train.indptr[owner + 1].astype(rows.dtype)[:, None]
-        found.append(near[wanted] + np.repeat(base, wanted.sum(axis=1)))
-    keys = np.concatenate(found)
+    lows = train.item_indices[rows][:, None]
+    owner = np.searchsorted(train.indptr, rows, side="right") - 1
+    before = (rows - train.indptr[owner]).clip(max=window)[:, None].astype(np.int16 if window < 2**15 else np.int64)
+    after = (train.indptr[owner + 1] - 1 - rows).clip(max=window)[:, None].astype(before.dtype)
+    lags = np.arange(1, window + 1, dtype=before.dtype)
+    wanted = np.zeros(near.shape, np.bool_)
+    np.greater(near[:, :window], lows, out=wanted[:, :window])
+    wanted[:, :window] &= lags[::-1] <= before
+    np.greater_equal(near[:, window + 1 :], lows, out=wanted[:, window + 1 :])
+    wanted[:, window + 1 :] &= lags <= after
+    near += (lows - np.int32(first)) * np.int32(train.n_items)
+    keys: NDArray[np.int32] = near[wanted]
     keys.sort()
     return keys

@@ -22,7 +22,7 @@ from starec_agents import OpenAIChat, UserAgent
 from starec_agents.prompts import start_memory
 from starec_agents.serve import local_server
 from starec_env import load_dataset, prepare
-from starec_env.metrics import ndcg
+from starec_env.metrics import ndcg, of_means
 from starec_env.replay.stream import Stream
 from starec_env.types import Candidates, Dataset, Item, Memory, Query, Turn
 
@@ -98,7 +98,7 @@ async def compare(llm: OpenAIChat, n: int, structured: bool) -> None:
     for name, attack in ATTACKS.items():
         rankings = await rank_all(attack)
         up = places(honest, targets) - places(rankings, targets)
-        error = up.std(ddof=1) / np.sqrt(len(up))
+        error = of_means("", up.astype(float)).se
         print(f"{name}: {up.mean():+.2f} places up (standard error {error:.2f}), {quality(rankings)}", flush=True)
 
 

@@ -50,7 +50,8 @@ class Reading:
     words of 5.1.2 say (1-3 points less)."""
     relevant: Relevant = "liked"
     """Whether a disliked target is left unscored, because ranking it first would be no success, or scored like any
-    other: "taken" is what the words of 5.1.2 say, where the item interacted with is the positive."""
+    other: "taken" is what the words of 5.1.2 say, where the item interacted with is the positive. Of half of ML-1M's
+    targets of all kinds 40 % are disliked; scoring them costs Pop 5 points, learned methods less than half a point."""
     universe: Literal["filtered", "catalogue"] = "filtered"
     """Whether negatives come from the items that pass the 10-interaction filter, as the positives do, or from the
     whole catalogue, where popularity alone tells many of them (3-6 points more)."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
+from starec_env.metrics import ndcg
 from starec_env.types import Dataset
 from starec_eval.baselines.scorer import Scorer, Scores
 
@@ -111,7 +112,7 @@ class Sequential(Scorer):
         with torch.no_grad():
             scores = self._score(net, self._states(torch, net, sequences), candidates)
         ranks = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
-        return float((1.0 / torch.log2(1.0 + ranks)).mean())
+        return float(ndcg(ranks.numpy(), candidates.shape[1]).mean())
 
     def _states(self, torch: Any, net: Any, sequences: Any) -> Any:
         # (batch, size) states after each sequence's last item.

@@ -97,9 +97,9 @@ class Prompts:
         self.seen, self.count = Seen(dataset), seed << 32
         wanted = np.zeros(dataset.n_users, bool)
         wanted[[dataset.user_index(user) for user in users]] = True
-        owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
+        owner = dataset.owner
         able = wanted[owner] & (np.arange(dataset.n_interactions) - dataset.indptr[owner] >= _MIN_HISTORY)
-        self.liked = dataset.ratings > 3
+        self.liked = dataset.liked
         self.rows, self.disliked = np.flatnonzero(able & self.liked), np.flatnonzero(able & ~self.liked)
         after = np.searchsorted(self.rows, np.arange(dataset.n_interactions), side="right")
         self.next = np.append(self.rows, -1)[after]
@@ -240,7 +240,7 @@ class Descriptions:
         """
         target = next(i for i in query.candidates.indices.tolist() if self.items[i].id == feedback.item_id)
         indices = np.append(history.item_indices, target)
-        liked = np.append(history.ratings > 3, feedback.liked)
+        liked = np.append(history.liked, feedback.liked)
         good, poor = indices[liked], indices[~liked]
         said, best = [], list[str]()
         if len(good):
