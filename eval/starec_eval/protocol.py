@@ -267,6 +267,11 @@ class Protocol:
         Raises:
             InvalidOption: Nobody is left to train on.
         """
+        if not self._rows_of(on).n_interactions:
+            raise InvalidOption(f"no user is left to train on ({on}): test fewer users, or give train_users")
+        return self._rows_of(on)
+
+    def _rows_of(self, on: TrainOn) -> Dataset:
         if on not in self._trained:
             chosen = np.full(self.dataset.n_users, on == "full")
             chosen[self.train_users] = True
@@ -275,18 +280,15 @@ class Protocol:
             whole = on == "full" and self.reading.full == "whole"
             first = self._passed_from if whole else self.dataset.starts
             stops = np.where(chosen, np.maximum(self.stops, first), first)
-            kept = rows_only(self.dataset, first, stops)
-            if not kept.n_interactions:
-                raise InvalidOption(f"no user is left to train on ({on}): test fewer users, or give train_users")
-            self._trained[on] = without_empty_users(kept)
+            self._trained[on] = without_empty_users(rows_only(self.dataset, first, stops))
         return self._trained[on]
 
     @cached_property
     def counts(self) -> list[dict[str, Any]]:
         """Table 3's columns: of the data set as loaded, after filter and truncation, and of the training sample."""
         rows = [_counts("loaded", self.loaded), _counts("prepared", windows_only(self.dataset))]
-        if len(self.train_users):
-            rows.append(_counts("sample", self.training("sample")))
+        if (learned := self._rows_of("sample")).n_interactions:
+            rows.append(_counts("sample", learned))
         return rows
 
     def describe(self) -> dict[str, Any]:

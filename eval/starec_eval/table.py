@@ -58,6 +58,7 @@ class Results:
     methods: list[Scored] = field(default_factory=list)
     against: str | None = None
     """The method, named in advance, that the notes compare all others with."""
+    _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -102,11 +103,11 @@ class Results:
         able = {method.method: self.values(method, metric) for method in self.methods if not method.error}
         if against not in able:
             raise unknown("evaluated method", against, able)
-        return {
-            name: paired_difference(values, able[against], self.cases.users)
-            for name, values in able.items()
-            if name != against
-        }
+        for name in able.keys() - {against}:  # resampling takes its time, and every form of the table asks
+            if (name, against, metric) not in self._found:
+                found = paired_difference(able[name], able[against], self.cases.users)
+                self._found[name, against, metric] = found
+        return {name: self._found[name, against, metric] for name in able if name != against}
 
     def per_user(self) -> pa.Table:
         """A row a user and method, with all metrics as shares; nan for a user without a scored case."""
