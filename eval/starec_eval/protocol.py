@@ -64,7 +64,7 @@ class Reading:
     what they did later than the target; or only what was done before the earliest test target. With "past", test users
     are sampled from those whose target lies in the later half of time, so that a past is left. On the same test users
     the future is worth, in NDCG@10 of Pop, item-kNN and Markov, 1.4, 2.6 and 2.0 points on half of ML-1M, and 14, 23
-    and 22 on ml-latest-small, where training then ends in 2004 and targets are of up to 2016."""
+    and 23 on ml-latest-small, where training then ends in 2004 and targets are of up to 2016."""
     transductive: bool = False
     """Whether the sampled training set takes in the test users' interactions before their targets (2 points more).
     Not by default, because agents trained on sampled users meet test users as strangers. "full" always does."""

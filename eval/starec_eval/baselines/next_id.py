@@ -14,9 +14,9 @@ from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 class NextId(Scorer):
     """The candidates above the last item's id come first, the nearest first; then those below, the nearest first.
 
-    A control that knows ids alone: what it scores above chance is what the ids tell. Where rows of equal time stand in
-    order of item id, it is a strong ranker (43 NDCG@10 on ml-latest-small, where chance is 23), and so the order
-    of such rows has leaked the answer. Numbers are compared as numbers, other ids as text.
+    A control that knows ids alone: what it scores above chance (22.7 NDCG@10 of 20 candidates) is what the ids say. On
+    ml-latest-small, whose ids follow films' years, that is 37; but 43 where rows of equal time stand in order of item
+    id, as in its files, and then their order leaks the answer. Numbers are compared as numbers, other ids as text.
     """
 
     name: ClassVar[str] = "next-id"
