@@ -210,6 +210,8 @@ class Protocol:
             able = able[when >= np.median(when)]
         if given is not None and not self.reading.transductive:
             able = np.setdiff1d(able, given)
+        if not len(able):
+            raise InvalidOption("nobody is left to test: every user who could be is among train_users; give fewer")
         users = users if users is not None else min(1000, max(1, len(able) // 2))
         if not 1 <= users <= len(able):
             raise InvalidOption(f"users={users}: {len(able):,} users of {self.dataset.name} can be tested")

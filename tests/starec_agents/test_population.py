@@ -26,7 +26,7 @@ from starec_agents.population import Run, arun_population, run_population
 from starec_agents.scripted import scripted_user
 from starec_agents.store import RunStore, read_failures, read_run, read_steps, read_trajectories
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
-from starec_env.metrics import ndcg
+from starec_env.metrics import METRICS, ndcg
 from starec_env.types import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_a_run_writes_all_its_files_and_its_metrics(tiny_dataset: Dataset, tmp_p
     run = simulate(tiny_dataset, tmp_path / "run")
     metrics = json.loads((run.out / "metrics.json").read_text())
     assert metrics == run.metrics
-    assert {f"ndcg@{k}{se}" for k in (1, 5, 10, 20) for se in ("", "_se")} <= set(metrics)
+    assert {f"{name}{se}" for name in METRICS for se in ("", "_se")} <= set(metrics)
     assert metrics["users"] == 12 and metrics["failures"] == 0 and metrics["valid_share"] == 1.0
     assert 0 < metrics["ndcg@20"] < 1 and metrics["prompt_tokens"] > 0 and metrics["wall_s"] > 0
     steps = list(read_steps(run.out))

@@ -140,6 +140,8 @@ def test_a_user_named_for_training_and_for_testing_is_refused_unless_asked_for(d
     assert lengths[2] < lengths[4] == 12
     sampled = Protocol(dataset, ROOMY, users=20, train_users=list(range(1, 41)))
     assert sorted(sampled.dataset.user_ids[np.unique(sampled.cases.users)].tolist()) == list(range(41, 61))
+    with pytest.raises(InvalidOption, match="nobody is left to test"):
+        Protocol(dataset, ROOMY, train_users=list(range(1, 61)))
     with pytest.raises(InvalidOption, match="users=21: 20 users of tiny can be tested"):
         Protocol(dataset, ROOMY, users=21, train_users=list(range(1, 41)))
 

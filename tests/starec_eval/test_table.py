@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow.csv as pa_csv
@@ -11,7 +12,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import StarecWarning, UnknownName
-from starec_env.metrics import holm, mean_and_se, ndcg
+from starec_env.metrics import METRICS, hit_rate, holm, mean_and_se, ndcg
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
 
@@ -107,6 +108,15 @@ def test_the_notes_tell_paired_differences_to_any_chosen_method(results):
     said = f"good +{100 * gap.gap:.1f} (+{100 * gap.low:.1f} to +{100 * gap.high:.1f})"
     told = next(note for note in notes if note.startswith("against poor_one at NDCG@10"))
     assert said in told and "alike +" in told and "broken" not in told
+
+
+def test_a_metric_added_in_one_place_is_in_every_file(results, monkeypatch, tmp_path):
+    monkeypatch.setitem(METRICS, "first half", partial(hit_rate, k=10))
+    again = replace(results)
+    again.write(tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["first half"] for row in rows] == [row["hr@10"] for row in rows]
+    assert "first half" in pq.read_table(tmp_path / "per_user.parquet").column_names
 
 
 def test_the_files_hold_what_the_table_shows(results, tmp_path):
