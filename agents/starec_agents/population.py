@@ -34,7 +34,8 @@ class Run:
 
     out: Path
     metrics: Mapping[str, Any]
-    """`ndcg@k` in 0..1 with `_se` over users, `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
+    """All of `starec_env.metrics.METRICS` in 0..1 with `_se` over users, of liked targets alone; `users`,
+    `scored_users` (those with a liked target), `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
 
     def __str__(self) -> str:
         from starec_agents.story import metrics_text
@@ -163,6 +164,7 @@ async def arun_population(
         if "candidates_hash" not in store.run:
             with writing(store.out):
                 fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
+                fields["notes"] = list(getattr(stream, "notes", ()))
         with RunProgress(total=len(chosen), visible=progress, store=store) as shown:
             if alone:
                 share = Share(chosen, store.steps_path, store.recorded, memories or {})
@@ -182,12 +184,10 @@ def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, s
     able = stream.users
     if isinstance(users, Sequence):
         chosen = [dataset.user_index(user_id) for user_id in users]
-        unable = set(chosen) - set(able.tolist())
-        if unable:
-            user_id = dataset.user(unable.pop()).id
-            raise InvalidOption(
-                f"user {user_id!r} has no turn with these settings: leave them out, or lower min_history"
-            )
+        if isinstance(stream, Stream):
+            stream.require(np.array(chosen, np.int64))
+        elif unable := set(chosen) - set(able.tolist()):
+            raise InvalidOption(f"user {dataset.user(unable.pop()).id!r} has no turn in the stream given: leave it out")
         return list(dict.fromkeys(chosen))
     if len(able) == 0:
         raise InvalidOption("no user has a turn with these settings: lower min_history, or use targets='all'")

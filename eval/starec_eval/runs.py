@@ -130,6 +130,7 @@ def evaluate_runs(
     results.methods[:0] = rows
     results.against = first.row
     notes = [
+        *protocol.notes,
         *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
         "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),
     ]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from starec_env.data import load_dataset, prepare
 from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
 from starec_env.replay.render import RENDER_MODES, describe, picture
+from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
 from starec_env.replay.stream import Reward, Stream, verdict
-from starec_env.scoring import position_reward
 from starec_env.types import Dataset, Feedback, Id, Indices, Turn
 
 Observation = dict[str, Any]
@@ -370,11 +370,7 @@ def user_with_turns(stream: Stream, user_id: Any) -> int:
     if isinstance(user_id, bool) or not isinstance(user_id, (str, Integral)):
         raise InvalidOption(f"{user_id!r} is a {type(user_id).__name__}, no user's id: give an int or a string")
     user = stream.dataset.user_index(user_id if isinstance(user_id, str) else int(user_id))
-    if stream.begin[user] == stream.end[user]:
-        raise InvalidOption(
-            f"user {user_id!r} has no turn with these options, which {len(stream.users):,} of "
-            f"{stream.dataset.n_users:,} users have: lower min_history, or choose another user"
-        )
+    stream.require(np.array([user]))
     return user
 
 

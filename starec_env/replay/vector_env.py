@@ -20,9 +20,9 @@ from starec_env.replay.env import (
     users_with_turns,
 )
 from starec_env.replay.render import RENDER_MODES, describe, picture
+from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.spaces import ranks_of
 from starec_env.replay.stream import Stream
-from starec_env.scoring import LIKED_CUTOFF
 from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query
 
 Ints = NDArray[np.int64]

@@ -15,7 +15,7 @@ from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.data import load_dataset, prepare
 from starec_env.errors import RunError, UnknownName
-from starec_env.scoring import ndcg
+from starec_env.metrics import ndcg
 from starec_eval.baselines import ItemKNN, Pop, Scorer
 from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate

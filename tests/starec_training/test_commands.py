@@ -5,8 +5,6 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fake_endpoint import FakeEndpoint
 from support_training import ROOT, kill_when_there, logged, losses
@@ -15,9 +13,8 @@ from trl import GRPOConfig
 from starec_agents.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.data.spec import DataSpec
-from starec_env.errors import TrainingError
 from starec_training import commands
-from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments, read_users
+from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.grpo import paper_settings
 from starec_training.rows import Rows, read_rows, write_rows
 
@@ -226,11 +223,3 @@ def test_help_shows_our_fields_and_trls(capsys: pytest.CaptureFixture[str]) -> N
     assert "--num_generations" not in shown
     assert starec("--help") == 0
     assert "teach" in capsys.readouterr().out
-
-
-def test_held_out_users_are_read_from_an_evaluations_candidates(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"user_id": [4, 4, 9]}), tmp_path / "candidates.parquet")
-    assert read_users(str(tmp_path / "candidates.parquet")) == {"train": [], "heldout": [4, 9]}
-    pq.write_table(pa.table({"item": [4]}), tmp_path / "other.parquet")
-    with pytest.raises(TrainingError, match="no file of users"):
-        read_users(str(tmp_path / "other.parquet"))

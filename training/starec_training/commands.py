@@ -10,9 +10,7 @@ TRL's, the training's own, and so is --data-seed; what is drawn from the data se
 
 from __future__ import annotations
 
-import json
 import os
-import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -23,9 +21,11 @@ import click
 
 from starec_env.data.options import HELP, data_spec
 from starec_env.data.spec import DataSpec
+from starec_env.data.splits import apart_from, read_users, split_users
 from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice
+from starec_env.metrics import ndcg
 from starec_env.renamed import renamed
-from starec_env.scoring import LIKED_CUTOFF, ndcg
+from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Endpoint, Id
 from starec_training.miniature.commands import miniature
 
@@ -71,7 +71,7 @@ class TeachArguments(DataArguments):
     teacher: str = field(default="blind", metadata={"help": "blind, hindsight, or llm (with --base-url)"})
     thinks: bool = field(default=False, metadata={"help": "compact: the blind teacher gives its thought too."})
     n_candidates: int = field(default=20, metadata={"help": "Items to rank."})
-    min_ndcg: float = field(default=ndcg(LIKED_CUTOFF, 10), metadata={"help": "Least NDCG@10 of a sample."})
+    min_ndcg: float = field(default=float(ndcg(LIKED_CUTOFF, 10)), metadata={"help": "Least NDCG@10 of a sample."})
     rethinks: int = field(default=2, metadata={"help": "llm: most times that a flawed sample goes back."})
     base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
     model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
@@ -248,7 +248,7 @@ def teach(args: Sequence[str]) -> None:
         _refuse(given, _OF_LLM, "without --teacher llm")
     _check_users(given)
     out, data = Path(given.out), _data(given)
-    train_users, heldout = split_users(data, given)
+    train_users, heldout = chosen_users(data, given)
     save_report(out / "users.json", {"train": train_users, "heldout": heldout})
     options = {"turns": given.turns, "n_candidates": given.n_candidates, "seed": given.sample_seed}
     options["split"] = "train"
@@ -332,7 +332,7 @@ def grpo(args: Sequence[str]) -> int:
         return _end(train_grpo(given.model, _rows([given.rows]), config, heldout=heldout, **options))
     _check_users(given)
     data = _data(given)
-    train_users, heldout = split_users(data, given)
+    train_users, heldout = chosen_users(data, given)
     rounds = Rounds(
         rounds=given.rounds,
         users=given.round_users,
@@ -397,37 +397,20 @@ def _server(given: TeachArguments, cache: Path) -> Any:
     return OpenAIChat(endpoint, cache_dir=cache)
 
 
-def split_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
+def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
     """Training users and held-out users, by the arguments: never one in both.
 
     Raises:
-        TrainingError: A file of users can't be read, or nobody is left to train on.
+        DataError: A file of users can't be read.
+        InvalidOption: Nobody is left to train on.
     """
     if given.users_file:
         users = read_users(given.users_file)
         return users["train"], users["heldout"]
-    everyone = [dataset.user(user).id for user in range(dataset.n_users)]
-    shuffled = random.Random(given.sample_seed).sample(everyone, len(everyone))
-    heldout = read_users(given.heldout)["heldout"] if given.heldout else shuffled[: len(shuffled) // 2]
-    apart = {str(user) for user in heldout}
-    train_users = [user for user in shuffled if str(user) not in apart][: given.n_train]
+    everyone = dataset.user_ids.tolist()
+    split = split_users(everyone, test=0 if given.heldout else len(everyone) // 2, seed=given.sample_seed)
+    heldout = read_users(given.heldout)["heldout"] if given.heldout else list(split.test)
+    train_users = apart_from(split.train, heldout)[: given.n_train]
     if not train_users:
-        raise TrainingError("every user is held out: nobody is left to train on")
+        raise InvalidOption("every user is held out: nobody is left to train on")
     return train_users, heldout
-
-
-def read_users(path: str) -> dict[str, list[Id]]:
-    """`train` and `heldout` user ids of a users.json; of a list of ids or a candidates file, all are held out."""
-    try:
-        if path.endswith(".parquet"):
-            import pyarrow.parquet as pq
-
-            column = pq.read_table(path, columns=["user_id"])["user_id"]
-            return {"train": [], "heldout": list(dict.fromkeys(column.to_pylist()))}
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            found: dict[str, list[Id]] = json.loads(text)
-            return {"train": found["train"], "heldout": found["heldout"]}
-        return {"train": [], "heldout": list(text.split())}
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(f"{path} is no file of users: {error}") from None
