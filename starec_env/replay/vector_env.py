@@ -242,7 +242,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         }
 
     def _info(self) -> dict[str, Any]:
-        info = {"turn": self._numbers(), "user_id": self.dataset.user_ids[self._users]}
+        info: dict[str, Any] = {"turn": self._numbers(), "user_id": self.dataset.user_ids[self._users]}
         if self.queries:
             info["query"] = np.fromiter(map(self.query, range(self.num_envs)), object, self.num_envs)
         info |= {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
