@@ -8,6 +8,7 @@ accelerate launch -m starec_env.cli train grpo --config grpo.yaml --model runs/s
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from starec_env import load_dataset, prepare
-from starec_env.data.splits import apart_from, read_users, split_users
+from starec_env.data.splits import apart_from, read_users
 from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import LIKED_CUTOFF
@@ -298,9 +299,9 @@ def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list
         users = read_users(given.users_file)
         return users["train"], users["heldout"]
     everyone = dataset.user_ids.tolist()
-    split = split_users(everyone, test=0 if given.heldout else len(everyone) // 2, seed=given.sample_seed)
-    heldout = read_users(given.heldout)["heldout"] if given.heldout else list(split.test)
-    train_users = apart_from(split.train, heldout)[: given.n_train]
+    shuffled = random.Random(given.sample_seed).sample(everyone, len(everyone))
+    heldout = read_users(given.heldout)["heldout"] if given.heldout else shuffled[: len(shuffled) // 2]
+    train_users = apart_from(shuffled, heldout)[: given.n_train]
     if not train_users:
         raise InvalidOption("every user is held out: nobody is left to train on")
     return train_users, heldout
