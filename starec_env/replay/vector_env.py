@@ -248,7 +248,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         info |= {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
         if self._judged.any():
             predicted = (self._rank > 0) & (self._rank <= LIKED_CUTOFF)
-            columns = self._target, self._rank, predicted, self._liked
+            columns: tuple[NDArray[Any], ...] = (self._target, self._rank, predicted, self._liked)
             for key, column in zip(("target", "rank", "predicted_liked", "liked"), columns, strict=True):
                 info[key], info[f"_{key}"] = column.copy(), self._judged.copy()
         return info
