@@ -54,3 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

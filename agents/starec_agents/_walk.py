@@ -91,9 +91,9 @@ class Executor:
         """What an invocation would now run on."""
         return "langgraph" if self._walk is None or _is_listened_to() else "direct"
 
-    async def ainvoke(self, state: Mapping[str, Any], context: Any) -> dict[str, Any]:
-        """Run the graph; returns the state it ended with, as the graph's output schema has it."""
-        if self._walk is not None and self.name == "direct":
+    async def ainvoke(self, state: Mapping[str, Any], context: Any, *, direct: bool = True) -> dict[str, Any]:
+        """Run the graph, directly where that is wanted and possible; returns the state it ended with."""
+        if direct and self._walk is not None and self.name == "direct":
             try:
                 return await self._walk.walk(state, context) or {}
             except NotStraight as reason:
