@@ -205,6 +205,7 @@ def test_settings_tell_an_agent_in_json():
     agent = agent_of(answer_format="compact", graph=build_graph("mine"), temperature=0.5, max_tokens=9)
     assert json.loads(json.dumps(agent.settings)) == {
         "model": "ScriptedChat",
+        "models": {},
         "graph": "mine",
         "answer_format": "compact",
         "structured": False,
