@@ -176,7 +176,8 @@ class _Branch:
         self, cells: Mapping[str, Channel], updates: Sequence[tuple[str, Any]], result: Any, runtime: Runtime[Any]
     ) -> list[Any]:
         """Where to go on, seeing the state as the updates make it, and what else the node returned."""
-        value = self.call.read({**cells, **{key: _updated(cells[key], new) for key, new in updates}})
+        fresh = {key: _updated(cells[key], new) for key, new in updates if key in self.call.keys}
+        value = self.call.read({**cells, **fresh})
         if self.spec.input_schema is None and isinstance(value, dict) and isinstance(result, dict):
             value = {**result, **value}
         chosen: list[Any] = []
@@ -222,8 +223,8 @@ class _Walk:
         if isinstance(graph.output_channels, str):
             raise NotStraight("its state has no keys")
         self.output = tuple(graph.output_channels)
-        self.channels = _state_channels(graph)
         self.places = {name: _place(name, node) for name, node in graph.nodes.items()}
+        self.channels = _state_channels(graph)
 
     async def walk(self, state: Mapping[str, Any], context: Any) -> dict[str, Any] | None:
         """What the executor's `ainvoke` returns: None if no node wrote a key of the output."""
