@@ -153,18 +153,17 @@ class _Call:
         values = {key: cells[key].get() for key in self.keys if cells[key].is_available()}
         return values if self.mapper is None else self.mapper(values)
 
-    async def __call__(self, state: Any, runtime: Runtime[Any]) -> Any:
-        given = {"runtime": runtime} if self.wants_runtime else {}
-        result = await self.function(state, **given)
-        if type(result) is not dict and _directs(result):
+    def __call__(self, state: Any, runtime: Runtime[Any]) -> Awaitable[Any]:
+        return self.function(state, runtime=runtime) if self.wants_runtime else self.function(state)
+
+
+def _plain(result: Any) -> Any:
+    """A function's result, unless it says what is to run instead of what to write."""
+    if type(result) is not dict:
+        parts = result if isinstance(result, (list, tuple)) else (result,)
+        if any(isinstance(part, (Command, Send, Runnable)) for part in parts):
             raise NotStraight(f"a function returned a {type(result).__name__}")
-        return result
-
-
-def _directs(result: Any) -> bool:
-    """Whether a result says what is to run, instead of what to write."""
-    parts = result if isinstance(result, (list, tuple)) else (result,)
-    return any(isinstance(part, (Command, Send, Runnable)) for part in parts)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,7 @@ class _Branch:
             chosen.extend(places)
             return []
 
-        self.spec._finish(keep, result, await self.call(value, runtime), {})
+        self.spec._finish(keep, result, _plain(await self.call(value, runtime)), {})
         return chosen
 
 
@@ -247,7 +246,7 @@ class _Walk:
             given = place.call and place.call.read(cells)
             try:
                 if place.call is not None:
-                    result = await place.call(given, runtime)
+                    result = _plain(await place.call(given, runtime))
                 updates = place.updates(result) or ()
                 following = await self._next(name, place.leave, (cells, updates, result, runtime))
             except GraphBubbleUp as error:
