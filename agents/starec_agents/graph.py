@@ -102,7 +102,7 @@ async def call_model(
 
 
 async def ask_ranking(
-    context: Context, candidates: Candidates, messages: Sequence[Message], *, model: str | None = None
+    context: Context, candidates: Candidates, messages: Sequence[Message], *, model: str | None = None, **sampling: Any
 ) -> tuple[Ranking, Call]:
     """Have a model answer a ranking prompt, and read the answer.
 
@@ -111,13 +111,15 @@ async def ask_ranking(
         candidates: What is to be ranked, in the order that the prompt shows.
         messages: The prompt.
         model: Which of the context's models; None for its `llm`.
+        sampling: Options for this call, over those of the context.
 
     Raises:
         EndpointError: No usable answer could be had.
         UnknownName: The context has no model of that name.
     """
-    schema = {"schema": ranking_schema(len(candidates))} if context.asks_scores else {}
-    call = await call_model(context, "rank", messages, model=model, **schema)
+    if context.asks_scores:
+        sampling = {"schema": ranking_schema(len(candidates)), **sampling}
+    call = await call_model(context, "rank", messages, model=model, **sampling)
     ranking = parse_ranking(call.completion, candidates, context.answer_format)
     if call.reasoning:
         ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})
