@@ -107,10 +107,12 @@ class Executor:
         return {key: Overwrite(value) if _reduces(channels.get(key)) else value for key, value in state.items()}
 
 
-@lru_cache(maxsize=64)
 def executor_of(graph: Any) -> Executor:
-    """The executor of a graph, made once."""
-    return Executor(graph)
+    """The executor of a graph, made once for a compiled one."""
+    return _executor_of(graph) if type(graph) is CompiledStateGraph else Executor(graph)
+
+
+_executor_of = lru_cache(maxsize=64)(Executor)
 
 
 def _reduces(channel: object) -> bool:

@@ -134,6 +134,7 @@ class _Run:
 
     async def lane(self, waiting: Iterator[int]) -> None:
         for user in waiting:
+            await asyncio.sleep(0)  # a model that answers at once would never let other users, or Ctrl-C, through
             if self.hopeless:
                 return
             await self.run_user(self.rollout.stream.turns(user))
@@ -146,6 +147,9 @@ class _Run:
         turn = turns[0]
         try:
             for turn in turns[done:]:
+                await asyncio.sleep(
+                    0
+                )  # a model that answers at once would leave no other user, and no Ctrl-C, a chance
                 learns = self.rollout.learn_last or turn is not turns[-1]
                 self.record(await _step(agent, turn, learns))
         except RunError:

@@ -290,6 +290,13 @@ def test_a_store_works_on_langgraphs_executor(turns):
     assert agent.memory.history == ("{'seen': True}",)
 
 
+def test_a_graph_inside_a_runnable_of_langchains_works(turns):
+    agent = agent_of(graph=variants.append_history().with_retry())
+    ranking = agent.rank(turns[0].query)
+    assert agent.executor == "langgraph"
+    assert ranking == agent_of().rank(turns[0].query)
+
+
 def test_the_executor_can_be_chosen(turns):
     assert [agent_of(executor=executor).executor for executor in ("auto", "direct", "langgraph")] == [
         "direct",
