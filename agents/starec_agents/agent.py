@@ -117,6 +117,12 @@ class UserAgent:
         return self._executor.name if self._direct else "langgraph"
 
     @property
+    def own_keys(self) -> tuple[str, ...]:
+        """State keys of the graph's own, which are kept from turn to turn."""
+        keys = getattr(self.graph, "output_channels", ())
+        return () if isinstance(keys, str) else tuple(key for key in keys if key not in OWN_KEYS)
+
+    @property
     def graph_name(self) -> str:
         """The compiled graph's name."""
         return str(getattr(self.graph, "name", type(self.graph).__name__))
