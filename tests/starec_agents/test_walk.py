@@ -287,6 +287,27 @@ async def test_what_langgraph_offers_inside_a_node_is_there():
         get_config()
 
 
+@pytest.mark.parametrize("route", [END, [], [END, "second"], ["second", "second"]])
+async def test_a_branch_may_name_the_end_and_one_node(route, caplog):
+    walked, ran = await both(branched(lambda state: route).compile(), {})
+    assert walked == ran
+    assert caplog.messages == []
+
+
+async def test_a_reducer_that_changes_its_argument_does_so_as_often_as_on_the_executor():
+    async def grow(state: State) -> State:
+        return {"grown": [1]}
+
+    async def narrow(state: Narrow) -> str:
+        return "second"
+
+    for route, length in ((narrow, 1), (lambda state: "second", 2)):  # the executor's own view of it, too
+        graph = StateGraph(State).add_node(grow).add_node(second).add_edge(START, "grow")
+        walked, ran = await both(graph.add_conditional_edges("grow", route).compile(), {})
+        assert walked == ran
+        assert walked["grown"] == [1] * length
+
+
 async def test_errors_come_through_as_they_are_and_name_the_node():
     class Mine(Exception):
         pass
