@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import cache, partial
 from typing import Any, Literal, TypeVar, get_args
 
-from starec_agents._walk import executor_of
+from starec_agents._executor import executor_of
 from starec_agents.graph import Context, Graph, State
 from starec_agents.llm import ChatModel
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY, start_memory

@@ -1,6 +1,7 @@
 import asyncio
 import operator
 import re
+import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from inspect import signature
@@ -31,7 +32,7 @@ from support import make_dataset
 from typing_extensions import TypedDict
 
 from starec_agents import ScriptedChat, _walk, build_graph, scripted_user, variants  # noqa: PLC2701
-from starec_agents._walk import Executor  # noqa: PLC2701
+from starec_agents._executor import Executor  # noqa: PLC2701
 from starec_agents.graph import Context
 from starec_agents.planner import planner
 from starec_agents.prompts import start_memory
@@ -598,3 +599,11 @@ def test_a_part_that_is_not_known_is_left_to_the_executor():
     graph.nodes["first"].writers = None
     assert "its parts can't be read" in Executor(graph).why
     assert Executor(graph).name == "langgraph"
+
+
+async def test_without_the_parts_that_a_walk_reads_every_graph_runs_on_the_executor(monkeypatch):
+    monkeypatch.setitem(sys.modules, "starec_agents._walk", None)
+    graph = line(first).compile()
+    executor = Executor(graph)
+    assert (executor.name, "ModuleNotFoundError" in executor.why) == ("langgraph", True)
+    assert await executor.ainvoke({}, None) == await graph.ainvoke({})
