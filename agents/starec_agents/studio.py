@@ -21,8 +21,8 @@ from typing_extensions import TypedDict
 
 from starec_agents.graph import Context, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ChatModel, ScriptedChat
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.prompts import start_memory
-from starec_agents.scripted import scripted_user
 from starec_env import load_dataset, prepare
 from starec_env.errors import InvalidOption
 from starec_env.replay.stream import Stream, judge

@@ -8,9 +8,9 @@ from support import make_dataset
 from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, build_graph
 from starec_agents.llm import Completion, ScriptedChat
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.planner import planner
 from starec_agents.prompts import ranking_schema
-from starec_agents.scripted import scripted_user
 from starec_agents.studio import make_graph
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_env.errors import EndpointError, InvalidOption
@@ -107,7 +107,9 @@ async def test_a_call_keeps_all_that_the_model_returned():
     ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
     call = ranked["calls"][0]
     assert call.completion == FIRST
-    assert call.model_dump(exclude={"kind", "messages", "completion"}) == answer.model_dump(exclude={"text", "model"})
+    assert call.model_dump(exclude={"kind", "messages", "completion"}) == answer.model_dump(
+        exclude={"text", "model", "stepped_down"}
+    )
     assert [message["role"] for message in call.messages] == ["system", "user"]
     assert ranked["ranking"].text == f"<think>\nhm\n</think>\n{FIRST}"
     assert ranked["ranking"].order == (TURN.target,)
