@@ -4,9 +4,10 @@ import gymnasium
 
 from starec_env import _moved as _moved
 from starec_env.data import from_frame, load_dataset, prepare
+from starec_env.data.spec import DataSpec
 from starec_env.types import Dataset
 
-__all__ = ["Dataset", "from_frame", "load_dataset", "prepare"]
+__all__ = ["DataSpec", "Dataset", "from_frame", "load_dataset", "prepare"]
 
 gymnasium.register(
     "starec/UserFeedback-v0",

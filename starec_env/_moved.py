@@ -20,9 +20,13 @@ _MOVED = {
     "starec_agents.scripted": "starec_agents.llm.scripted",
     "starec_env.datasets": "starec_env.data",
     "starec_env.env": "starec_env.replay.env",
+    "starec_env.scoring": "starec_env.replay.rewards",
     "starec_env.spaces": "starec_env.replay.spaces",
     "starec_env.stream": "starec_env.replay.stream",
     "starec_env.vector_env": "starec_env.replay.vector_env",
+    "starec_eval.baselines.pairs": "starec_env.pairs",
+    "starec_eval.cases": "starec_env.cases",
+    "starec_eval.metrics": "starec_env.metrics",
 }
 
 

@@ -8,17 +8,20 @@ the other.
 
 from __future__ import annotations
 
+import json
+import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, Self, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from starec_env.errors import unknown
+from starec_env.errors import InvalidOption, UnknownName, unknown
 
 Id = int | str
 """An item's or a user's id in the data set's own files."""
@@ -72,10 +75,10 @@ class Dataset:
 
     name: str
     domain: str
-    """What an item is called in prompts: "movie", "music" or "item"."""
+    """What an item is called in prompts: "movie", "music", "item" or any other noun."""
     items: Sequence[Item]
     user_ids: NDArray[Any]
-    """(users,) ids, ints or strings."""
+    """(users,) ids: int64, or strings as objects, which keep any length and character."""
     indptr: NDArray[np.int64]
     """(users + 1,) where each user's rows begin and end."""
     item_indices: Indices
@@ -101,6 +104,7 @@ class Dataset:
     """How to load and prepare it again, as `DataSpec` has it; None for a table in memory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "liked_above", check_liked_above(self.liked_above))
         for name in ("user_ids", "indptr", "window", *_COLUMNS):
             if (array := getattr(self, name)) is not None:
                 frozen = array.view()
@@ -110,12 +114,14 @@ class Dataset:
     def with_rows(self, rows: NDArray[Any], **changes: Any) -> Dataset:
         """A data set with other rows: all columns at an index array or mask, and whatever else changes with them.
 
+        Its `source` is None unless given, since loading the source gives the old rows.
+
         Args:
             rows: Rows to keep, in their new order.
             changes: Fields to replace besides, above all `indptr` and `window` where users' rows move.
         """
         columns = {name: column[rows] for name in _COLUMNS if (column := getattr(self, name)) is not None}
-        return replace(self, **{**columns, **changes})
+        return replace(self, **{"source": None, **columns, **changes})
 
     @property
     def n_users(self) -> int:
@@ -164,8 +170,9 @@ class Dataset:
 
     def user(self, index: int) -> User:
         """The user at a 0-based index."""
+        user_id = self.user_ids[index]
         return User(
-            self.user_ids[index].item() if isinstance(self.user_ids[index], np.generic) else self.user_ids[index],
+            user_id.item() if isinstance(user_id, np.generic) else user_id,
             self.demographics[index] if self.demographics else {},
         )
 
@@ -195,6 +202,8 @@ class Dataset:
             digest.update(np.ascontiguousarray(column).tobytes())
         if self.liked_above != LIKED_ABOVE:
             digest.update(f"liked_above {self.liked_above!r}".encode())
+        if self.nanoseconds is not None:
+            digest.update(np.ascontiguousarray(self.nanoseconds).tobytes())
         digest.update("\0".join(map(str, self.user_ids.tolist())).encode())
         digest.update("\0".join(f"{item.id}\t{item.title}" for item in self.items).encode())
         return digest.hexdigest()
@@ -209,61 +218,186 @@ class Dataset:
         )
 
 
+def check_liked_above(value: Any) -> float:
+    """The threshold of likes as a plain float; raises InvalidOption unless it is a finite number."""
+    try:
+        number = float(value) if isinstance(value, int | float | np.number) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidOption(f"liked_above={value!r}: wanted a finite number; ratings above it are likes")
+    return number
+
+
+_MOST_NEIGHBOURS = 20_000
+
+
 def _find(table: Mapping[Id, int], given: Id, kind: str) -> int:
     # A command line gives "42" where the data set says 42; either is the same id if only one exists.
-    for key in (given, str(given), int(given) if str(given).lstrip("-").isdecimal() else given):
-        if key in table:
-            return table[key]
-    raise unknown(kind, given, table)
+    from starec_env.data.ids import is_whole  # data sets are made of these types
+
+    key = given.item() if isinstance(given, np.generic) else given
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise UnknownName(f"there is no {kind} {given!r}: wanted one id, an int or a string")
+    for same in (key, str(key), int(key) if is_whole(str(key)) else key):
+        if same in table:
+            return table[same]
+    numbers = [int(known) for known in table if isinstance(known, int) or is_whole(known)]
+    if len(numbers) == len(table) > 0:  # a number that is spelled alike is no neighbour
+        ids = f"{len(numbers):,} numbers from {min(numbers)} to {max(numbers)}"
+        raise UnknownName(f"there is no {kind} {given!r}: the ids are {ids}")
+    raise unknown(kind, given, table if len(table) <= _MOST_NEIGHBOURS else list(table)[:_MOST_NEIGHBOURS])
+
+
+class _Items(Protocol):
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
+_JSON = b"["
+_SMALL = 1300
+
+
+class _Shown:
+    """Items by catalogue index as a pickle carries them: packed until the first is asked for."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    @cached_property
+    def _items(self) -> dict[int, Item]:
+        packed = self._packed if self._packed[:1] == _JSON else zlib.decompress(self._packed)
+        indices, *columns = json.loads(packed)
+        return dict(zip(indices, map(Item, *columns), strict=True))
+
+    def __getitem__(self, index: int, /) -> Item:
+        return self._items[index]
+
+
+def _pack(items: _Items, indices: Indices) -> bytes:
+    # As columns: half the bytes that the objects take. Compressing them costs more time than all else, so only many.
+    places = indices.tolist()
+    shown = [items[index] for index in places]
+    attributes = [i.attributes if type(i.attributes) is dict else dict(i.attributes) for i in shown]
+    columns = places, [i.id for i in shown], [i.title for i in shown], attributes
+    packed = json.dumps(columns, separators=(",", ":")).encode()
+    return packed if len(packed) <= _SMALL else zlib.compress(packed, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Events:
+    """One user's interactions apart from any data set, with the columns that a History reads of a Dataset."""
+
+    owner: User
+    items: _Items
+    item_indices: Indices
+    ratings: NDArray[np.float32]
+    liked: NDArray[np.bool_]
+    timestamps: NDArray[np.int64]
+
+    def user(self, _: int) -> User:
+        return self.owner
+
+
+_EVENT_COLUMNS = {"item_indices": np.int32, "ratings": np.float32, "liked": np.bool_, "timestamps": np.int64}
 
 
 class History(Sequence[Interaction]):
-    """What a user has done before a turn, oldest first: a view that makes Interactions only when asked.
+    """What a user has done before a turn, oldest first: an immutable sequence that makes Interactions only when asked.
 
-    Array users read `item_indices`, `ratings`, `liked` and `timestamps`, all of shape (length,).
+    Array users read `item_indices`, `ratings`, `liked` and `timestamps`, all of shape (length,). Two histories are
+    equal if their users, interactions and items are. One pickles as its own interactions and items, without the data
+    set that it is a view of.
     """
 
-    __slots__ = ("_dataset", "_user", "_first", "_stop")
+    __slots__ = ("_source", "_user", "_first", "_stop")
 
-    def __init__(self, dataset: Dataset, user: int, first: int, stop: int) -> None:
-        self._dataset, self._user, self._first, self._stop = dataset, user, first, stop
+    def __init__(self, source: Dataset | _Events, user: int, first: int, stop: int) -> None:
+        self._source, self._user, self._first, self._stop = source, user, first, stop
 
     @property
     def item_indices(self) -> Indices:
         """(length,) catalogue indices."""
-        return self._dataset.item_indices[self._first : self._stop]
+        return self._source.item_indices[self._first : self._stop]
 
     @property
     def ratings(self) -> NDArray[np.float32]:
         """(length,) ratings."""
-        return self._dataset.ratings[self._first : self._stop]
+        return self._source.ratings[self._first : self._stop]
 
     @property
     def liked(self) -> NDArray[np.bool_]:
         """(length,) whether each was liked."""
-        return self.ratings > self._dataset.liked_above
+        return self._source.liked[self._first : self._stop]
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
         """(length,) seconds since 1970."""
-        return self._dataset.timestamps[self._first : self._stop]
+        return self._source.timestamps[self._first : self._stop]
 
     @property
     def items(self) -> list[Item]:
         """The items, oldest first."""
-        return [self._dataset.items[index] for index in self.item_indices.tolist()]
+        return [self._source.items[index] for index in self.item_indices.tolist()]
+
+    def extended(self, item_indices: Any, ratings: Any, liked: Any, timestamps: Any) -> History:
+        """A history in which more interactions follow, e.g. simulated ones; this one stays as it is.
+
+        Args:
+            item_indices: (n,) catalogue indices.
+            ratings: (n,).
+            liked: (n,) whether each was liked.
+            timestamps: (n,) seconds since 1970.
+
+        Raises:
+            InvalidOption: If the columns aren't equally long.
+        """
+        more = dict(zip(_EVENT_COLUMNS, (item_indices, ratings, liked, timestamps), strict=True))
+        if len({len(column) for column in more.values()}) != 1:
+            lengths = ", ".join(f"{len(column)} {name}" for name, column in more.items())
+            raise InvalidOption(f"a history can't be extended by {lengths}: give as many of each")
+        columns = {
+            name: np.concatenate([getattr(self, name), np.asarray(more[name], kind)])
+            for name, kind in _EVENT_COLUMNS.items()
+        }
+        return _history(self._source.user(self._user), self._source.items, columns)
 
     def __len__(self) -> int:
         return self._stop - self._first
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, History) and self._place() == other._place()
+        if not isinstance(other, History):
+            return NotImplemented
+        return self._place() == other._place() or (
+            self._source.user(self._user).id == other._source.user(other._user).id
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _EVENT_COLUMNS)
+            and (self._source.items is other._source.items or self.items == other.items)
+        )
 
     def __hash__(self) -> int:
-        return hash(self._place())
+        return hash((self._source.user(self._user).id, self.item_indices.tobytes()))
 
-    def _place(self) -> tuple[Dataset, int, int, int]:
-        return self._dataset, self._user, self._first, self._stop
+    def __repr__(self) -> str:
+        if not self:
+            return "History(no interactions)"
+        last, taste = self._source.items[int(self.item_indices[-1])], "liked" if self.liked[-1] else "disliked"
+        return f"History({len(self)} interactions, the last {taste} {last.title!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        columns = {name: getattr(self, name).tobytes() for name in _EVENT_COLUMNS}
+        return _unpickle_history, (
+            self._source.user(self._user).id,
+            _pack(self._source.items, self.item_indices),
+            *columns.values(),
+        )
+
+    def __copy__(self) -> History:
+        return self
+
+    def __deepcopy__(self, memo: object) -> History:
+        return self
+
+    def _place(self) -> tuple[Dataset | _Events, int, int, int]:
+        return self._source, self._user, self._first, self._stop
 
     @overload
     def __getitem__(self, index: int) -> Interaction: ...
@@ -271,34 +405,72 @@ class History(Sequence[Interaction]):
     def __getitem__(self, index: slice) -> list[Interaction]: ...
     def __getitem__(self, index: int | slice) -> Interaction | list[Interaction]:
         rows = range(self._first, self._stop)[index]
-        if isinstance(rows, range):
-            return [self._dataset.interaction(self._user, row) for row in rows]
-        return self._dataset.interaction(self._user, rows)
+        return [*map(self._interaction, rows)] if isinstance(rows, range) else self._interaction(rows)
 
     def __iter__(self) -> Iterator[Interaction]:
-        return (self._dataset.interaction(self._user, row) for row in range(self._first, self._stop))
+        return map(self._interaction, range(self._first, self._stop))
+
+    def _interaction(self, row: int) -> Interaction:
+        source = self._source
+        return Interaction(
+            source.user(self._user).id,
+            source.items[int(source.item_indices[row])].id,
+            float(source.ratings[row]),
+            int(source.timestamps[row]),
+            bool(source.liked[row]),
+        )
+
+
+def _history(owner: User, items: _Items, columns: Mapping[str, NDArray[Any]]) -> History:
+    for column in columns.values():
+        column.flags.writeable = False
+    return History(_Events(owner, items, **columns), 0, 0, len(columns["item_indices"]))
+
+
+def _unpickle_history(user_id: Id, items: bytes, *columns: bytes) -> History:
+    arrays: dict[str, NDArray[Any]] = {}
+    for (name, kind), data in zip(_EVENT_COLUMNS.items(), columns, strict=True):
+        arrays[name] = np.frombuffer(data, kind)
+    return _history(User(user_id), _Shown(items), arrays)
 
 
 class Candidates(Sequence[Item]):
-    """The items to rank at a turn, in the order shown; `indices` has their catalogue indices, shape (n,)."""
+    """The items to rank at a turn, in the order shown; `indices` has their catalogue indices, shape (n,).
+
+    Two are equal if they show the same items in the same order. One pickles as the items that it shows.
+    """
 
     __slots__ = ("_items", "indices")
 
-    def __init__(self, items: Sequence[Item], indices: Indices) -> None:
+    def __init__(self, items: _Items, indices: Indices) -> None:
+        if indices.flags.writeable:
+            indices = indices.view()
+            indices.flags.writeable = False
         self._items, self.indices = items, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Candidates)
-            and self._items is other._items
-            and np.array_equal(self.indices, other.indices)
-        )
+        if not isinstance(other, Candidates):
+            return NotImplemented
+        return np.array_equal(self.indices, other.indices) and (self._items is other._items or [*self] == [*other])
 
     def __hash__(self) -> int:
         return hash(self.indices.tobytes())
+
+    def __repr__(self) -> str:
+        titles = [repr(item.title) for item in self[:3]] + ["..."] * (len(self) > 3)
+        return f"Candidates({len(self)} items: {', '.join(titles)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_candidates, (_pack(self._items, self.indices), self.indices.astype(np.int32).tobytes())
+
+    def __copy__(self) -> Candidates:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Candidates:
+        return self
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -313,6 +485,10 @@ class Candidates(Sequence[Item]):
         return (self._items[index] for index in self.indices.tolist())
 
 
+def _unpickle_candidates(items: bytes, indices: bytes) -> Candidates:
+    return Candidates(_Shown(items), np.frombuffer(indices, np.int32))
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """All that a ranker may see at a turn: never the target, never the future."""
@@ -321,6 +497,10 @@ class Query:
     history: History
     candidates: Candidates
     domain: str = "item"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Half the time that a frozen dataclass with slots takes to be unpickled.
+        return Query, (self.user, self.history, self.candidates, self.domain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,12 +571,12 @@ class Memory(BaseModel):
     history: tuple[str, ...] = ()
     """One line a turn learned from, oldest first."""
 
-    def updated(self, *, profile: str | None = None, event: str | None = None) -> Memory:
-        """A new memory with the profile replaced, an event appended, or both."""
-        return Memory(
-            profile=self.profile if profile is None else profile,
-            history=self.history if event is None else (*self.history, event),
-        )
+    def updated(self, *, profile: str | None = None, event: str | None = None) -> Self:
+        """A new memory, of the same class, with the profile replaced, an event appended, or both."""
+        changes: dict[str, Any] = {} if profile is None else {"profile": profile}
+        if event is not None:
+            changes["history"] = (*self.history, event)
+        return self.model_copy(update=changes)
 
 
 class Usage(BaseModel):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from starec_env._moved import _MOVED  # noqa: PLC2701
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "starec_env": ROOT / "starec_env",
@@ -50,6 +52,14 @@ def test_importing_a_package_pulls_in_nothing_heavy(package: str) -> None:
     assert not loaded & HEAVY
     if package == "starec_env":
         assert not loaded & {"pyarrow", "langgraph", "openai", "rich", "click", "pandas"}
+
+
+@pytest.mark.parametrize("old", sorted(_MOVED))
+def test_a_module_that_moved_is_found_at_its_old_name_with_a_warning(old: str) -> None:
+    package, _, name = old.rpartition(".")
+    code = f"from {package} import {name}; print({name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == _MOVED[old] and f"DeprecationWarning: {old} is {_MOVED[old]} now" in done.stderr
 
 
 def test_the_wheel_holds_all_four_packages_and_the_bundled_data(tmp_path: Path) -> None:

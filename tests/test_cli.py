@@ -14,6 +14,7 @@ from fake_endpoint import FakeEndpoint, scripted
 
 from starec_agents.store import read_steps
 from starec_env.cli import COMMANDS
+from starec_env.renamed import renamed
 
 STAREC = [sys.executable, "-m", "starec_env.cli"]
 
@@ -114,6 +115,13 @@ def test_bad_options_end_with_one_line_that_helps(
     assert done.returncode not in (0, 130)
     assert said in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_old_flag_is_spelled_anew_wherever_it_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"--retries": "--max-retries"}
+    given = ["--retries=3", "--out", "retries", "--", "--retries", "3"]
+    assert renamed(given, old) == ["--max-retries=3", *given[1:]]
+    assert capsys.readouterr().err.count("--retries is --max-retries now") == 1
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:

@@ -110,12 +110,12 @@ RL = {"learning_rate": 2e-5, "reward": "ndcg", "max_completion_length": 160, "sa
 ON_GPU = {
     "sft": {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2, "save_steps": 50},
     "rl": {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8, "save_steps": 5, "rounds": 4}
-    | {"user_turns": 3, "hard": [0, 0.25, 0.5], "collect_batch": 256},
+    | {"turns": 3, "hard": [0, 0.25, 0.5], "collect_batch": 256},
 }
 ON_CPU = {
     "sft": {"per_device_train_batch_size": 4, "num_train_epochs": 1, "max_steps": 8, "save_steps": 4},
     "rl": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "save_steps": 1, "max_steps": 2}
-    | {"user_turns": 2, "hard": [0.25], "collect_batch": 8, "round_users": 4, "prompts": 4},
+    | {"turns": 2, "hard": [0.25], "collect_batch": 8, "round_users": 4, "prompts": 4},
 }
 
 
@@ -131,14 +131,14 @@ def piece(args: argparse.Namespace) -> None:
         told = ["--dataset", "ml-1m", "--data-dir", str(DATA), "--reading", "paper", "--users", str(users)]
         _run(until, ["eval", *told, "--methods", BASELINES, "--out", str(table), "--resume", "--quiet"])
     if not (taught / "rows.jsonl").exists():
-        told = {"heldout": table / "candidates.parquet", "n_train": users, "user_turns": 4, "min_ndcg": 0}
+        told = {"heldout": table / "candidates.parquet", "n_train": users, "turns": 4, "min_ndcg": 0}
         _run(until, ["train", "teach", *_flags(data | shown | told | {"out": taught})])
     if not (sft / "final").exists():
-        told = {"model": MODEL, "rows": taught, "output_dir": sft}
+        told = {"model": MODEL, "rows": taught, "out": sft}
         _run(until, ["train", "sft", *_flags(SFT | how["sft"] | known | told)], timed=True)
     last = rl / f"round-{how['rl'].get('rounds', 1) - 1}" / "train" / "final"
     if not last.exists():
-        told = {"model": sft / "final", "output_dir": rl}
+        told = {"model": sft / "final", "out": rl}
         _run(until, ["train", "grpo", *_flags(RL | how["rl"] | data | shown | known | told)], timed=True)
     _run_command(until, [sys.executable, __file__, "compare", "--rl", str(last)])
 
@@ -147,7 +147,7 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     return [
         text
         for name, value in options.items()
-        for text in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+        for text in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))
     ]
 
 

@@ -17,8 +17,10 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, overview, story
-from starec_env import load_dataset, prepare
+from starec_env.data.options import data_options, refuse
+from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, unknown
+from starec_env.renamed import RenamingCommand
 from starec_env.types import Endpoint
 
 GRAPHS = {
@@ -47,9 +49,8 @@ def load_graph(name: str) -> Any:
         raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
 
 
-@click.command()
-@click.option("--dataset", "dataset_name", default="ml-latest-small", show_default=True, help="See starec data list.")
-@click.option("--data-dir", type=click.Path(exists=True, path_type=Path), help="Folder or file of the data set.")
+@click.command(cls=RenamingCommand, old={"--candidates": "--n-candidates"})
+@data_options
 @click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
 @click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
@@ -59,7 +60,7 @@ def load_graph(name: str) -> Any:
 @click.option("--answer-format", type=click.Choice(["paper", "compact"]), default="paper", show_default=True)
 @click.option("--structured/--free", default=False, show_default=True, help="Hold compact answers to a JSON schema.")
 @click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
-@click.option("--candidates", "n_candidates", type=click.IntRange(min=2), default=20, show_default=True)
+@click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items to rank a turn.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
 @click.option(
@@ -77,12 +78,15 @@ def load_graph(name: str) -> Any:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def simulate(**options: Any) -> int:
+def simulate(data: DataSpec, **options: Any) -> int:
     """Run a population of user agents through their feedback streams.
 
     Example: starec simulate --dataset ml-latest-small --users 100 --turns 5 --base-url http://localhost:8000/v1
     --model Qwen/Qwen2.5-7B-Instruct --out runs/first
     """
+    data.check()
+    if options["engine"] != "ray":
+        refuse(["ray_address"], "without --engine ray")
     graph = load_graph(options["agent"])
     endpoints = [
         Endpoint(
@@ -102,7 +106,7 @@ def simulate(**options: Any) -> int:
     llm = OpenAIChat(endpoints, cache_dir=options["cache"])
     asyncio.run(_check(llm))
     run = run_population(
-        prepare(load_dataset(options["dataset_name"], options["data_dir"])),
+        data.load(),
         UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"], structured=options["structured"]),
         progress=not options["quiet"],
         **{key: options[key] for key in _RUN_OPTIONS},

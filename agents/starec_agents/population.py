@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from starec_agents._trial import check_graph
+from starec_agents.agent import UserAgent
 from starec_agents.progress import RunProgress
 from starec_agents.records import Turns, finish, write_candidates
 from starec_agents.rollout import Agent as Agent
@@ -34,7 +36,8 @@ class Run:
 
     out: Path
     metrics: Mapping[str, Any]
-    """`ndcg@k` in 0..1 with `_se` over users, `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
+    """All of `starec_env.metrics.METRICS` in 0..1 with `_se` over users, of liked targets alone; `users`,
+    `scored_users` (those with a liked target), `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
 
     def __str__(self) -> str:
         from starec_agents.story import metrics_text
@@ -114,7 +117,7 @@ async def arun_population(
         ray_address: The cluster; None for the one around this process, or a new one on this machine.
 
     Raises:
-        InvalidOption: An option is out of range, or the agent can't be sent to workers.
+        InvalidOption: An option is out of range, the agent's graph doesn't rank, or it can't be sent to workers.
         RunError: The folder can't be used, a worker can't be kept alive, or the endpoint failed for all the users in
             flight in a worker (at least 8) in a row.
     """
@@ -135,9 +138,12 @@ async def arun_population(
         min_history=min_history,
     )
     chosen = _choose(dataset, stream, users, seed)
+    first = agent()
+    if isinstance(first, UserAgent):
+        await check_graph(first, stream.turns(chosen[0])[0].query)
     settings = {
         "starec": version("starec"),
-        "dataset": {"name": dataset.name, **_counts(dataset), "hash": dataset.hash},
+        "dataset": {"name": dataset.name, "domain": dataset.domain, **_counts(dataset), "hash": dataset.hash},
         "users": len(chosen),
         "users_from": "ids" if isinstance(users, Sequence) else "seed",
         "turns": turns,
@@ -146,23 +152,35 @@ async def arun_population(
         "targets": targets,
         "split": split,
         "min_history": min_history,
-        **agent().settings,
+        **first.settings,
         **(about or {}),
     }
-    store = RunStore(out, settings, resume=resume)
+    store = RunStore(out, settings, resume=resume, data=dataset.source)
     if store.damaged:
         warnings.warn(
             f"{store.out}: {', '.join(store.damaged)} could not be read; moved to steps.damaged, to be done again",
             StarecWarning,
             stacklevel=2,
         )
-    store.run["sessions"][-1] |= {"python": platform.python_version(), "concurrency": concurrency}
+    if store.recorded and (own := getattr(first, "own_keys", ())):
+        warnings.warn(
+            f"{store.out}: users that are under way begin anew with the graph's own state keys ({', '.join(own)}), "
+            "since a run records the memory alone",
+            StarecWarning,
+            stacklevel=2,
+        )
+    store.run["sessions"][-1] |= {
+        "python": platform.python_version(),
+        "concurrency": concurrency,
+        "executor": getattr(first, "executor", None),
+    }
     rollout = Rollout(stream, agent, concurrency, learn_last, on_step)
     fields: dict[str, Any] = {}
     try:
         if "candidates_hash" not in store.run:
             with writing(store.out):
                 fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
+                fields["notes"] = list(getattr(stream, "notes", ()))
         with RunProgress(total=len(chosen), visible=progress, store=store) as shown:
             if alone:
                 share = Share(chosen, store.steps_path, store.recorded, memories or {})
@@ -182,12 +200,10 @@ def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, s
     able = stream.users
     if isinstance(users, Sequence):
         chosen = [dataset.user_index(user_id) for user_id in users]
-        unable = set(chosen) - set(able.tolist())
-        if unable:
-            user_id = dataset.user(unable.pop()).id
-            raise InvalidOption(
-                f"user {user_id!r} has no turn with these settings: leave them out, or lower min_history"
-            )
+        if isinstance(stream, Stream):
+            stream.require(np.array(chosen, np.int64))
+        elif unable := set(chosen) - set(able.tolist()):
+            raise InvalidOption(f"user {dataset.user(unable.pop()).id!r} has no turn in the stream given: leave it out")
         return list(dict.fromkeys(chosen))
     if len(able) == 0:
         raise InvalidOption("no user has a turn with these settings: lower min_history, or use targets='all'")

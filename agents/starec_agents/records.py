@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.store import RunStore, read_steps, tabled, write_parquet, write_text
-from starec_env.scoring import CUTOFFS, ndcg
+from starec_env.metrics import METRICS, estimate, scored
 from starec_env.types import Dataset, Id, Step, Turn
 
 _USERS_AT_ONCE = 1_000
@@ -123,26 +123,18 @@ def finish(store: RunStore, dataset: Dataset, users: Sequence[int]) -> dict[str,
 
 
 class Tally:
-    """Metrics of steps that are added user by user. NDCG is averaged within each user, then over users."""
+    """Counts of steps that are added one by one, and their metrics: means over users of their liked targets' values."""
 
     def __init__(self) -> None:
-        self._user: Id | None = None
-        self._ranks: list[int | None] = []
-        self._means = array("d")
-        self._valid = self._steps = self._prompt = self._completion = 0
-
-    def _end_user(self) -> None:
-        if self._ranks:
-            self._means.extend(sum(ndcg(rank, k) for rank in self._ranks) / len(self._ranks) for k in CUTOFFS)
-        self._ranks = []
+        self._users: dict[Id, int] = {}
+        self._owner, self._ranks, self._liked = array("q"), array("d"), array("b")
+        self._valid = self._prompt = self._completion = 0
 
     def add(self, step: Step) -> dict[str, Any]:
         """Count a step and return its flat row for the table."""
-        if step.user_id != self._user:
-            self._end_user()
-            self._user = step.user_id
-        self._ranks.append(step.feedback.rank)
-        self._steps += 1
+        self._owner.append(self._users.setdefault(step.user_id, len(self._users)))
+        self._ranks.append(np.nan if step.feedback.rank is None else step.feedback.rank)
+        self._liked.append(step.feedback.liked)
         self._valid += step.ranking.valid
         prompt = sum(call.usage.prompt_tokens for call in step.calls)
         completion = sum(call.usage.completion_tokens for call in step.calls)
@@ -168,17 +160,18 @@ class Tally:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """NDCG@k in 0..1 with standard errors over users (None below two users), and counts."""
-        self._end_user()
-        table = np.array(self._means).reshape(-1, len(CUTOFFS))
+        """Each metric in 0..1 with its standard error over users (None below two users), and counts."""
         result: dict[str, Any] = {}
-        for k, means in zip(CUTOFFS, table.T, strict=True):
-            result[f"ndcg@{k}"] = float(means.mean()) if len(means) else None
-            result[f"ndcg@{k}_se"] = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
+        for name, metric in METRICS.items():
+            found = estimate(name, scored(metric(self._ranks), self._liked), self._owner)
+            result[name] = found.mean if found.n else None
+            result[f"{name}_se"] = found.se if found.n > 1 else None
+        steps = len(self._ranks)
         return result | {
-            "valid_share": self._valid / self._steps if self._steps else None,
-            "users": len(table),
-            "steps": self._steps,
+            "valid_share": self._valid / steps if steps else None,
+            "users": len(self._users),
+            "scored_users": found.n,
+            "steps": steps,
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
         }

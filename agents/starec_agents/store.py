@@ -108,12 +108,21 @@ class RunStore:
         out: The folder; made if need be.
         settings: What makes this run itself. A resumed run must match it, key by key.
         resume: Go on with a run that is there. Without it, a folder that holds a run is an error.
+        data: How the data set is loaded again, as `DataSpec` has it. It is recorded but not compared: files may have
+            moved, and the data set's hash in `settings` says whether they are the same.
 
     Raises:
         RunError: The folder can't be written, is in use, holds a run and `resume` is False, or holds another run.
     """
 
-    def __init__(self, out: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
         self.out = Path(out)
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +135,7 @@ class RunStore:
         self.failures: dict[Id, Failure] = {}
         try:
             with writing(self.out):
-                self._open_run(settings, resume)
+                self._open_run(settings, resume, data)
                 self.steps_path.touch()
                 write_text(self.out / "failures.jsonl", "")
         except BaseException:
@@ -148,7 +157,7 @@ class RunStore:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
 
-    def _open_run(self, settings: Mapping[str, Any], resume: bool) -> None:
+    def _open_run(self, settings: Mapping[str, Any], resume: bool, data: Mapping[str, Any] | None) -> None:
         path = self.out / "run.json"
         if not path.exists():
             self.run: dict[str, Any] = {**settings, "sessions": []}
@@ -169,6 +178,8 @@ class RunStore:
             for session in self.run["sessions"]:
                 if "wall_s" not in session and self.steps_path.exists():  # that session was killed
                     session["wall_s"] = max(0.0, self.steps_path.stat().st_mtime - session["started"])
+        if data is not None or "data" not in self.run:
+            self.run["data"] = data
         self.run["sessions"].append({"started": time.time()})
         self._write_run()
 

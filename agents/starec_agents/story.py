@@ -17,7 +17,7 @@ from rich.text import Text
 from starec_agents.records import read_titles
 from starec_agents.store import read_failures, read_run, read_steps
 from starec_env.errors import unknown
-from starec_env.scoring import CUTOFFS
+from starec_env.metrics import SHOWN
 from starec_env.types import Id, Step
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -38,10 +38,10 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
     run = read_run(out)
     title = f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, candidates {run['candidates_hash']}"
     table = Table(title=plain(title), title_justify="left")
-    for name in (*(f"NDCG@{k}" for k in CUTOFFS), "valid", "users"):
+    for name in (*map(str.upper, SHOWN), "valid", "users"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
-        *(_percent(metrics[f"ndcg@{k}"], metrics[f"ndcg@{k}_se"]) for k in CUTOFFS),
+        *(_percent(metrics[name], metrics[f"{name}_se"]) for name in SHOWN),
         "-" if metrics["valid_share"] is None else f"{metrics['valid_share']:.0%}",
         f"{metrics['users']:,}",
     )
@@ -51,6 +51,9 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
         f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
         f"Results are in {out} (starec show {out} --user ID tells a user's story)."
     )
+    if unscored := metrics["users"] - metrics.get("scored_users", metrics["users"]):
+        note += f"\nDisliked targets are not scored: {unscored:,} users had no other."
+    note += "".join(f"\n{text}" for text in run.get("notes", ()))
     if metrics["valid_share"] is not None and metrics["valid_share"] < _FEW_VALID:
         note += (
             "\nMost answers could not be read as whole rankings: starec show has their texts. "

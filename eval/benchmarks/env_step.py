@@ -3,16 +3,18 @@
     python eval/benchmarks/env_step.py                            # ml-latest-small
     python eval/benchmarks/env_step.py --dataset ml-1m --data-dir DIR
     python eval/benchmarks/env_step.py --users 1000000            # generated, to see memory and the large-data path
+    python eval/benchmarks/env_step.py --async 8                  # Gymnasium's sync and async vectors of 8, too
 
 Steps, resets and autoresets are all counted, the making of actions is not. Times are of CPU, medians over short rounds
-that the two environments take in turn, so that a busy machine slows both.
+that the two environments take in turn, so that a busy machine slows both. For Gymnasium's vectors, which are a process
+an environment in mode "async", they are of the clock.
 """
 
 import argparse
 import resource
 from collections.abc import Callable
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 import gymnasium
@@ -40,14 +42,16 @@ def step_single(env: gymnasium.Env[Any, Any], actions: list[Any]) -> Callable[[]
     return round_
 
 
-def step_many(envs: gymnasium.vector.VectorEnv[Any, Any, Any], actions: list[Any]) -> Callable[[], float]:
-    """CPU seconds a step of one environment over all the actions, autoresets included."""
+def step_many(
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any], actions: list[Any], clock: Callable[[], float] = process_time
+) -> Callable[[], float]:
+    """Seconds a step of one environment over all the actions, autoresets included."""
 
     def round_() -> float:
-        start = process_time()
+        start = clock()
         for action in actions:
             envs.step(action)
-        return (process_time() - start) / len(actions) / envs.num_envs
+        return (clock() - start) / len(actions) / envs.num_envs
 
     envs.reset(seed=0)
     return round_
@@ -76,6 +80,9 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--users", type=int, help="generate a data set of so many users instead")
     parser.add_argument("--envs", type=int, default=1024)
+    parser.add_argument(
+        "--async", type=int, dest="processes", help="compare Gymnasium's sync and async vectors of so many"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     name = generated(options.users) if options.users else options.dataset
@@ -94,6 +101,8 @@ def main() -> None:
     orders = [rng.permuted(np.tile(np.arange(20), (options.envs, 1)), axis=1) for _ in range(50)]
     sides = [rng.integers(0, 2, options.envs) for _ in range(50)]
     compare(f"{options.envs} at once", step_many(many, orders), step_many(poles, sides), options.rounds)
+    if options.processes:
+        compare_modes(options.processes, options.rounds, {ENV: ours, "CartPole-v1": {}})
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
@@ -102,6 +111,19 @@ def compare(what: str, ours: Callable[[], float], theirs: Callable[[], float], r
     times = [(ours() * 1e6, theirs() * 1e6) for _ in range(rounds)]
     mine, cartpole = (median(column) for column in zip(*times, strict=True))
     print(f"{what:>14}: {mine:6.2f} us a step, CartPole {cartpole:5.2f} us, ratio {mine / cartpole:.2f}")
+
+
+def compare_modes(n: int, rounds: int, kinds: dict[str, dict[str, Any]]) -> None:
+    """Print the steps a second of Gymnasium's sync and async vectors of each kind of environment."""
+    for kind, settings in kinds.items():
+        modes = [gymnasium.make_vec(kind, n, vectorization_mode=mode, **settings) for mode in ("sync", "async")]
+        actions = [modes[0].action_space.sample() for _ in range(100)]
+        sync, processes = (step_many(envs, actions, perf_counter) for envs in modes)
+        times = [(sync(), processes()) for _ in range(rounds)]
+        each, apart = (1 / median(column) for column in zip(*times, strict=True))
+        print(f"{n} of {kind}: sync {each:,.0f} steps/s, async {apart:,.0f} steps/s, ratio {apart / each:.2f}")
+        for envs in modes:
+            envs.close()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from starec_agents.weights import find_folder
 from starec_env import load_dataset, prepare
 from starec_training.evidence import Evidence
-from starec_training.miniature.data import Encoder, Prompts, split_users
+from starec_training.miniature.data import Encoder, Prompts, split_able_users
 from starec_training.miniature.decode import decode
 from starec_training.miniature.model import load
 from starec_training.policy import generate
@@ -29,7 +29,7 @@ GROUPED, ALONE, OWN_LOOP = "groups of 16", "one a prompt", "transformers' loop, 
 def begin() -> None:
     torch.set_num_threads(1)
     dataset = prepare(load_dataset("ml-latest-small"))
-    users = split_users(dataset).train
+    users = split_able_users(dataset).train
     model, tokenizer = load(find_folder("starec-nano", ""))
     prompts = Prompts(dataset, Evidence(dataset, users[:100], fit_turns=200), users, seed=1)
     encoder = Encoder(tokenizer, dataset)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from starec_env.errors import InvalidOption
-from starec_env.scoring import ndcg
+from starec_env.metrics import Estimate as Estimate
+from starec_env.metrics import Relevant, ndcg, scored
+from starec_env.metrics import estimate as estimate
 from starec_env.types import Call, Id, Step
-from starec_eval.metrics import mean_and_se
 
 TOP = 5
 """Places of a ranking whose items are looked at for popularity, diversity and novelty."""
@@ -30,32 +31,10 @@ _BOUNDS = {
 }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over users, and how sure it is."""
-
-    label: str
-    """Which group, or the x value as text."""
-    mean: float
-    """nan where nobody is in the group."""
-    se: float
-    """Standard error over users; nan below two."""
-    n: int
-    """Users."""
-
-
-def estimate(label: object, values: ArrayLike, users: Sequence[Id]) -> Estimate:
-    """Mean of values over users.
-
-    Args:
-        label: What is estimated.
-        values: (n,) values; nan ones are left out.
-        users: (n,) whose each is.
-    """
-    array, owners = np.asarray(values, dtype=np.float64), np.asarray([str(user) for user in users])
-    kept = ~np.isnan(array)
-    mean, se = mean_and_se(array[kept], owners[kept])
-    return Estimate(str(label), mean, se, len(set(owners[kept].tolist())))
+def step_ndcg(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked") -> NDArray[np.float64]:
+    """(steps,) NDCG@k of each step, nan where its target isn't scored: a disliked one, unless `relevant` is "taken"."""
+    pairs = [(step.feedback.rank, step.feedback.liked) for step in steps]
+    return scored(ndcg([rank for rank, _ in pairs], k), [liked for _, liked in pairs], relevant)
 
 
 def activity_bounds(dataset: str) -> tuple[tuple[str, int], ...]:
@@ -106,30 +85,39 @@ def best_of(values: ArrayLike, ns: Sequence[int] = BEST_OF) -> list[Estimate]:
     return [estimate(n, ordered @ weights[n], list(users)) for n in ns]
 
 
-def sampled_ndcg(steps: Iterable[Step], k: int = 10) -> NDArray[np.float64]:
-    """(users, N) NDCG@k of a best-of-N run, whose steps are the samples; users with fewer samples are left out."""
+def sampled_ndcg(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked") -> NDArray[np.float64]:
+    """(users, N) NDCG@k of a best-of-N run, whose steps are the samples.
+
+    Users with fewer samples are left out, and so are those whose target isn't scored (see `step_ndcg`).
+    """
+    steps = list(steps)
     rows: dict[Id, list[float]] = defaultdict(list)
-    for step in steps:
-        rows[step.user_id].append(ndcg(step.feedback.rank, k))
+    for step, value in zip(steps, step_ndcg(steps, k, relevant).tolist(), strict=True):
+        rows[step.user_id].append(value)
     longest = max(map(len, rows.values()), default=0)
-    return np.array([row for row in rows.values() if len(row) == longest]).reshape(-1, longest)
+    whole = [row for row in rows.values() if len(row) == longest and not np.isnan(row).any()]
+    return np.array(whole).reshape(len(whole), longest)
 
 
-def learning_curve(steps: Sequence[Step], k: int = 10) -> list[Estimate]:
+def learning_curve(steps: Sequence[Step], k: int = 10, relevant: Relevant = "liked") -> list[Estimate]:
     """NDCG@k against how many turns of the run the agent has learned from.
 
-    Users have streams of different lengths, so later points may stand on fewer of them: `n` tells.
+    Users have streams of different lengths, and disliked targets aren't scored, so points may stand on fewer users:
+    `n` says on how many.
     """
     seen: Counter[Id] = Counter()
     at: dict[int, list[Step]] = defaultdict(list)
     for step in sorted(steps, key=lambda step: step.turn):
         at[seen[step.user_id]].append(step)
         seen[step.user_id] += 1
-    return [_ndcg(turn, at[turn], k) for turn in sorted(at)]
+    points = [
+        estimate(turn, step_ndcg(at[turn], k, relevant), [step.user_id for step in at[turn]]) for turn in sorted(at)
+    ]
+    return [point for point in points if point.n]
 
 
 def position_bias(steps: Iterable[Step], bands: int = 4) -> list[Estimate]:
-    """Mean rank of the positive against its place in the prompt; one that isn't ranked counts as last.
+    """Mean rank of the target, liked or not, against its place in the prompt; one that isn't ranked counts as last.
 
     Without bias all are equal: places are drawn by chance.
 
@@ -153,7 +141,7 @@ def position_bias(steps: Iterable[Step], bands: int = 4) -> list[Estimate]:
 
 
 def position_slope(steps: Sequence[Step]) -> Estimate:
-    """Places that the positive loses for each place it stands later in the prompt: a least-squares slope; 0 is no bias.
+    """Places that the target loses for each place it stands later in the prompt: a least-squares slope; 0 is no bias.
 
     Its error is over users: each user's share in the slope is one term of a sum.
     """
@@ -304,10 +292,6 @@ def cost(steps: Sequence[Step], price_in: float = 0.0, price_out: float = 0.0, t
         sum(call.latency for call in calls) / users,
         (prompt * price_in + completion * price_out) / 1e6,
     )
-
-
-def _ndcg(label: object, steps: Sequence[Step], k: int) -> Estimate:
-    return estimate(label, [ndcg(step.feedback.rank, k) for step in steps], [step.user_id for step in steps])
 
 
 def _top(step: Step) -> list[Id]:

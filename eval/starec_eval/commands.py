@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY
-from starec_agents.store import read_run
-from starec_env.data import load_dataset, prepare
-from starec_env.errors import InvalidOption, unknown
+from starec_env.data.options import data_options, explicit, refuse
+from starec_env.data.spec import DataSpec
+from starec_env.errors import InvalidOption, RunError, unknown
+from starec_env.renamed import RenamingCommand
 from starec_env.types import Dataset, Endpoint
 from starec_eval.baselines import BASELINES, build
 from starec_eval.evaluate import Report, evaluate
 from starec_eval.llm_rankers import LLM_METHODS
-from starec_eval.methods import build_methods
+from starec_eval.methods import build_methods, split
 from starec_eval.protocol import READINGS, Protocol
-from starec_eval.runs import evaluate_run
+from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec
 from starec_eval.section5 import read_config, run_section5
 from starec_eval.table import Results
 
@@ -36,18 +38,24 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
     return evaluate_run(run, dataset, build(RUN_METHODS.split(",")))
 
 
-@click.command("eval")
-@click.option("--dataset", "dataset_name", help="See starec data list  [default: ml-latest-small, or the run's]")
-@click.option("--data-dir", type=click.Path(exists=True, path_type=Path), help="Folder or file of the data set.")
+@click.command("eval", cls=RenamingCommand, old={"--retries": "--max-retries"})
+@data_options
 @click.option(
     "--methods",
     help=f"{', '.join(BASELINES)}, ensemble; NAME-full trains on all users; at an endpoint: {', '.join(LLM_METHODS)}; "
     f"METHOD@NAME at one of --config's  [default: {RUN_METHODS}]",
 )
-@click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Compare a finished run.")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Compare a finished run, on its own data and turns; of several, on the turns that all finished.",
+)
 @click.option("--users", type=click.IntRange(min=1), help="Test users, sampled by --seed  [default: 1000, or half]")
 @click.option("--train-users", type=_File, help="A file of user ids to train on, one a line.")
 @click.option("--candidates", type=_File, help="Score these lists instead of drawing: a Parquet file.")
+@click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items in a list.")
 @click.option("--reading", type=click.Choice(list(READINGS)), default="default", show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change one setting of the reading.")
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
@@ -63,24 +71,31 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, help="Seconds."
 )
-@click.option("--retries", type=click.IntRange(min=0), default=5, show_default=True, help="Of a request that failed.")
+@click.option("--max-retries", type=click.IntRange(min=0), default=5, show_default=True, help="For faults that pass.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
 @click.option(
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
 )
-@click.option("--against", metavar="METHOD", help="Tell each other method's paired difference to this one.")
+@click.option(
+    "--against",
+    metavar="METHOD|RUN",
+    help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first "
+    "run]",
+)
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")
 @click.option("--figures", help="Of the paper's section 5: 2a,2b. Needs --config.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results.json, the tables and the ranks.")
 @click.option("--resume", is_flag=True, help="Go on with the evaluation in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def eval_command(**options: Any) -> int:
-    """Compare rankers on the same saved candidates, leave-one-out, with errors over users.
+def eval_command(data: DataSpec, **options: Any) -> int:
+    """Compare rankers on the same saved candidates, leave-one-out, with errors over users; or finished runs.
 
     Example: starec eval --dataset ml-latest-small --methods random,pop,item-knn,markov,ease --out runs/table
     """
+    methods = [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
+    _refuse_what_has_no_effect(options, methods)
     with Progress(transient=True, disable=options["quiet"], console=Console(stderr=True)) as progress:
         task = progress.add_task("evaluating", total=None)
 
@@ -89,27 +104,87 @@ def eval_command(**options: Any) -> int:
 
         if options["tables"] or options["figures"]:
             return _section5(options, report)
-        run, methods = options["run"], [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
         asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "structured", "max_history")}
         rankers = build_methods(methods, _endpoints(options), **asking)
-        if (against := options["against"]) and against not in methods:
-            raise unknown("method to compare against", against, methods)
-        name = options["dataset_name"] or (read_run(run)["dataset"]["name"] if run else "ml-latest-small")
-        dataset = load_dataset(name, options["data_dir"])
-        if run:
-            results = evaluate_run(run, prepare(dataset), rankers, report=report)
+        runs = open_runs(options["runs"]) if options["runs"] else []
+        against = _row(options["against"], methods, runs)
+        kept = {key: options[key] for key in ("out", "resume", "concurrency")}
+        if runs:
+            results = evaluate_runs(runs, _spec_of(runs, data).load(), rankers, **kept, report=report)
         else:
-            taken = ("seed", "users", "train_users", "candidates", "repetitions")
-            reading = READINGS[options["reading"]].with_settings(options["settings"])
-            protocol = Protocol(dataset, reading, **{key: options[key] for key in taken})
-            kept = {key: options[key] for key in ("out", "resume", "concurrency")}
-            results = evaluate(rankers, protocol, **kept, report=report)
-    results.against = against
+            results = evaluate(rankers, _protocol(data, options), **kept, report=report)
+    results.against = against or results.against
     Console().print(results)
     if options["out"]:
         results.write(options["out"])
         click.echo(f"written to {options['out']}: results.json, table.md, table.tex, per_user.parquet and more")
     return FAILED if any(scored.error for scored in results.methods) else 0
+
+
+_DRAWING = ("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed")
+_PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
+_AGENTS = ("answer_format", "structured", "warmup", "max_history", "concurrency")
+_ENDPOINT = ("base_url", "model", "api_key_env", "timeout", "max_retries", "max_tokens")
+_OF_SECTION5 = ("tables", "figures", "config", "out", "resume", "quiet")
+
+
+def _refuse_what_has_no_effect(options: Mapping[str, Any], methods: Sequence[str]) -> None:
+    if options["tables"] or options["figures"]:
+        others = (param.name for param in click.get_current_context().command.params if param.name)
+        refuse([name for name in others if name not in _OF_SECTION5], "with --tables and --figures: --config says all")
+        return
+    at = [endpoint for name, endpoint in map(split, methods) if name in LLM_METHODS]
+    if not at:
+        refuse(_AGENTS, "unless one of --methods asks a model")
+    if "" not in at:
+        refuse(_ENDPOINT, "unless one of --methods asks the model there (METHOD@NAME asks one of --config's)")
+    if not any(at):
+        refuse(["config"], "without METHOD@NAME among --methods, or --tables or --figures")
+    if not options["out"]:
+        refuse(["resume"], "without --out")
+    if options["candidates"]:
+        refuse(["users", "repetitions"], "with --candidates, which has its own")
+    if options["runs"]:
+        refuse(_DRAWING, "with --run: its turns and candidates are the run's own")
+
+
+def _row(against: str | None, methods: Sequence[str], runs: Sequence[FinishedRun]) -> str | None:
+    """The row that --against names: a method's, or a run's by its label."""
+    rows = {run.label: run.row for run in runs} | {name: name for name in (*methods, *(run.row for run in runs))}
+    if against is not None and against not in rows:
+        raise unknown("method or run to compare against", against, rows)
+    return rows[against] if against else None
+
+
+def _spec_of(runs: Sequence[FinishedRun], given: DataSpec) -> DataSpec:
+    """The runs' own data; of what is given, only where the files are now counts."""
+    specs = [spec for run in runs if (spec := run_spec(run))]
+    if not specs:
+        if not explicit(["dataset"]):
+            raise InvalidOption(
+                f"{runs[0].folder} was run on a table in memory: give it as --dataset FILE, with --columns, --items "
+                "and --min-interactions as it was read and prepared"
+            )
+        return given
+    refuse(_PREPARING, "with --run, which remembers how its data were read and prepared")
+    moved = {name: getattr(given, name) for name in explicit(["dataset", "data_dir", "items"])}
+    spec = DataSpec.of(**{**specs[0].model_dump(), **moved})
+    for name in ("dataset", "data_dir", "items"):
+        path = Path(getattr(spec, name) or "")
+        if path.is_absolute() and not path.exists():
+            raise RunError(f"the run's {path} isn't there: --{name.replace('_', '-')} says where it is now")
+    return spec
+
+
+def _protocol(data: DataSpec, options: Mapping[str, Any]) -> Protocol:
+    settings = list(options["settings"])
+    for name in explicit(["min_interactions", "max_length"]):
+        if any(pair.partition("=")[0] == name for pair in settings):
+            raise InvalidOption(f"--{name.replace('_', '-')} and --set {name}=... are the same: give one")
+        settings.append(f"{name}={getattr(data, name)}")
+    reading = READINGS[options["reading"]].with_settings(settings)
+    taken = ("seed", "users", "train_users", "candidates", "n_candidates", "repetitions")
+    return Protocol(data.read(), reading, **{key: options[key] for key in taken})
 
 
 def _section5(options: dict[str, Any], report: Report) -> int:
@@ -137,7 +212,7 @@ def _endpoints(options: dict[str, Any]) -> dict[str, Endpoint]:
         api_key_env=options["api_key_env"],
         max_tokens=options["max_tokens"],
         timeout_s=options["timeout"],
-        max_retries=options["retries"],
+        max_retries=options["max_retries"],
         concurrency=options["concurrency"],
     )
     return {**named, "": own}

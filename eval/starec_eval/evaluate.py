@@ -17,10 +17,11 @@ from typing import Protocol as Typed
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.errors import RunError, StarecError
-from starec_env.types import Query, Ranker, Ranking
+from starec_env.cases import Cases
+from starec_env.data.splits import catalogue_only
+from starec_env.errors import InvalidOption, RunError, StarecError
+from starec_env.types import Dataset, Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
-from starec_eval.cases import Cases
 from starec_eval.llm_rankers.recorded import LLMRanker
 from starec_eval.protocol import Protocol
 from starec_eval.table import Results, Scored
@@ -102,8 +103,7 @@ class _Run:
     def _rank(self, name: str, ranker: AnyRanker, log: _Log) -> None:
         cases = self.protocol.cases
         if isinstance(ranker, Scorer):
-            on = ranker.train or self.protocol.reading.popularity
-            ranker.fitted(self.protocol.training(on))
+            ranker.fitted(self._training(ranker))
             log.all(score_ranks(ranker, cases))
         elif isinstance(ranker, LLMRanker):
             _run_async(lambda: self._rank_recorded(name, ranker, log))
@@ -111,8 +111,18 @@ class _Run:
             for case in log.todo:
                 log.add(case, ranker.rank(cases.query(case)), cases)
                 self.report(name, log.done, len(cases))
-        else:
+        elif hasattr(ranker, "arank"):
             _run_async(lambda: self._rank_async(name, ranker, log))
+        else:
+            raise InvalidOption(
+                f"{name} is a {type(ranker).__name__}, which can't rank: give it rank(query) or an async arank(query) "
+                "that returns a Ranking"
+            )
+
+    def _training(self, scorer: Scorer) -> Dataset:
+        if not scorer.learns:
+            return catalogue_only(self.protocol.dataset)
+        return self.protocol.training(scorer.train or self.protocol.reading.popularity)
 
     async def _rank_recorded(self, name: str, ranker: LLMRanker, log: _Log) -> None:
         def report(done: int, total: int) -> None:
@@ -222,7 +232,12 @@ class _Log:
     def done(self) -> int:
         return int(self.finished.sum())
 
-    def add(self, case: int, ranking: Ranking, cases: Cases) -> None:
+    def add(self, case: int, ranking: object, cases: Cases) -> None:
+        if not isinstance(ranking, Ranking):
+            raise InvalidOption(
+                f"the ranker returned a {type(ranking).__name__} for user {cases.user_ids[case]!r}: wanted "
+                "starec_env.types.Ranking(order=...), candidate positions best first"
+            )
         rank, problems = judged(ranking, int(cases.targets[case]), cases.candidates.shape[1])
         self._set(case, rank, problems)
         self._write({"case": case, "rank": rank, "problems": problems})

@@ -1,67 +1,204 @@
-"""Score baselines on the turns of a finished run, beside the agent's own row."""
+"""Finished runs on their own turns: each run's agent a row, beside rankers that are given the same lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_agents.store import read_run, read_steps
-from starec_env.errors import RunError
-from starec_env.types import Dataset
+from starec_env.data import NAMES
+from starec_env.data.spec import DataSpec
+from starec_env.errors import InvalidOption, RunError
+from starec_env.types import Dataset, Id, Step
 from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
+
+_MAKES_LISTS = ("seed", "n_candidates", "targets", "split", "min_history")
+"""What in a run's record decides which lists its users were shown."""
+
+Key = tuple[str, int]
+"""A user's id as text, and the turn's number."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder and what it says; the steps are read when they are first asked for."""
+
+    label: str
+    """The folder's name, with as much of the path before it as the others need."""
+    folder: Path
+    about: Mapping[str, Any]
+    """`run.json`."""
+    row: str
+    """Its name in tables."""
+
+    @cached_property
+    def steps(self) -> dict[Key, Step]:
+        """Finished steps by user and turn, without their prompts."""
+        steps = (step.model_copy(update={"calls": ()}) for step in read_steps(self.folder))
+        return {(str(step.user_id), step.turn): step for step in steps}
+
+
+def open_runs(folders: Sequence[str | Path]) -> list[FinishedRun]:
+    """Runs in the order given, each with a label of its own.
+
+    Raises:
+        RunError: A folder holds no run.
+        InvalidOption: One is given twice.
+    """
+    places = [Path(folder).resolve() for folder in folders]
+    if again := {place for place in places if places.count(place) > 1}:
+        raise InvalidOption(f"the run {min(again)} is given twice: give it once")
+    found = []
+    for folder, label in zip(folders, _labels(places), strict=True):
+        about = read_run(folder)
+        row = f"{about.get('graph', 'agent')} ({about.get('model', '?')})"
+        found.append(FinishedRun(label, Path(folder), about, f"{label}: {row}" if len(places) > 1 else row))
+    return found
+
+
+def _labels(places: Sequence[Path]) -> list[str]:
+    most = max(len(place.parts) for place in places)
+    named = [["/".join(place.parts[-n:]) for place in places] for n in range(1, most + 1)]
+    return next(labels for labels in named if len(set(labels)) == len(labels))
+
+
+def run_spec(run: FinishedRun) -> DataSpec | None:
+    """How a run's data set is loaded and prepared again; None where it was a table in memory.
+
+    Raises:
+        RunError: It can't be: the record is damaged, or the run is a part of an evaluation.
+    """
+    source, name = run.about.get("data"), run.about["dataset"]["name"]
+    if "protocol" in run.about:
+        raise RunError(
+            f"{run.folder} is a part of an evaluation, whose table is in its folder: see it by starec report"
+        )
+    if source is None and "data" not in run.about and name in NAMES:  # recorded before runs remembered their data
+        source = {"dataset": name}
+    try:
+        return None if source is None else DataSpec.of(**source)
+    except (InvalidOption, TypeError) as error:
+        raise RunError(f"{run.folder / 'run.json'} doesn't say what its data are ({error})") from None
 
 
 def evaluate_run(
     run: str | Path, dataset: Dataset, rankers: Iterable[AnyRanker], *, report: Report | None = None
 ) -> Results:
-    """The agent of a `starec simulate` run and some rankers on exactly the same turns and candidates.
+    """The agent of one run and some rankers on the run's turns; see `evaluate_runs`."""
+    return evaluate_runs(open_runs([run]), dataset, rankers, report=report)
 
-    Rankers learn from the rest of the data set and from the run's users before their first turn of the run, so no
-    evaluated target, nor anything later, was seen in training. Turns that the run didn't finish are left out for all.
+
+def evaluate_runs(
+    runs: Sequence[FinishedRun], dataset: Dataset, rankers: Iterable[AnyRanker], **options: Any
+) -> Results:
+    """The agents of `starec simulate` runs and some rankers on exactly the same turns and candidates.
+
+    Turns are those that all runs finished. Rankers learn from the rest of the data set and from the runs' users before
+    their first turn of any run, so no evaluated target, nor anything later, was seen in training.
 
     Args:
-        run: The run's folder.
-        dataset: The data set it ran on, prepared as it was then.
-        rankers: What to compare it with; scorers are fitted.
-        report: Told of progress.
+        runs: From `open_runs`; the notes give each other row's paired difference to the first.
+        dataset: The data set they ran on, loaded and prepared as it was then.
+        rankers: What to compare them with; scorers are fitted.
+        options: Of `evaluate`: out, resume, concurrency, report.
 
     Raises:
-        RunError: The folder holds no run, or no finished step.
+        RunError: The data set isn't the runs', a run has no finished step, no turn is finished in all, or a turn's
+            candidates differ between runs.
     """
-    folder = Path(run)
-    about = read_run(folder)
-    steps = {(str(step.user_id), step.turn): step for step in read_steps(folder)}
-    protocol = Protocol(
-        dataset,
-        Reading(min_interactions=1, max_length=dataset.longest, transductive=True),
-        seed=about["seed"],
-        n_train=dataset.n_users,
-        candidates=folder / "candidates.parquet",
-        n_candidates=2,
-    )
-    cases, _ = protocol.cases, protocol.stops  # training ends before the run's first turn, finished or not
-    keys = [(str(user), turn) for user, turn in zip(cases.user_ids, cases.turns.tolist(), strict=True)]
-    finished = np.array([key in steps for key in keys])
-    if not finished.any():
-        raise RunError(f"{folder} has no finished step to compare with")
-    protocol.cases = cases.select(finished)
-    mine = [steps[key] for key, there in zip(keys, finished, strict=True) if there]
-    results = evaluate(rankers, protocol, report=report)
-    results.methods.insert(0, _agent_row(about, mine, results))
-    notes = [_note(about, len(cases) - len(mine))]
-    if about["dataset"]["hash"] != dataset.hash:
-        notes.append(f"the data set isn't the run's: hash {dataset.hash}, the run's was {about['dataset']['hash']}")
-    results.settings = {**results.settings, "notes": notes, "run": str(folder)}
+    for run in runs:
+        _check_data(run, dataset)
+    first = runs[0]
+    keys = _shared(runs)
+    protocols = [_protocol(run, dataset) for run in runs]
+    protocol = protocols[0]
+    protocol.stops = np.minimum.reduce([each.stops for each in protocols])
+    planned_turns = [len(each.cases) for each in protocols]
+    left = np.array([key in keys for key in _keys(protocol.cases.user_ids, protocol.cases.turns)])
+    protocol.cases = protocol.cases.select(left)
+    shared = _keys(protocol.cases.user_ids, protocol.cases.turns)
+    results = evaluate(rankers, protocol, **options)
+    rows = [_agent_row(run, [run.steps[key] for key in shared], results.cases.candidates.shape[1]) for run in runs]
+    results.methods[:0] = rows
+    results.against = first.row
+    notes = [
+        *protocol.notes,
+        *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
+        "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),
+    ]
+    results.settings = {**results.settings, "notes": notes, "runs": [str(run.folder) for run in runs]}
     return results
 
 
-def _agent_row(about: dict[str, Any], steps: list[Any], results: Results) -> Scored:
-    n = results.cases.candidates.shape[1]
+def _protocol(run: FinishedRun, dataset: Dataset) -> Protocol:
+    return Protocol(
+        dataset,
+        Reading(min_interactions=1, max_length=dataset.longest, transductive=True),
+        seed=run.about["seed"],
+        n_train=dataset.n_users,
+        candidates=run.folder / "candidates.parquet",
+        n_candidates=2,
+    )
+
+
+def _keys(users: Sequence[Id], turns: NDArray[Any]) -> list[Key]:
+    return [(str(user), turn) for user, turn in zip(users, turns.tolist(), strict=True)]
+
+
+def _check_data(run: FinishedRun, dataset: Dataset) -> None:
+    was = run.about["dataset"]
+    if was["hash"] == dataset.hash:
+        return
+    counts = ", ".join(f"{was.get(name, 0):,} {name.removeprefix('n_')}" for name in ("n_users", "n_interactions"))
+    raise RunError(
+        f"{run.folder} was made on other data: {was['name']}, {counts}, hash {was['hash']}, by starec "
+        f"{run.about.get('starec')}; this is {dataset.name}, {dataset.n_users:,} users, {dataset.n_interactions:,} "
+        f"interactions, hash {dataset.hash}. Give the files as they were (--dataset, --data-dir, --items say where "
+        "they are now), prepared as they were; or run it anew"
+    )
+
+
+def _shared(runs: Sequence[FinishedRun]) -> set[Key]:
+    """Turns that all runs finished, each with the same candidates and target in all."""
+    for run in runs:
+        if not run.steps:
+            raise RunError(f"{run.folder} has no finished step to compare with")
+    shared = set.intersection(*(set(run.steps) for run in runs))
+    first = runs[0]
+    if not shared:
+        sizes = "; ".join(f"{run.label}: {_what(run)}" for run in runs)
+        raise RunError(f"no turn is finished in all of the runs ({sizes}): give runs of the same users and turns")
+    for other in runs[1:]:
+        for key in sorted(shared):
+            a, b = first.steps[key], other.steps[key]
+            if (a.candidates, a.target) != (b.candidates, b.target):
+                raise RunError(
+                    f"user {a.user_id!r}, turn {a.turn} has other candidates in {other.label} than in {first.label}: "
+                    f"{_difference(first, other)}"
+                )
+    return shared
+
+
+def _what(run: FinishedRun) -> str:
+    users = len({user for user, _ in run.steps})
+    return f"{len(run.steps):,} turns of {users:,} users, seed {run.about.get('seed')}"
+
+
+def _difference(first: FinishedRun, other: FinishedRun) -> str:
+    pairs = {name: (first.about.get(name), other.about.get(name)) for name in _MAKES_LISTS}
+    unlike = [f"{name} is {b!r} there and {a!r} here" for name, (a, b) in pairs.items() if a != b]
+    return f"{', '.join(unlike) or 'their lists come from elsewhere'}; compare runs with the same {' and '.join(pairs)}"
+
+
+def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:
     found = [judged(step.ranking, step.target, n) for step in steps]
     ranks = np.array([np.nan if rank is None else rank for rank, _ in found], dtype=np.float64)
     violations = [
@@ -69,11 +206,15 @@ def _agent_row(about: dict[str, Any], steps: list[Any], results: Results) -> Sco
         for step, (_, problems) in zip(steps, found, strict=True)
         if any(not problem.startswith("tied") for problem in problems)
     ]
-    seconds = sum(session.get("wall_s", 0.0) for session in about["sessions"])
-    return Scored(f"{about.get('graph', 'agent')} ({about.get('model', '?')})", ranks, seconds, violations)
+    seconds = sum(session.get("wall_s", 0.0) for session in run.about["sessions"])
+    return Scored(run.row, ranks, seconds, violations)
 
 
-def _note(about: dict[str, Any], left_out: int) -> str:
+def _note(run: FinishedRun, planned: int, shared: int, of_runs: int) -> str:
+    about = run.about
     turns = "all turns" if about.get("turns") is None else f"the last {about['turns']} turns"
-    text = f"the run: {turns} of each user, seed {about['seed']}; training ends before each user's first of them"
-    return f"{text}; {left_out:,} unfinished turns left out" if left_out else text
+    name = "the run" if of_runs == 1 else run.label
+    text = f"{name}: {turns} of each user, seed {about['seed']}"
+    if of_runs > 1:
+        text += f"; {shared:,} of its {len(run.steps):,} finished turns ({shared / len(run.steps):.0%}) are in all runs"
+    return f"{text}; {planned - len(run.steps):,} unfinished turns left out" if planned > len(run.steps) else text

@@ -36,6 +36,7 @@ from starec_agents.prompts import MAX_HISTORY
 from starec_agents.store import read_steps
 from starec_env import load_dataset
 from starec_env.errors import InvalidOption, unknown
+from starec_env.metrics import per_user
 from starec_env.types import Endpoint
 from starec_eval import analysis
 from starec_eval.analysis import Estimate
@@ -43,7 +44,6 @@ from starec_eval.evaluate import Report, evaluate, file_name
 from starec_eval.figures import FigureData, TableData, score_cells, score_point
 from starec_eval.llm_rankers.best_of import sample
 from starec_eval.methods import build_methods, split
-from starec_eval.metrics import METRICS, per_user
 from starec_eval.protocol import READINGS, Protocol
 from starec_eval.table import Results
 
@@ -215,7 +215,7 @@ def _activity(rows: Mapping[str, str | int], done: Mapping[str, tuple[Protocol, 
         for label, method in rows.items():
             scored = next(scored for scored in results.methods if scored.method == method)
             if not scored.error:
-                values = per_user(METRICS["ndcg@10"](scored.ranks), cases.users).tolist()
+                values = per_user(results.values(scored, "ndcg@10"), cases.users).tolist()
                 groups = analysis.activity_groups(
                     lengths, dict(zip(ids, values, strict=True)), analysis.activity_bounds(name)
                 )
@@ -245,7 +245,7 @@ def _best_of(
                     **asking,
                 )
             )
-            values = analysis.sampled_ndcg(read_steps(samples))
+            values = analysis.sampled_ndcg(read_steps(samples), 10, protocol.reading.relevant)
             ns = [n for n in analysis.BEST_OF if n <= values.shape[1]]
             series[f"{sampled}, {name}"] = analysis.best_of(values, ns)
         if found[against]["ndcg@10"] is not None:

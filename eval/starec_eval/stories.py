@@ -8,10 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from starec_env.scoring import ndcg
+from starec_env.metrics import estimate
 from starec_env.types import Id, Step
+from starec_eval.analysis import step_ndcg
 from starec_eval.told import Told
 
 STORIES_A_CHUNK = 50
@@ -29,8 +28,9 @@ def pack(data: Any) -> str:
 def story_chunks(runs: Sequence[Told]) -> tuple[str, list[str]]:
     """The index of all stories, and their chunks; each packed.
 
-    The index has `runs` (names) and a row a story: user id, run, chunk, place in the chunk, NDCG@10 and the text to
-    search: titles taken and the last memory. A chunk has the titles its stories speak of, and the stories.
+    The index has `runs` (names) and a row a story: user id, run, chunk, place in the chunk, mean NDCG@10 of the scored
+    steps (None without any) and the text to search: titles taken and the last memory. A chunk has the titles its
+    stories speak of, and the stories.
     """
     index: list[list[Any]] = []
     chunks: list[str] = []
@@ -40,10 +40,11 @@ def story_chunks(runs: Sequence[Told]) -> tuple[str, list[str]]:
             batch, titles = all_stories[first : first + STORIES_A_CHUNK], _Titles(told)
             stories = []
             for place, (user, steps) in enumerate(batch):
-                score = float(np.mean([ndcg(step.feedback.rank, 10) for _, step in steps]))
+                values = step_ndcg([step for _, step in steps], 10, told.relevant)
+                score = estimate("", values, [user] * len(steps))
                 taken = " ".join(told.items[step.candidates[step.target]][0] for _, step in steps)
                 text = f"{user} {taken} {steps[-1][1].memory.profile[:MOST_SEARCHED]}".casefold()
-                index.append([str(user), number, len(chunks), place, round(score, 4), text])
+                index.append([str(user), number, len(chunks), place, round(score.mean, 4) if score.n else None, text])
                 stories.append([_step(step, repetition, titles) for repetition, step in steps])
             chunks.append(pack({"titles": titles.texts, "stories": stories}))
     return pack({"runs": [told.name for told in runs], "stories": index}), chunks

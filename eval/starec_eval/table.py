@@ -16,14 +16,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console, RenderableType
 
+from starec_env.cases import Cases
 from starec_env.errors import unknown
-from starec_env.scoring import CUTOFFS
-from starec_eval.cases import Cases
+from starec_env.metrics import (
+    CUTOFFS,
+    METRICS,
+    SHOWN,
+    Difference,
+    Floats,
+    estimate,
+    holm,
+    paired_difference,
+    per_user,
+    scored,
+)
 from starec_eval.figures import TableData, score_cells
-from starec_eval.metrics import METRICS, Difference, mean_and_se, paired_difference, per_user
-
-SHOWN = tuple(f"ndcg@{k}" for k in CUTOFFS)
-"""The metrics that printed tables show; results.json and the per-user files hold all."""
 
 
 @dataclass
@@ -50,57 +57,68 @@ class Results:
     cases: Cases
     methods: list[Scored] = field(default_factory=list)
     against: str | None = None
-    """The method whose paired differences to all others the notes tell."""
+    """The method, named in advance, that the notes compare all others with."""
+    _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """A dict a method: each metric in percent with `_se` over users, what it cost, and what went wrong.
 
-        Keys: `method`, `ndcg@1` ... `mrr` and their `_se`, `users`, `cases`, `seconds`, `missing` (share of positives
-        not ranked), `violations` (how many) and `error`. A failed method's metrics are None.
+        Keys: `method`, each of `METRICS` and its `_se`, `users` and `cases` that are scored, `seconds`, `missing`
+        (share of targets not ranked), `violations` (how many) and `error`. The metrics of a failed method, or of one
+        without a scored case, are None.
         """
-        return [self._row(scored) for scored in self.methods]
+        return [self._row(method) for method in self.methods]
 
-    def _row(self, scored: Scored) -> dict[str, Any]:
-        row: dict[str, Any] = {"method": scored.method}
-        for name, metric in METRICS.items():
-            mean, se = mean_and_se(metric(scored.ranks), self.cases.users)
-            row[name] = None if scored.error else round(100 * mean, 3)
-            row[f"{name}_se"] = None if scored.error or np.isnan(se) else round(100 * se, 3)
+    def _row(self, method: Scored) -> dict[str, Any]:
+        row: dict[str, Any] = {"method": method.method}
+        for name in METRICS:
+            found = estimate(name, self.values(method, name), self.cases.users)
+            row[name] = None if method.error or not found.n else round(100 * found.mean, 3)
+            row[f"{name}_se"] = None if method.error or found.n < 2 else round(100 * found.se, 3)
         return row | {
-            "users": len(np.unique(self.cases.users)),
-            "cases": len(self.cases),
-            "seconds": round(scored.seconds, 3),
-            "missing": None if scored.error else float(np.isnan(scored.ranks).mean()),
-            "violations": len(scored.violations),
-            "error": scored.error,
+            "users": len(np.unique(self.cases.users[self._is_scored])),
+            "cases": int(self._is_scored.sum()),
+            "seconds": round(method.seconds, 3),
+            "missing": None if method.error else float(np.isnan(method.ranks).mean()),
+            "violations": len(method.violations),
+            "error": method.error,
         }
 
+    def values(self, method: Scored, metric: str) -> Floats:
+        """(cases,) a metric of a method, nan where the reading leaves a disliked target unscored."""
+        return scored(METRICS[metric](method.ranks), self._is_scored)
+
+    @cached_property
+    def _is_scored(self) -> NDArray[np.bool_]:
+        taken = self.settings["reading"].get("relevant") == "taken"
+        return np.ones(len(self.cases), np.bool_) if taken else self.cases.liked
+
     def compare(self, against: str, metric: str = "ndcg@10") -> dict[str, Difference]:
-        """How far each other method is above one, paired over users; `Difference.check` warns of an unsettled gap.
+        """How far each other method is above one, paired over users; `holm` corrects their p-values for being several.
 
         Raises:
             UnknownName: There is no such method, or it failed.
         """
-        able = {scored.method: METRICS[metric](scored.ranks) for scored in self.methods if not scored.error}
+        able = {method.method: self.values(method, metric) for method in self.methods if not method.error}
         if against not in able:
             raise unknown("evaluated method", against, able)
-        return {
-            name: paired_difference(values, able[against], self.cases.users)
-            for name, values in able.items()
-            if name != against
-        }
+        for name in able.keys() - {against}:  # resampling takes its time, and every form of the table asks
+            if (name, against, metric) not in self._found:
+                found = paired_difference(able[name], able[against], self.cases.users)
+                self._found[name, against, metric] = found
+        return {name: self._found[name, against, metric] for name in able if name != against}
 
     def per_user(self) -> pa.Table:
-        """A row a user and method, with all metrics as shares."""
+        """A row a user and method, with all metrics as shares; nan for a user without a scored case."""
         ids = self.cases.source.user_ids[np.unique(self.cases.users)].tolist()
         parts = [
             pa.table(
-                {"method": [scored.method] * len(ids), "user_id": ids}
-                | {name: per_user(metric(scored.ranks), self.cases.users) for name, metric in METRICS.items()}
+                {"method": [method.method] * len(ids), "user_id": ids}
+                | {name: per_user(self.values(method, name), self.cases.users) for name in METRICS}
             )
-            for scored in self.methods
-            if not scored.error
+            for method in self.methods
+            if not method.error
         ]
         return pa.concat_tables(parts) if parts else pa.table({"method": pa.array([], pa.string())})
 
@@ -115,7 +133,7 @@ class Results:
         pq.write_table(self.per_user(), folder / "per_user.parquet")
         pa_csv.write_csv(self.per_user(), folder / "per_user.csv")
         self.cases.write(folder / "candidates.parquet")
-        violations = [f"{scored.method}: {text}\n" for scored in self.methods for text in scored.violations]
+        violations = [f"{method.method}: {text}\n" for method in self.methods for text in method.violations]
         (folder / "violations.txt").write_text("".join(violations), encoding="utf-8")
 
     @property
@@ -147,7 +165,7 @@ class Results:
         return captured.get()
 
     def notes(self) -> list[str]:
-        """What the table was made of, which gaps are not settled, and what went wrong."""
+        """What the table was made of, how methods compare with the one named in advance, and what went wrong."""
         about = self.settings
         reading = ", ".join(f"{name}={value}" for name, value in about["reading"].items())
         notes = [
@@ -158,32 +176,37 @@ class Results:
         ]
         if about["n_candidates"] < max(CUTOFFS):
             notes.append(f"NDCG@{max(CUTOFFS)} covers the whole list of {about['n_candidates']}")
+        if unscored := len(self.cases) - int(self._is_scored.sum()):
+            notes.append(f"{unscored:,} lists whose target the user disliked are not scored")
         return [*notes, *about.get("notes", ()), *self._gaps(), *self._faults()]
 
     def _gaps(self) -> Iterator[str]:
-        good = sorted((row for row in self.rows if not row["error"]), key=lambda row: -row["ndcg@10"])
-        if self.against and self.against in [row["method"] for row in good]:
-            told = (f"{name} {_points(gap)}" for name, gap in self.compare(self.against).items())
-            yield f"against {self.against} at NDCG@10, points with 95 % intervals: {', '.join(told)}"
-        if len(good) < 2:
-            return
-        best = good[0]["method"]
-        gaps = {name: gap for name, gap in self.compare(best).items() if not gap.settled}
-        if gaps:
-            told = (f"{name} {_points(gap, -1)}" for name, gap in gaps.items())
-            yield f"gaps of {best} at NDCG@10 smaller than their errors, with 95 % intervals: {', '.join(told)}"
+        good = [method.method for method in self.methods if not method.error]
+        if self.against in good and len(good) > 1:
+            gaps = self.compare(self.against)
+            adjusted = holm([gap.p for gap in gaps.values()])
+            listed = (f"{name} {_points(gap)} {_p(p)}" for (name, gap), p in zip(gaps.items(), adjusted, strict=True))
+            yield (
+                f"against {self.against} at NDCG@10, points with 95 % intervals, p of sign flips after Holm: "
+                f"{', '.join(listed)}"
+            )
+        elif len(good) > 1:
+            yield "no gap was tested: name a method in advance (against, --against) to compare the others with"
 
     def _faults(self) -> Iterator[str]:
-        for scored in self.methods:
-            if scored.error:
-                yield f"{scored.method} failed: {scored.error}"
-            if scored.violations:
-                yield f"{scored.method}: {len(scored.violations):,} rankings not valid, first {scored.violations[0]}"
+        for method in self.methods:
+            if method.error:
+                yield f"{method.method} failed: {method.error}"
+            if method.violations:
+                yield f"{method.method}: {len(method.violations):,} rankings not valid, first {method.violations[0]}"
 
 
-def _points(gap: Difference, sign: int = 1) -> str:
-    low, high = sorted((sign * 100 * gap.low, sign * 100 * gap.high))
-    return f"{sign * 100 * gap.gap:+.1f} ({low:+.1f} to {high:+.1f})"
+def _points(gap: Difference) -> str:
+    return f"{100 * gap.gap:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _count_note(counts: Mapping[str, Any]) -> str:

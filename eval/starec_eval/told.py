@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import RunError
-from starec_env.scoring import ndcg
+from starec_env.metrics import SHOWN, Estimate, Relevant, estimate, per_user
 from starec_env.types import Call, Id, Step
 from starec_eval import analysis
-from starec_eval.analysis import Estimate, estimate
+from starec_eval.analysis import step_ndcg
 from starec_eval.figures import FigureData, TableData, score_cells, score_point
 from starec_eval.memories import contradictions, memory_curves
 
@@ -66,6 +67,16 @@ class Told:
     def held_out(self) -> list[Step]:
         """Each user's last step of each repetition: the leave-one-out turn."""
         return [step for steps in (self.steps, *self.repeated) for step in {s.user_id: s for s in steps}.values()]
+
+    @property
+    def relevant(self) -> Relevant:
+        """Which targets the run's evaluation scores: those liked, unless its reading says otherwise."""
+        return "taken" if "relevant=taken" in self.about.get("reading", "") else "liked"
+
+    def last_ndcg(self) -> tuple[NDArray[np.float64], list[Id]]:
+        """NDCG@10 of the held-out steps, nan where the target isn't scored, and whose each is."""
+        steps = self.held_out
+        return step_ndcg(steps, 10, self.relevant), [step.user_id for step in steps]
 
     @property
     def is_sampled(self) -> bool:
@@ -152,14 +163,14 @@ def results_tables(folders: Sequence[Path]) -> Iterator[tuple[TableData, FigureD
     for path in sorted({path for folder in folders for path in folder.rglob("results.json")}):
         whole = json.loads(path.read_text(encoding="utf-8"))
         rows = whole["rows"]
-        metrics = [name for name in (rows[0] if rows else ()) if name.startswith("ndcg") and not name.endswith("_se")]
+        metrics = [name for name in (*SHOWN, "mrr") if rows and name in rows[0]]
         columns = [
             [row["method"] for row in rows],
-            *(score_cells(rows, metric) for metric in (*metrics, "mrr")),
+            *(score_cells(rows, metric) for metric in metrics),
             [f"{row['seconds']:,.1f}" for row in rows],
             [f"{row['violations']:,}" for row in rows],
         ]
-        head = ["method", *(name.upper() for name in (*metrics, "mrr")), "seconds", "invalid"]
+        head = ["method", *(name.upper() for name in metrics), "seconds", "invalid"]
         title = f"{whole['dataset']}: ranking in percent ± standard error"
         points = [score_point(row["method"], row) for row in rows if row["ndcg@10"] is not None]
         heading, note = f"NDCG@10 on {whole['dataset']}", "Percent, with one standard error over users."
@@ -175,6 +186,7 @@ def runs_table(runs: Sequence[Told], price_in: float, price_out: float) -> Table
     columns = [_run_column(run, price_in, price_out) for run in told]
     rows = [[name, *(column[name] for column in columns)] for name in (columns[0] if columns else ())]
     notes = (
+        "Targets that the user disliked are not scored.",
         "Position: places that the true item loses for each place that it stands later in the prompt; 0 is no bias.",
         "Popularity bias: mean percentile of the first five among their list's candidates, minus a half; 0 is none.",
         "Diversity: mean of 1 - Jaccard of the first five's attributes. Novelty: mean -log2 of the share of the run's "
@@ -187,14 +199,15 @@ def runs_table(runs: Sequence[Told], price_in: float, price_out: float) -> Table
 
 
 def _run_column(told: Told, price_in: float, price_out: float) -> dict[str, str]:
-    steps, last = told.all_steps, told.held_out
+    steps = told.all_steps
     counts = analysis.popularity([item for item, _ in history] for history in told.histories.values())
     wrong = analysis.invalid_answers(steps)
     profiles = {step.user_id: step.memory.profile for step in told.steps}
     denied = contradictions(profiles, told.histories, told.attributes)
     likes, spent = analysis.calibration(steps), analysis.cost(steps, price_in, price_out, told.training)
     alarms = likes.false_alarms + likes.rejections
-    top = estimate("", [ndcg(step.feedback.rank, 10) * 100 for step in last], [step.user_id for step in last])
+    values, owners = told.last_ndcg()
+    top = estimate("", 100 * values, owners)
     words = [len(profile.split()) for profile in profiles.values()]
     found = {
         "model": str(told.about.get("model", "?")),
@@ -248,7 +261,7 @@ def run_figures(runs: Sequence[Told]) -> Iterator[FigureData]:
         "NDCG@10 by how many turns of the run the agent has learned from.",
         "turns learned from",
         "NDCG@10",
-        lambda run: analysis.learning_curve(run.steps),
+        lambda run: analysis.learning_curve(run.steps, 10, run.relevant),
         2,
     )
     yield _of(
@@ -308,11 +321,9 @@ def _of(
 
 def _activity(run: Told) -> list[Estimate]:
     lengths = {user: len(history) + 1 for user, history in run.histories.items()}
-    values: dict[Id, list[float]] = {}
-    for step in run.held_out:
-        if step.user_id in lengths:
-            values.setdefault(step.user_id, []).append(ndcg(step.feedback.rank, 10))
-    means = {user: float(np.mean(found)) for user, found in values.items()}
+    values, owners = run.last_ndcg()
+    users = np.unique(np.asarray(owners)).tolist()
+    means = {user: mean for user, mean in zip(users, per_user(values, owners).tolist(), strict=True) if user in lengths}
     groups = analysis.activity_groups(lengths, means, analysis.activity_bounds(run.about["dataset"]["name"]))
     return [group for group in groups if group.n]
 
@@ -322,12 +333,12 @@ def _calibration(run: Told) -> list[Estimate]:
 
 
 def _best_of(run: Told) -> list[Estimate]:
-    values = analysis.sampled_ndcg(run.steps)
+    values = analysis.sampled_ndcg(run.steps, 10, run.relevant)
     return analysis.best_of(values, [n for n in analysis.BEST_OF if n <= values.shape[1]]) if values.size else []
 
 
 def _level(run: Told) -> float:
-    return estimate("", [ndcg(s.feedback.rank, 10) for s in run.held_out], [s.user_id for s in run.held_out]).mean
+    return estimate("", *run.last_ndcg()).mean
 
 
 def _tokens(run: Told) -> list[Estimate]:

@@ -19,12 +19,12 @@ from starec_env.types import Dataset
 __all__ = ["NAMES", "cache_dir", "cached", "from_frame", "load_dataset", "prepare"]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "ml-latest-small.zip"
-_MOVIES: dict[str, Callable[[str, Path], Dataset]] = {
+_MOVIES: dict[str, Callable[..., Dataset]] = {
     "ml-latest-small": load_ml_csv,
     "ml-1m": load_ml_1m,
     "ml-100k": load_ml_100k,
 }
-_ANY: dict[str, Callable[[str, Path, str | None], Dataset]] = {
+_ANY: dict[str, Callable[..., Dataset]] = {
     "amazon": load_amazon,
     "amazon-cds-2014": load_amazon,
     "amazon-cds-2018": load_amazon,
@@ -35,7 +35,9 @@ NAMES = (*_MOVIES, *_ANY)
 """The names that `load_dataset` knows."""
 
 
-def load_dataset(name: str, path: str | Path | None = None, *, domain: str | None = None) -> Dataset:
+def load_dataset(
+    name: str, path: str | Path | None = None, *, domain: str | None = None, liked_above: float | None = None
+) -> Dataset:
     """Load a data set by name, whole; `prepare` then filters it as the paper does.
 
     Args:
@@ -44,8 +46,10 @@ def load_dataset(name: str, path: str | Path | None = None, *, domain: str | Non
             "amazon-cds-2023", or "recbole" (atomic files).
         path: Its folder, zip or file. None takes the bundled files, or what `starec data fetch NAME` has put into
             the cache folder; "amazon" and "recbole" need a path.
-        domain: What an item is called in prompts, "movie", "music" or "item". None decides by the format: "movie"
-            for MovieLens, else a guess from the names of files and folders.
+        domain: What an item is called in prompts, "movie", "music", "item" or any other noun. None decides by the
+            format: "movie" for MovieLens, else a guess from the names of files and folders.
+        liked_above: Ratings above this are likes. None means 3, which fits the 1 to 5 stars of MovieLens and Amazon; of
+            atomic files with a `label` of 0 or 1, None means 0.
 
     Returns:
         The data set; `notes` says what was met in the files.
@@ -53,18 +57,30 @@ def load_dataset(name: str, path: str | Path | None = None, *, domain: str | Non
     Raises:
         UnknownName: No data set of that name.
         DataError: The files aren't there, or not what they should be.
+        InvalidOption: `liked_above` isn't a finite number.
 
     Examples:
         >>> load_dataset("ml-latest-small")
         Dataset('ml-latest-small', 671 users, 9,066 items, 100,004 interactions)
     """
+    from starec_env.data.spec import DataSpec  # which imports this module
+
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
     place = cached(name) if path is None else Path(path).expanduser()
     if name in _ANY:
-        return _ANY[name](name, place, domain)
-    dataset = _MOVIES[name](name, place)
-    return dataset if domain is None else replace(dataset, domain=domain)
+        dataset = _ANY[name](name, place, domain, liked_above=liked_above)
+    else:
+        dataset = _MOVIES[name](name, place, liked_above=liked_above)
+    source = DataSpec(
+        dataset=name,
+        data_dir=None if path is None else str(path),
+        domain=domain,
+        liked_above=liked_above,
+        min_interactions=None,
+        max_length=None,
+    )
+    return replace(dataset, domain=domain or dataset.domain, source=source.model_dump())
 
 
 def cached(name: str) -> Path:

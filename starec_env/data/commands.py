@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import click
+from itertools import pairwise
 
-from starec_env.data import NAMES, cached, load_dataset, prepare
+import click
+import numpy as np
+
+from starec_env.data import NAMES, cached, prepare
 from starec_env.data.fetch import fetch as fetch_files
+from starec_env.data.options import data_options, refuse
+from starec_env.data.spec import DataSpec
 from starec_env.errors import DataError
 from starec_env.types import Dataset
 
@@ -20,6 +25,10 @@ _ABOUT = {
     "recbole": "RecBole's atomic files (.inter, .item, .user)",
 }
 
+_MOST_VALUES = 10
+"""Different ratings that are shown one by one."""
+_A_YEAR_S = 366 * 86_400
+
 
 @click.group()
 def data() -> None:
@@ -31,14 +40,13 @@ def data() -> None:
 
 @data.command("list")
 def list_() -> None:
-    r"""List the data sets and where each is on this machine.
+    """List the data sets and where each is on this machine.
 
-    \b
-    Example:
-      starec data list
+    Example: starec data list
     """
     for name in NAMES:
         click.echo(f"{name:16} {_ABOUT[name]}\n{'':16} {_place(name)}")
+    click.echo(f"{'FILE':16} interactions of your own: CSV, TSV, JSON lines or Parquet\n{'':16} give --dataset FILE")
 
 
 def _place(name: str) -> str:
@@ -54,41 +62,60 @@ def _place(name: str) -> str:
 @click.argument("name")
 @click.option("--mirror", help="Take the files from this address instead of the official host.")
 def fetch(name: str, mirror: str | None) -> None:
-    r"""Download a data set from its official place into the cache folder (STAREC_CACHE).
+    """Download a data set from its official place into the cache folder (STAREC_CACHE).
 
-    \b
-    Example:
-      starec data fetch ml-1m
+    Example: starec data fetch ml-1m
     """
     click.echo(f"{name} is at {fetch_files(name, mirror=mirror, report=click.echo)}")
 
 
 @data.command()
-@click.argument("name", default="ml-latest-small")
-@click.option("--data-dir", help="The data set's folder, zip or file; without it the bundled or fetched files.")
-@click.option("--min-interactions", default=10, show_default=True, help="Fewest interactions of a user and an item.")
-@click.option("--max-length", default=40, show_default=True, help="Length of the longest sequence.")
-def check(name: str, data_dir: str | None, min_interactions: int, max_length: int) -> None:
-    r"""Load a data set and print its counts (the paper's Table 3), as loaded and as prepared, and what was met.
+@click.argument("name", required=False, metavar="[NAME|FILE]")
+@data_options
+def check(name: str | None, data: DataSpec) -> None:
+    """Load a data set and print its counts (the paper's Table 3), as loaded and as prepared, and what was met.
 
-    \b
-    Examples:
-      starec data check ml-latest-small
-      starec data check ml-1m --data-dir ~/Downloads/ml-1m.zip
+    Example: starec data check mine.csv --columns user=u,item=i,rating=r,time=t --items titles.csv --liked-above 6
     """
-    loaded = load_dataset(name, data_dir)
+    if name is not None:
+        refuse(["dataset"], f"beside {name}")
+        data = DataSpec.of(**{**data.model_dump(), "dataset": name})
+    loaded = data.read()
     click.echo(f"{'':24}{'users':>10}{'items':>10}{'interactions':>14}{'sparsity':>10}")
     click.echo(_counts("as loaded", loaded))
-    for note in loaded.notes:
-        click.echo(f"  {note}")
-    prepared = prepare(loaded, min_interactions=min_interactions, max_length=max_length)
-    click.echo(_counts(f"{min_interactions}-core", prepared))
-    click.echo(_counts(f"last {max_length}", prepared, int((prepared.indptr[1:] - prepared.starts).sum())))
-    for note in prepared.notes[len(loaded.notes) :]:
-        click.echo(f"  {note}")
+    for line in (_scale(loaded), _dates(loaded), *loaded.notes):
+        click.echo(f"  {line}")
+    prepared = prepare(loaded, min_interactions=data.min_interactions or 1, max_length=data.max_length)
+    click.echo(_counts(f"{data.min_interactions}-core", prepared))
+    click.echo(_counts(f"last {data.max_length}", prepared, int((prepared.indptr[1:] - prepared.starts).sum())))
+    for line in (_liked(prepared), *prepared.notes[len(loaded.notes) :]):
+        click.echo(f"  {line}")
 
 
 def _counts(label: str, dataset: Dataset, interactions: int | None = None) -> str:
     n = dataset.n_interactions if interactions is None else interactions
     sparsity = 1 - n / (dataset.n_users * dataset.n_items)
     return f"{label:24}{dataset.n_users:>10,}{dataset.n_items:>10,}{n:>14,}{sparsity:>10.2%}"
+
+
+def _scale(dataset: Dataset) -> str:
+    """The ratings' histogram: each value that occurs, or ten equal ranges where there are more than ten."""
+    values, counts = np.unique(dataset.ratings, return_counts=True)
+    labels = [f"{value:g}" for value in values]
+    if len(values) > _MOST_VALUES:
+        counts, edges = np.histogram(dataset.ratings, bins=_MOST_VALUES)
+        labels = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    shares = (f"{label}: {n / dataset.n_interactions:.1%}" for label, n in zip(labels, counts, strict=True))
+    return f"ratings {', '.join(shares)}; {_liked(dataset)}"
+
+
+def _liked(dataset: Dataset) -> str:
+    return f"{dataset.liked.mean():.1%} liked (above {dataset.liked_above:g})"
+
+
+def _dates(dataset: Dataset) -> str:
+    first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())
+    if last < _A_YEAR_S:
+        return f"times {first:,} to {last:,}: no dates"
+    days = (np.datetime64(moment, "s").astype("datetime64[D]") for moment in (first, last))
+    return "times {} to {}".format(*days)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.errors import DataError
+
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -23,3 +25,55 @@ def text_ids(*columns: Sequence[str]) -> list[NDArray[Any] | list[str]]:
     if not all(map(is_whole, distinct)):
         return [list(column) for column in columns]
     return [np.fromiter(map(int, column), np.int64, len(column)) for column in columns]
+
+
+def id_column(column: NDArray[Any], where: str) -> NDArray[np.int64] | list[str]:
+    """A column of ids of any type as plain ids: int64 if all are whole numbers, else text.
+
+    Args:
+        column: (rows,) ints, whole floats below 2**53, strings, or objects of these; text stays text.
+        where: Names the column in errors.
+
+    Raises:
+        DataError: An id is missing, is neither, is too large to be told from its neighbours, or numbers and text are
+            mixed; rows are counted from 0.
+    """
+    if column.dtype.kind == "i" or (column.dtype.kind == "u" and column.max(initial=0) < 2**63):
+        return column.astype(np.int64, copy=False)
+    if column.dtype.kind == "f":
+        return _from_floats(column, where)
+    values = [value.item() if isinstance(value, np.generic) else value for value in column.tolist()]
+    if values and isinstance(values[0], str):
+        return [_text(value, where, row) for row, value in enumerate(values)]
+    return np.fromiter((_number(value, where, row) for row, value in enumerate(values)), np.int64, len(values))
+
+
+def _from_floats(column: NDArray[Any], where: str) -> NDArray[np.int64]:
+    exact = 2.0 ** min(np.finfo(column.dtype).nmant + 1, 53)
+    fine = (np.abs(column) < exact) & (column == np.floor(column))
+    if not fine.all():
+        row = int(fine.argmin())
+        _number(column[row : row + 1].tolist()[0], where, row, exact)
+    return column.astype(np.int64)
+
+
+def _text(value: Any, where: str, row: int) -> str:
+    if not isinstance(value, str) or not value:
+        raise _no_id(where, row, value)
+    return str.__str__(value)
+
+
+def _number(value: Any, where: str, row: int, exact: float = 2.0**53) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value % 1:
+        raise _no_id(where, row, value)
+    if isinstance(value, float) and abs(value) >= exact:
+        raise DataError(
+            f"{where}, row {row}: got {value!r}, a float too large to be exact: give such ids as ints or text"
+        )
+    if not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}, row {row}: got {value!r}, more than 64 bits hold: give such ids as text")
+    return int(value)
+
+
+def _no_id(where: str, row: int, got: Any) -> DataError:
+    return DataError(f"{where}, row {row}: got {got!r}; wanted ids, all ints or all strings")

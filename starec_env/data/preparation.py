@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_env.data.build import counted
 from starec_env.errors import DataError, InvalidOption
 from starec_env.types import Dataset
+
+_Counts = NDArray[np.int64]
 
 
 def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | None = 40) -> Dataset:
     """Drop rare users and items until none is left, and keep each user's last interactions as the sequence.
 
     Follows the paper's 5.1.1. The filter goes on until every user and every item has `min_interactions`, since
-    each round can make others rare. A user's interactions are already in order of time, then of the file. Those
+    each round can make others rare. A user's interactions are already in order of time. Those
     before the last `max_length` stay in the data set outside the user's `window`: they are no turns and no history,
     but things the user has met, which must not be drawn as negatives.
 
@@ -36,15 +39,7 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
         raise InvalidOption(f"min_interactions={min_interactions}: wanted at least 1")
     if max_length is not None and max_length < 2:
         raise InvalidOption(f"max_length={max_length}: wanted at least 2, or None for all")
-    users, items = dataset.owner, dataset.item_indices
-    kept = np.ones(len(items), dtype=bool)
-    while True:
-        of_user = np.bincount(users[kept], minlength=dataset.n_users)
-        of_item = np.bincount(items[kept], minlength=dataset.n_items)
-        now = kept & (of_user[users] >= min_interactions) & (of_item[items] >= min_interactions)
-        if now.sum() == kept.sum():
-            break
-        kept = now
+    kept, of_user, of_item = _core(dataset, min_interactions)
     if not kept.any():
         raise DataError(
             f"{dataset.name}: no user and item with {min_interactions} interactions is left: lower min_interactions"
@@ -53,11 +48,15 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
     renumbered = np.cumsum(item_kept, dtype=np.int32) - 1
     indptr = np.concatenate(([0], np.cumsum(of_user[user_kept]))).astype(np.int64)
     window = indptr[:-1] if max_length is None else np.maximum(indptr[:-1], indptr[1:] - max_length)
-    people = dataset.demographics
+    people, source = dataset.demographics, dataset.source
+    if source is not None:  # what was prepared before can't be made again by one preparation
+        raw = source["min_interactions"] is None
+        source = {**source, "min_interactions": min_interactions, "max_length": max_length} if raw else None
     return replace(
         dataset.with_rows(kept, indptr=indptr, window=window, user_ids=dataset.user_ids[user_kept]),
-        item_indices=renumbered[items[kept]],
+        item_indices=renumbered[dataset.item_indices[kept]],
         items=tuple(item for item, stays in zip(dataset.items, item_kept, strict=True) if stays),
+        source=source,
         demographics=None if people is None else [people[u] for u in np.flatnonzero(user_kept).tolist()],
         notes=(
             *dataset.notes,
@@ -69,3 +68,18 @@ def prepare(dataset: Dataset, *, min_interactions: int = 10, max_length: int | N
             else "sequences keep all interactions",
         ),
     )
+
+
+def _core(dataset: Dataset, least: int) -> tuple[NDArray[np.bool_], _Counts, _Counts]:
+    """Which rows the filter leaves, and how many each user and each item then has."""
+    users = np.repeat(np.arange(dataset.n_users, dtype=np.int32), np.diff(dataset.indptr))
+    items = dataset.item_indices
+    of_user, of_item = np.diff(dataset.indptr), np.bincount(items, minlength=dataset.n_items)
+    kept = np.ones(len(items), np.bool_)
+    while True:
+        rare = kept & ((of_user < least)[users] | (of_item < least)[items])
+        if not rare.any():
+            return kept, of_user, of_item
+        kept &= ~rare
+        of_user = of_user - np.bincount(users[rare], minlength=dataset.n_users)
+        of_item = of_item - np.bincount(items[rare], minlength=dataset.n_items)

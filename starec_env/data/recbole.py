@@ -1,165 +1,275 @@
 """RecBole's atomic files: tab-separated `.inter`, `.item` and `.user` with typed headers, e.g. `item_id:token`.
 
 Interactions come whole (`X.inter`) or split (`X.train.inter`, `X.valid.inter`, `X.test.inter`), as rows of user and
-item or as sequences (`item_id_list:token_seq`), which are joined again. The whole catalogue is kept. Of the items,
-`title` (or a field that ends in it) is the title and every other field an attribute under its own name, a
-`release_year` as "year". Ids that are all whole numbers become ints. Without ratings every interaction counts as
-liked; without timestamps the order in the file is the time.
+item or as sequences (`item_id_list:token_seq`), which are joined again. All may be gzipped (`X.inter.gz`). The files
+of a split must have the same columns of feedback and time, since rows with and without times have no common order.
+The whole catalogue is kept. Of the items, `title` (or a field that ends in it) is the title and every other field an
+attribute under its own name, a `release_year` as "year". Ids that are all whole numbers become ints. Without ratings
+`label`, 0 or 1, is the feedback, and ratings above 0 are likes; without either every interaction counts as liked.
+Without timestamps train comes before valid and valid before test, and within a file its order is the time.
 
 Zhao et al. 2021. RecBole. doi 10.1145/3459637.3482016
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
-from starec_env.data.files import bad_line, decode, fields, moment
+from starec_env.data.files import Line, byte_lines, is_folder, listed
+from starec_env.data.ids import text_ids
+from starec_env.data.rows import BadRows, bad_line, clock, field_rows, finite, printable, text_id
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _SPLITS = ("train", "valid", "test")
-LIKED = 5.0
-"""The rating of an interaction whose file gives none."""
+_ALIKE = ("rating", "label", "timestamp", "item_id_list")
+_Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None]
+"""Users, items, ratings and times, as `Rows` has them."""
 
 
-def load_recbole(name: str, path: Path, domain: str | None = None) -> Dataset:
+class _Table(NamedTuple):
+    """An open atomic file."""
+
+    file: Path
+    header: str
+    names: list[str]
+    """The fields' names, without their types."""
+    lines: Iterator[Line]
+    """What follows the header."""
+
+    def rows(self, bad: BadRows, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+        """Yield (1-based line number, fields); `strict` as for `field_rows`."""
+        return field_rows(self.lines, "\t", self.header, bad, strict=strict)
+
+
+def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: float | None = None) -> Dataset:
     """Load a data set in atomic files.
 
     Args:
         name: The data set's name.
         path: A folder, or one `.inter` file in it where the folder holds several data sets.
         domain: What an item is called; None guesses it from the names of the file and its folders.
+        liked_above: Ratings above this are likes; None means 3, or 0 where `label` is the feedback.
 
     Raises:
-        DataError: Files are missing, several, empty or malformed.
+        DataError: Files are missing, several, empty or malformed, more than 1 % of a file's rows are, or the files of
+            a split differ in their columns of feedback and time.
     """
-    base, interactions = _locate(path)
     notes: list[str] = []
-    rows = _interactions(interactions, notes)
-    table = _beside(interactions[0], base, ".item")
+    base, files = _locate(path, notes)
+    tables = [_open(file, "user_id", "item_id") for file in files]
+    _check_alike(tables)
+    names = tables[0].names
+    read = _sequences if "item_id_list" in names else _interactions
+    users, items, ratings, times = read(tables, notes)
+    if liked_above is None and "label" in names and not {"rating", "item_id_list"} & set(names):
+        liked_above = 0.0
+    table = _beside(files[0], base, ".item")
     catalogue = _items(table, notes) if table else {}
     if not table:
         notes.append(f"no {base}.item: no titles")
-    people = _beside(interactions[0], base, ".user")
-    demographics = _people(people) if people else None
-    ids: list[Id] = [*rows.users, *rows.items, *catalogue, *(demographics or {})]
-    if all(isinstance(i, str) and re.fullmatch("0|[1-9][0-9]{0,17}", i) for i in ids):
-        rows.users, rows.items = (np.array(list(map(int, column))) for column in (rows.users, rows.items))
-        catalogue = {int(i): Item(int(i), item.title, item.attributes) for i, item in catalogue.items()}
-        demographics = {int(i): words for i, words in demographics.items()} if demographics is not None else None
-    domain = domain or guess_domain(base, *interactions[0].resolve().parts[-3:-1])
-    return build(name, domain, rows, catalogue, demographics=demographics, notes=notes)
+    people = _beside(files[0], base, ".user")
+    demographics = _people(people, notes) if people else None
+    columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
+    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp")
+    catalogue = {i: replace(item, id=i) for i, item in zip(_python(columns[2]), catalogue.values(), strict=True)}
+    if demographics is not None:
+        demographics = dict(zip(_python(columns[3]), demographics.values(), strict=True))
+    domain = domain or guess_domain(base, *files[0].resolve().parts[-3:-1])
+    return build(name, domain, rows, catalogue, demographics=demographics, notes=notes, liked_above=liked_above)
 
 
-def _locate(path: Path) -> tuple[str, list[Path]]:
+def _python(ids: NDArray[Any] | list[str]) -> list[Id]:
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+
+
+def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
     """The base name, and the interaction files in the order train, valid, test."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; wanted a folder with .inter and .item files")
-    files = sorted(path.glob("*.inter")) if path.is_dir() else sorted(path.parent.glob("*.inter"))
-    bases: dict[str, list[Path]] = {}
-    for file in files:
-        base, _, split = file.stem.rpartition(".")
-        bases.setdefault(base if split in _SPLITS else file.stem, []).append(file)
-    if path.is_file():
-        bases = {base: group for base, group in bases.items() if path in group}
+    folder = path if is_folder(path, "a folder with .inter and .item files, or a .inter file") else path.parent
+    bases: dict[str, dict[str, Path]] = {}
+    spare: list[str] = []
+    for file in sorted(listed(folder), key=lambda file: file != path):
+        stem = file.name.removesuffix(".gz").removesuffix(".inter")
+        if file.name.removesuffix(".gz") == stem:
+            continue
+        base, _, split = stem.rpartition(".")
+        group = bases.setdefault(base if split in _SPLITS else stem, {})
+        if group.setdefault(split if split in _SPLITS else "", file) is not file:
+            spare.append(file.name)  # packed beside unpacked
+    if folder != path:
+        bases = {base: group for base, group in bases.items() if path in group.values()}
     if len(bases) != 1:
         held = f"several data sets ({', '.join(bases)})" if bases else "no .inter file"
         raise DataError(f"{path}: {held}: give the .inter file of one as path")
     base, group = next(iter(bases.items()))
-    whole = [file for file in group if file.stem == base]
-    return base, whole or sorted(group, key=lambda file: _SPLITS.index(file.stem.rpartition(".")[2]))
+    whole = "" in group and path in (folder, group[""])
+    read = [group.pop(split) for split in ([""] if whole else _SPLITS) if split in group]
+    if left := [*(file.name for file in group.values()), *spare]:
+        notes.append(f"{read[0].name} is read, and what stands beside it is not: {', '.join(left)}")
+    return base, read
 
 
 def _beside(inter: Path, base: str, suffix: str) -> Path | None:
-    exact = inter.parent / f"{base}{suffix}"
-    others = sorted(inter.parent.glob(f"*{suffix}"))
-    return exact if exact.exists() else others[0] if len(others) == 1 else None
+    """The side table of a data set: named like it, or the only one of its folder."""
+    tables = [file for file in listed(inter.parent) if file.name.removesuffix(".gz").endswith(suffix)]
+    exact = [file for file in tables if file.name.removesuffix(".gz") == f"{base}{suffix}"]
+    return exact[0] if exact else tables[0] if len(tables) == 1 else None
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, values by field name); the names are those of the header without their types."""
-    try:
-        text, _ = decode(file.read_bytes(), str(file))
-    except OSError as fault:
-        raise DataError(f"{file}: can't be read: {fault}") from fault
-    header = text.split("\n", 1)[0].removesuffix("\r")
-    names = [name.rpartition(":") for name in header.split("\t")]
-    if any(kind not in _TYPES or not name for name, _, kind in names):
-        raise bad_line(str(file), 1, header, f"fields as name:type, tab-separated, each type of {', '.join(_TYPES)}")
-    for number, parts in fields(text, "\t", header, str(file)):
-        if number > 1:
-            yield number, dict(zip((name for name, _, _ in names), (part.strip() for part in parts), strict=True))
+def _open(file: Path, *needed: str) -> _Table:
+    """Open a file and check its header; names are those of the header without their types."""
+    lines = byte_lines(file)
+    number, first = next(lines)
+    header = first.decode(errors="replace")
+    typed = [name.strip().rpartition(":") for name in header.split("\t")]
+    names = [name for name, _, _ in typed]
+    if any(kind not in _TYPES or not name for name, _, kind in typed):
+        wanted = f"fields as name:type, tab-separated, each type of {', '.join(_TYPES)}"
+        raise bad_line(str(file), number, printable(first), wanted)
+    if not set(needed) <= set(names) or len(set(names)) < len(names):
+        raise bad_line(str(file), number, printable(first), f"{' and '.join(needed)}, and no name twice")
+    return _Table(file, header, names, lines)
 
 
-def _interactions(files: list[Path], notes: list[str]) -> Rows:
-    users: list[Id] = []
-    items: list[Id] = []
-    ratings: list[float] = []
-    times: list[float] = []
-    sequences: dict[str, list[str]] = {}
-    for file in files:
-        for number, row in _rows(file):
-            if not row.get("user_id") or not row.get("item_id"):
-                raise bad_line(str(file), number, row, "user_id and item_id")
-            if "item_id_list" in row:
-                _extend(sequences, row, file, number)
-                continue
+def _check_alike(tables: Sequence[_Table]) -> None:
+    for name in _ALIKE:
+        having = [table.file for table in tables if name in table.names]
+        lacking = [table.file.name for table in tables if name not in table.names]
+        if having and lacking:
+            raise DataError(
+                f"{having[0]}: has the column {name}, and {', '.join(lacking)} of the same split "
+                f"{'has' if len(lacking) == 1 else 'have'} not: nothing could say how their rows compare; add it "
+                "there, or remove it everywhere (without timestamps train comes before valid, and test last)"
+            )
+
+
+def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
+    users: list[str] = []
+    items: list[str] = []
+    feedback: list[float] = []
+    times: list[int | float] = []
+    names = tables[0].names
+    rated = next((name for name in ("rating", "label") if name in names), None)
+    number_of = _label if rated == "label" else finite
+    for split, table in enumerate(tables):
+        bad, wanted = BadRows(str(table.file)), _wanted(rated, "timestamp" in names)
+        at_user, at_item = (table.names.index(name) for name in ("user_id", "item_id"))
+        at_rating, at_time = (table.names.index(name) if name in names else None for name in (rated, "timestamp"))
+        for number, row in table.rows(bad, strict=False):
             try:
-                users.append(row["user_id"])
-                items.append(row["item_id"])
-                ratings.append(moment(row.get("rating", LIKED)))
-                times.append(moment(row.get("timestamp", len(times))))
+                user, item = text_id(row[at_user].strip()), text_id(row[at_item].strip())
+                rating = 0.0 if at_rating is None else number_of(row[at_rating])
+                time = split if at_time is None else clock(row[at_time])
+            except (ValueError, OverflowError):
+                bad.add(number, "\t".join(row), wanted)
+                continue
+            users.append(user)
+            items.append(item)
+            feedback.append(rating)
+            times.append(time)
+        notes += bad.notes()
+    if not users:
+        raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
+    notes += _column_notes(tables)
+    timed = "timestamp" in names or len(tables) > 1
+    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None
+
+
+def _label(text: str) -> float:
+    if (number := finite(text)) not in (0, 1):
+        raise ValueError(text)
+    return number
+
+
+def _column_notes(tables: Sequence[_Table]) -> list[str]:
+    names, notes = tables[0].names, []
+    if "label" in names:
+        used = "label is not used: rating" if "rating" in names else "no ratings: label, 0 or 1,"
+        notes.append(f"{used} is the feedback")
+    if "timestamp" not in names and len(tables) > 1:
+        files = ", then ".join(table.file.name for table in tables)
+        notes.append(f"no timestamps: {files}, and within each file its order is the time")
+    return notes
+
+
+def _wanted(rated: str | None, timed: bool) -> str:
+    numbers = {"rating": "a number as rating", "label": "0 or 1 as label"}
+    parts = ["a user_id", "an item_id", *([numbers[rated]] if rated else []), *(["a timestamp"] if timed else [])]
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
+
+
+def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
+    """The joined sequences of all users, who are kept in the order in which they come."""
+    sequences: dict[str, list[str]] = {}
+    for table in tables:
+        bad = BadRows(str(table.file))
+        at_user, at_past, at_item = (table.names.index(name) for name in ("user_id", "item_id_list", "item_id"))
+        for number, row in table.rows(bad, strict=True):
+            try:
+                user, past, item = text_id(row[at_user].strip()), row[at_past].split(), text_id(row[at_item].strip())
             except ValueError:
-                raise bad_line(str(file), number, row, "numbers as rating and timestamp") from None
-    if not users and not sequences:
-        raise DataError(f"{files[0]}: the file holds no interactions, only its header")
-    if sequences:
-        users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
-        ratings, times = [LIKED] * len(items), list(range(len(items)))
-    if sequences or "rating" not in row:
-        notes.append(f"no ratings: every interaction counts as liked (rating {LIKED:g})")
-    if sequences or "timestamp" not in row:
-        notes.append("no timestamps: the order in the file is the time")
-    return Rows(users, items, np.array(ratings), np.array(times))
+                bad.add(number, "\t".join(row), "a user_id, an item_id_list and an item_id")
+                continue
+            if not _extended(sequences.setdefault(user, past), past, item):
+                bad.add(number, "\t".join(row), f"a history that continues the rows before of user {user}")
+        notes += bad.notes()
+    if not sequences:
+        raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
+    unused = [name for name in ("rating", "label", "timestamp") if name in tables[0].names]
+    if unused:
+        notes.append(f"{' and '.join(unused)} not used: of a sequence only the last item has one")
+    notes.append("no timestamps: the order in the sequences is the time")
+    users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
+    return users, items, None, np.arange(len(items))
 
 
-def _extend(sequences: dict[str, list[str]], row: dict[str, str], file: Path, number: int) -> None:
+def _extended(known: list[str], past: list[str], item: str) -> bool:
     """Join a row's history and next item to what is known of the user, whose rows repeat a growing sequence."""
-    past, item = row["item_id_list"].split(), row["item_id"]
-    known = sequences.setdefault(row["user_id"], past)
     if known[-len(past) :] == past:  # the usual case, also where a history was cut to its last items
         known.append(item)
-    elif [*past, item] != known[: len(past) + 1]:
-        raise bad_line(str(file), number, row, f"a history that continues the rows before of user {row['user_id']}")
+        return True
+    return [*past, item] == known[: len(past) + 1]
 
 
 def _items(file: Path, notes: list[str]) -> dict[Id, Item]:
     catalogue: dict[Id, Item] = {}
     counts: Counter[str] = Counter()
-    for number, row in _rows(file):
-        if not (item_id := row.pop("item_id", "")):
-            raise bad_line(str(file), number, row, "an item_id")
+    for item_id, row in _side_rows(file, "item_id", notes):
         named = next((field for field in row if field == "title" or field.endswith("_title")), None)
         title = clean_title(row.pop(named), counts) if named else ""
         attributes = {("year" if f == "release_year" else f): clean_text(v) for f, v in row.items() if v}
-        counts["catalogue rows that repeat an id, the first kept"] += add_item(
-            catalogue, Item(item_id, title, attributes)
-        )
+        item = Item(item_id, title, attributes)
+        counts["catalogue rows that repeat an id, the first with a title kept"] += add_item(catalogue, item)
     notes += count_notes(counts)
     return catalogue
 
 
-def _people(file: Path) -> dict[Id, Mapping[str, str]]:
+def _people(file: Path, notes: list[str]) -> dict[Id, Mapping[str, str]]:
     people: dict[Id, Mapping[str, str]] = {}
-    for number, row in _rows(file):
-        if not (user_id := row.pop("user_id", "")):
-            raise bad_line(str(file), number, row, "a user_id")
-        people[user_id] = {field: value for field, value in row.items() if value}
+    repeated = 0
+    for user_id, row in _side_rows(file, "user_id", notes):
+        words = {field: value for field, value in row.items() if value}
+        repeated += people.setdefault(user_id, words) is not words
+    notes += count_notes({"rows of the user file that repeat an id, the first kept": repeated})
     return people
+
+
+def _side_rows(file: Path, key: str, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (id, the other fields by name)."""
+    table, bad = _open(file, key), BadRows(str(file))
+    for number, parts in table.rows(bad, strict=True):
+        row = dict(zip(table.names, (part.strip() for part in parts), strict=True))
+        if row[key]:
+            yield row.pop(key), row
+        else:
+            bad.add(number, "\t".join(parts), f"a row with its {key}")
+    notes += bad.notes()

@@ -1,9 +1,12 @@
 """The Gymnasium environment: one user's feedback stream an episode."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from inspect import signature
+from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Never, TypedDict
 
 import gymnasium
 import numpy as np
@@ -12,13 +15,31 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.data import load_dataset, prepare
-from starec_env.errors import InvalidOption, check_choice, unknown
+from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
+from starec_env.replay.render import RENDER_MODES, describe, picture
+from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
 from starec_env.replay.stream import Reward, Stream, verdict
-from starec_env.scoring import position_reward
-from starec_env.types import Dataset, Feedback, Id, Indices, Query, Turn
+from starec_env.types import Dataset, Feedback, Id, Indices, Turn
 
 Observation = dict[str, Any]
+Split = Literal["train", "test"]
+Targets = Literal["liked", "all"]
+
+
+class EnvOptions(TypedDict, total=False):
+    """What both environments are made with beside the data set; `UserFeedbackEnv` says what each option means."""
+
+    n_candidates: int
+    split: Split
+    targets: Targets
+    turns: int | None
+    min_history: int
+    users: Sequence[Id] | None
+    seed: int
+    reward: Reward
+    max_history: int
+    data_dir: str | Path | None
 
 
 class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
@@ -47,9 +68,16 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     "history" and "feedback" are padded by -1 on the right. H is `max_history`, or the length of the longest sequence if
     that is less. No two observations share memory.
 
-    `info` holds "query" (a Query, all that a ranker may see; None when the stream has ended), "feedback" (a Feedback
-    on the action just taken; None after reset), "turn" (0-based number of the turn asked, in the user's whole stream;
-    one past the last when it has ended) and "user_id" (the data set's own id).
+    ## Information
+    | key        | value                                                                                          |
+    |------------|------------------------------------------------------------------------------------------------|
+    | "query"    | a Query: all that a ranker may see, as objects with titles; None when the stream has ended      |
+    | "feedback" | a Feedback on the action just taken: what the user really did; None after reset                 |
+    | "turn"     | 0-based number of the turn asked, in the user's whole stream; one past the last when it ended   |
+    | "user_id"  | the data set's own id of the user                                                               |
+
+    It pickles without the data set: a history of 40 interactions and 20 candidates with titles take about 3 KB, a
+    longer one 20 to 50 bytes an interaction more.
 
     ## Starting State
     `reset(options={"user_id": 42})` starts that user's stream; without it the next user's in a random order that the
@@ -65,6 +93,10 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     ## Episode End
     Terminates after the user's last turn; never truncates.
 
+    ## Other Libraries
+    Most libraries for reinforcement learning know no rankings, and no network makes sense of items' indices:
+    `starec_env.wrappers` has actions and observations as plain boxes and discrete choices.
+
     ## Arguments
     ```python
     gymnasium.make("starec/UserFeedback-v0", dataset="ml-latest-small", n_candidates=20, split="train")
@@ -79,51 +111,72 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         targets: "liked" asks for liked interactions only; "all" for disliked ones too.
         turns: Keep only the last so many turns of each user; None keeps all.
         min_history: Interactions before the first turn.
-        seed: Decides users' order and candidates until `reset` is given another.
+        users: Ids of the users to go through, e.g. those kept for training; None takes all who have a turn.
+        seed: A non-negative integer; decides users' order and candidates until `reset` is given another.
         reward: What a rank is worth; a pure function.
         max_history: Most interactions in "history".
         data_dir: Where the files of a named data set lie, if not in the place `load_dataset` looks.
-        render_mode: "ansi" makes `render()` return the turn as text; "human" prints each turn.
+        render_mode: "ansi" makes `render()` return the turn as text, "rgb_array" as a picture, an array of shape
+            (height, width, 3) and type uint8, which needs Pillow (the "report" extra); "human" prints each turn.
 
     Raises:
         UnknownName: If an option, data set or user doesn't exist; the message names the nearest that does.
         InvalidOption: If an option's value can't be used.
+        MissingExtra: If pictures are asked for and Pillow isn't installed.
+
+    ## References
+    STARec, arXiv 2508.18812: sections 4.1 (streams and feedback), 4.2.2 (reward), 5.1.1 (held-out turns, negatives).
+
+    ## Version History
+    * v0: The first.
     """
 
-    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 1}
 
     def __init__(
         self,
         dataset: Dataset | str = "ml-latest-small",
         *,
         n_candidates: int = 20,
-        split: str = "train",
-        targets: str = "liked",
+        split: Split = "train",
+        targets: Targets = "liked",
         turns: int | None = None,
         min_history: int = 5,
+        users: Sequence[Id] | None = None,
         seed: int = 0,
         reward: Reward = position_reward,
         max_history: int = 40,
         data_dir: str | Path | None = None,
         render_mode: str | None = None,
-        **others: Any,
+        **others: Never,
     ) -> None:
-        check_options(others, render_mode, self.metadata["render_modes"])
+        check_options(others, render_mode)
+        for name, value in (("n_candidates", n_candidates), ("max_history", max_history)):
+            check_whole(name, value)
+        for name, value in (("min_history", min_history), ("seed", seed)):
+            check_whole(name, value, least=0)
+        if turns is not None:
+            check_whole("turns", turns)
+        if not callable(reward):
+            raise InvalidOption(f"reward is a {type(reward).__name__}: give a function of the rank, None if not ranked")
         self.dataset = open_dataset(dataset, data_dir)
         self.stream = Stream(
             self.dataset,
             n_candidates=n_candidates,
-            seed=seed,
+            seed=int(seed),
             split=split,
             targets=targets,
             turns=turns,
             min_history=min_history,
         )
-        self._width = history_width(self.dataset, max_history)
-        self.observation_space = observation_space(self.stream, self._width)
+        self.users = self.stream.users if users is None else np.unique(users_with_turns(self.stream, users))
+        """(n,) 0-based indices of the users that a reset goes through, ascending."""
+        self.width = min(self.dataset.longest, max_history)
+        """Columns of the observed history."""
+        self.observation_space = _observation_space(self.stream, self.width)
         self.action_space = Rankings(n_candidates)
         self.render_mode = render_mode
-        self._reward = reward
+        self.reward = reward
         self._n = n_candidates
         self._order: NDArray[np.int64] | None = None
         self._ahead: list[_Episode] = []
@@ -139,14 +192,16 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             UnknownName: If there is no such option or user.
             InvalidOption: If the user has no turn.
         """
+        user_id = reset_option(options, "user_id")
+        named = None if user_id is None else user_with_turns(self.stream, user_id)
         if seed is None and self._order is None:
             seed = self.stream.seed
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed = seed
-            self._order = self.np_random.permutation(self.stream.users)
+            self._order = self.np_random.permutation(self.users)
             self._ahead, self._visited, self._stride = [], 0, 1
-        self._episode = self._next_episode(options or {})
+        self._episode = self._next_episode(named)
         self._at, self._last = 0, None
         return self._answer(self._episode)
 
@@ -166,38 +221,35 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         episode, turn = self._episode, self._episode.turns[self._at]
         order = check_ranking(action, self._n)
         rank = order.index(turn.target) + 1 if turn.target in order else None
-        self._last = verdict(turn, rank, self._reward)
+        self._last = verdict(turn, rank, self.reward)
         self._at += 1
         observation, info = self._answer(episode)
         return observation, self._last[1], self._at == len(episode.turns), False, info
 
-    def render(self) -> str | None:
-        """The turn as text a person can read: returned in mode "ansi", printed in mode "human"."""
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """The turn as text a person can read, or a picture of it; printed in mode "human"."""
         if self.render_mode is None:
-            gymnasium.logger.warn('nothing to render: make the environment with render_mode="ansi" or "human"')
+            gymnasium.logger.warn(f"nothing to render: make the environment with a render_mode of {RENDER_MODES}")
             return None
         if self._episode is None:
             raise ResetNeeded("there is no turn to render: call reset() first")
         user, turns = int(self._episode.user), self._episode.turns
         query = turns[self._at].query if self._at < len(turns) else None
         text = describe(self.dataset, user, turns[0].number + self._at, query, self._last)
-        if self.render_mode == "ansi":
-            return text
-        print(text)
-        return None
+        if self.render_mode == "human":
+            print(text)
+            return None
+        return text if self.render_mode == "ansi" else picture(text, self._n)
 
-    def _next_episode(self, options: dict[str, Any]) -> "_Episode":
-        for option in options:
-            if option != "user_id":
-                raise unknown("reset option", option, ["user_id"])
-        if "user_id" in options:
-            return _lay_out(self.stream, np.array([user_with_turns(self.stream, options["user_id"])]), self._width)[0]
+    def _next_episode(self, named: int | None) -> "_Episode":
+        if named is not None:
+            return _lay_out(self.stream, np.array([named]), self.width)[0]
         if not self._ahead:
             # More users at once the more are asked for, as laying out many costs little more than laying out one.
             assert self._order is not None
             users = self._order.take(np.arange(self._visited, self._visited + self._stride), mode="wrap")
-            self._ahead = _lay_out(self.stream, users, self._width)[::-1]
-            self._visited, self._stride = self._visited + self._stride, min(16, 2 * self._stride)
+            self._ahead = _lay_out(self.stream, users, self.width)[::-1]
+            self._visited, self._stride = self._visited + self._stride, min(32, 2 * self._stride)
         return self._ahead.pop()
 
     def _answer(self, episode: "_Episode") -> tuple[Observation, dict[str, Any]]:
@@ -235,8 +287,10 @@ def _lay_out(stream: Stream, users: NDArray[np.int64], width: int) -> list[_Epis
     index = np.arange(bounds[-1]) + np.repeat(stream.end[users] + 1 - bounds, lengths)
     ended = np.repeat(stream.end[users], lengths) == index
     histories, liked = stream.histories(np.repeat(users, lengths), stream.rows[index - ended] + ended, width)
-    cuts = bounds[:-1]
-    return [*map(_Episode, users, turns, np.split(histories, cuts), np.split(liked, cuts))]
+    cuts = [slice(stop - n, stop) for stop, n in zip(bounds.tolist(), lengths, strict=True)]
+    return [
+        _Episode(user, mine, histories[cut], liked[cut]) for user, mine, cut in zip(users, turns, cuts, strict=True)
+    ]
 
 
 def open_dataset(dataset: Dataset | str, data_dir: str | Path | None) -> Dataset:
@@ -253,14 +307,7 @@ def _load(name: str, data_dir: str | Path | None) -> Dataset:
     return prepare(load_dataset(name, data_dir))
 
 
-def history_width(dataset: Dataset, max_history: int) -> int:
-    """Columns of the observed history; raises InvalidOption if max_history is below 1."""
-    if max_history < 1:
-        raise InvalidOption(f"max_history is {max_history}: it must be at least 1")
-    return min(dataset.longest, max_history)
-
-
-def observation_space(stream: Stream, width: int) -> spaces.Dict:
+def _observation_space(stream: Stream, width: int) -> spaces.Dict:
     """The space of `UserFeedbackEnv`'s observations, with a history of `width` columns."""
     last = stream.dataset.n_items - 1
     return spaces.Dict(
@@ -273,56 +320,67 @@ def observation_space(stream: Stream, width: int) -> spaces.Dict:
     )
 
 
-def check_options(others: dict[str, Any], render_mode: str | None, render_modes: list[str]) -> None:
+def check_options(
+    others: Mapping[str, Any], render_mode: str | None, render_modes: Sequence[str] = RENDER_MODES
+) -> None:
     """Raise UnknownName for an option that the environment doesn't have, and InvalidOption for a render mode."""
     known = [name for name in signature(UserFeedbackEnv).parameters if name != "others"]
     for name in others:
         raise unknown("environment option", name, known)
     if render_mode is not None:
         check_choice("render_mode", render_mode, render_modes)
+    if render_mode == "rgb_array" and find_spec("PIL") is None:
+        raise MissingExtra('render_mode="rgb_array"', "report")
 
 
-def user_with_turns(stream: Stream, user_id: Id) -> int:
-    """The index of a user that a stream can step; raises UnknownName, or InvalidOption if the user has no turn."""
-    user = stream.dataset.user_index(user_id)
-    if stream.begin[user] == stream.end[user]:
-        raise InvalidOption(
-            f"user {user_id!r} has no turn with these options, which {len(stream.users):,} of "
-            f"{stream.dataset.n_users:,} users have: lower min_history, or choose another user"
-        )
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise InvalidOption unless an option's value is a whole number, and at least so much."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidOption(f"{name} is {value!r}: it must be a whole number")
+    if value < least:
+        raise InvalidOption(f"{name} is {value}: it must be at least {least}")
+
+
+def reset_option(options: Any, name: str) -> Any:
+    """The value of the only option that a reset takes, None where it isn't given.
+
+    Raises:
+        InvalidOption: If the options are no dict.
+        UnknownName: If there is another among them.
+    """
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        raise InvalidOption(f"reset's options are a {type(options).__name__}: give a dict, e.g. {{{name!r}: ...}}")
+    for option in options:
+        if option != name:
+            raise unknown("reset option", option, [name])
+    if name in options and options[name] is None:
+        raise InvalidOption(f"{name} is None: name one, or leave the option out")
+    return options.get(name)
+
+
+def user_with_turns(stream: Stream, user_id: Any) -> int:
+    """The 0-based index of a user that a stream can step.
+
+    Raises:
+        UnknownName: If there is no such user.
+        InvalidOption: If the user has no turn, or what names the user is no id.
+    """
+    if isinstance(user_id, bool) or not isinstance(user_id, (str, Integral)):
+        raise InvalidOption(f"{user_id!r} is a {type(user_id).__name__}, no user's id: give an int or a string")
+    user = stream.dataset.user_index(user_id if isinstance(user_id, str) else int(user_id))
+    stream.require(np.array([user]))
     return user
 
 
-def describe(
-    dataset: Dataset, user: int, number: int, query: Query | None, last: tuple[Feedback, float] | None, recent: int = 5
-) -> str:
-    """A turn as text.
-
-    Args:
-        dataset: Where titles come from.
-        user: 0-based index of the user.
-        number: Of the turn, from 0.
-        query: What is asked; None when the stream has ended.
-        last: Feedback and reward of the ranking before, if there was one.
-        recent: How many interactions of the history to show.
-    """
-    lines = [f"User {dataset.user(user).id}, turn {number}" if query else f"User {dataset.user(user).id}"]
-    if last:
-        feedback, reward = last
-        title = dataset.items[dataset.item_index(feedback.item_id)].title
-        place = f"ranked {feedback.rank}" if feedback.rank else "not ranked"
-        lines += [f"Just {_taste(feedback.liked)} {title}, which was {place} (reward {reward:+g})"]
-    if not query:
-        return "\n".join([*lines, "The stream has ended."])
-    history = query.history
-    lines += [f"History, the last {min(recent, len(history))} of {len(history)}:"] if history else ["No history."]
-    items = dataset.items
-    lines += [
-        f"  {_taste(past.liked):>8}  {items[dataset.item_index(past.item_id)].title}" for past in history[-recent:]
-    ]
-    lines += ["Candidates:", *(f"  {position:>8}  {item.title}" for position, item in enumerate(query.candidates))]
-    return "\n".join(lines)
+def users_with_turns(stream: Stream, user_ids: Any) -> NDArray[np.int64]:
+    """`user_with_turns` of several."""
+    return np.array([user_with_turns(stream, user_id) for user_id in list_of_ids(user_ids)])
 
 
-def _taste(liked: bool) -> str:
-    return "liked" if liked else "disliked"
+def list_of_ids(user_ids: Any) -> list[Any]:
+    """Ids in a list, a tuple or an array, as a list; raises InvalidOption for anything else, or if there are none."""
+    if isinstance(user_ids, str) or not isinstance(user_ids, (Sequence, np.ndarray)) or not len(user_ids):
+        raise InvalidOption(f"{user_ids!r} are no users: give a list of ids")
+    return user_ids.tolist() if isinstance(user_ids, np.ndarray) else [*user_ids]

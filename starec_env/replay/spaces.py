@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from starec_env.errors import InvalidRanking
 
 Positions = NDArray[np.int64]
+_INT = {int}
 
 
 class Rankings(Space[Positions]):
@@ -89,16 +90,16 @@ def check_ranking(action: Any, n: int) -> list[int]:
         order: list[int] = action.tolist()
     elif isinstance(action, (list, tuple)):
         order = list(action)
-        if {*map(type, order)} - {int}:
+        if not {*map(type, order)} <= _INT:
             order = [_position(given, action, n) for given in order]
     else:
         raise _invalid(action, n, f"it is a {type(action).__name__}")
-    if order:
-        if len({*order}) != len(order):
-            again = next(p for i, p in enumerate(order) if p in order[:i])
-            raise _invalid(action, n, f"position {again} is in it more than once")
-        if not _all_positions(n).issuperset(order):
-            raise _invalid(action, n, f"there is no position {next(p for p in order if not 0 <= p < n)}")
+    positions = {*order}
+    if len(positions) != len(order):
+        again = next(p for i, p in enumerate(order) if p in order[:i])
+        raise _invalid(action, n, f"position {again} is in it more than once")
+    if not positions <= _all_positions(n):
+        raise _invalid(action, n, f"there is no position {next(p for p in order if not 0 <= p < n)}")
     return order
 
 
@@ -162,7 +163,7 @@ def _first_fault(actions: NDArray[Any], n: int) -> InvalidRanking:
 
 
 def _unpadded(row: NDArray[Any]) -> NDArray[Any]:
-    return row[: len(np.trim_zeros(row + 1, "b"))]
+    return row if not len(row) or row[-1] >= 0 else row[: len(np.trim_zeros(row + 1, "b"))]
 
 
 def _position(given: object, action: object, n: int) -> int:

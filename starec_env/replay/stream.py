@@ -7,22 +7,30 @@ concurrency and after any resume, whoever asks for it: the environments, a popul
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from starec_env.data.splits import windows_only
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.scoring import LIKED_CUTOFF, position_reward
+from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
+from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query, Ranking, Turn
 
 Reward = Callable[[int | None], float]
 """What a 1-based rank is worth; None means the target was not ranked."""
+Negatives = Literal["history", "truncated", "target"]
+"""What negatives exclude: all that the user ever met, the sequence (the data set's window) alone, or the target alone.
+"""
+Met = Callable[[NDArray[np.int64], NDArray[Any]], NDArray[np.bool_]]
+"""Whether items are excluded: (rows,) of whom or of what turn, and (rows, k) items, give (rows, k)."""
 
 _ROWS_AT_ONCE = 2**15
 _Words = NDArray[np.uint64]
-_GAMMA, _DELTA = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
+_DELTA = np.uint64(0xD1B54A32D192ED03)
 
 
 class Stream:
@@ -34,24 +42,28 @@ class Stream:
 
     Args:
         dataset: Whose interactions to replay.
-        n_candidates: Items to rank at a turn: the true one, and negatives that the user never interacted with.
+        n_candidates: Items to rank at a turn: the true one, and negatives.
         seed: Decides the negatives and where the true item stands among them; any non-negative integer.
         split: "train" stops before each user's held-out turn; "test" ends with it.
         targets: "liked" makes turns of liked interactions only (the others still enter the history); "all" of all.
         turns: Keep only the last so many turns of each user; None keeps all.
         min_history: Interactions that come before the first turn; an agent starts its memory from them.
+        negatives: What a user's negatives exclude: "history", all that the user ever met, rows before the window
+            included; "truncated", the window alone; "target", only the turn's own target.
+
+    A user for whom too few items are left as negatives has no turn, which `notes` tell; `require` refuses one by name.
 
     Attributes:
         rows: The row of the data set that each turn asks for, user after user; held-out turns included.
         begin: (n_users,) index into `rows` of each user's first turn.
         end: (n_users,) index into `rows` after each user's last turn.
         users: 0-based indices of the users who have a turn, ascending.
+        notes: Who is left out, and why; empty if nobody is.
         liked: (n_interactions,) 1 or 0 for each row of the data set.
         seed: May be set anew at any time.
 
     Raises:
-        InvalidOption: If an option is out of its range, no user has a turn, or a user has met too much of the
-            catalogue for that many negatives.
+        InvalidOption: If an option is out of its range, or no user has a turn for which there are enough negatives.
     """
 
     def __init__(
@@ -64,9 +76,11 @@ class Stream:
         targets: str = "liked",
         turns: int | None = None,
         min_history: int = 5,
+        negatives: Negatives = "history",
     ) -> None:
         check_choice("split", split, ("train", "test"))
         check_choice("targets", targets, ("liked", "all"))
+        check_choice("negatives", negatives, ("history", "truncated", "target"))
         for name, value, least in (
             ("n_candidates", n_candidates, 2),
             ("turns", turns, 1),
@@ -75,7 +89,8 @@ class Stream:
             if value is not None and value < least:
                 raise InvalidOption(f"{name} is {value}: it must be at least {least}")
         self.dataset, self.n_candidates, self.seed = dataset, n_candidates, seed
-        self.seen = _seen(dataset)
+        self.seen = Seen(windows_only(dataset)) if negatives == "truncated" else _seen(dataset)
+        self._min_history, self._negatives = min_history, negatives
         self.liked = dataset.liked.view(np.int8)
         firsts = np.repeat(dataset.starts + min_history, np.diff(dataset.indptr))
         asked = np.arange(dataset.n_interactions) >= firsts
@@ -84,13 +99,52 @@ class Stream:
         self._numbered_from = bounds[:-1]
         self.end = np.maximum(bounds[:-1], bounds[1:] - (split == "train"))
         self.begin = bounds[:-1] if turns is None else np.maximum(bounds[:-1], self.end - turns)
-        self.users = np.flatnonzero(self.end > self.begin)
-        if not len(self.users):
+        having = self.end > self.begin
+        if not having.any():
             raise InvalidOption(
                 f"no user of {dataset!r} has a turn with split={split!r}, targets={targets!r} and "
-                f"min_history={min_history}: lower min_history, or prepare the data with more interactions a user"
+                f"min_history={min_history}: {_advice(dataset, targets)}"
             )
-        self.seen.check(self.users, n_candidates - 1)
+        self._left = self.seen.unseen if negatives != "target" else np.full(dataset.n_users, dataset.n_items - 1)
+        self.end = np.where(self._left < n_candidates - 1, self.begin, self.end)
+        self.users = np.flatnonzero(self.end > self.begin)
+        self.notes = self._left_out(np.flatnonzero(having & (self.end == self.begin)))
+
+    def _left_out(self, dense: NDArray[np.int64]) -> tuple[str, ...]:
+        if not len(dense):
+            return ()
+        wanted, items, most = self.n_candidates - 1, self.dataset.n_items, int(self._left[dense].max())
+        if not len(self.users):
+            raise InvalidOption(
+                f"nobody is left to ask: none of the {len(dense):,} users with a turn has {wanted} of the {items:,} "
+                f"items left as negatives, {most} at most: {_fewer(most)}"
+            )
+        first = int(dense[0])
+        note = (
+            f"{len(dense):,} of {len(dense) + len(self.users):,} users are left out, as fewer than {wanted} of the "
+            f"{items:,} items are left as their negatives (user {self.dataset.user(first).id!r}: {self._left[first]})"
+        )
+        return (f"{note}: {_fewer(most)} to ask more of them" if most else note,)
+
+    def require(self, users: NDArray[np.integer]) -> None:
+        """Check that each of some users can be asked.
+
+        Args:
+            users: (n,) 0-based indices.
+
+        Raises:
+            InvalidOption: One has no turn, or too few items are left as negatives; the message names the first.
+        """
+        unable = users[self.end[users] == self.begin[users]]
+        if not len(unable):
+            return
+        user, wanted = int(unable[0]), self.n_candidates - 1
+        if self._left[user] < wanted:
+            raise _too_few(self.dataset.user(user).id, int(self._left[user]), self.dataset.n_items, wanted)
+        raise InvalidOption(
+            f"user {self.dataset.user(user).id!r} has no turn with these options, which {len(self.users):,} of "
+            f"{self.dataset.n_users:,} users have: lower min_history (now {self._min_history}), or leave the user out"
+        )
 
     def turns(self, user: int) -> list[Turn]:
         """A user's turns in order; empty if the user has none.
@@ -143,16 +197,22 @@ class Stream:
             Catalogue indices of the candidates in the order shown, shape (n, n_candidates), and the position among
             them of the true item, shape (n,), uniform over the positions.
         """
+        met: Met = self._is_target if self._negatives == "target" else self.seen.contains
+        asked = index if self._negatives == "target" else users
         shown = np.empty((len(index), self.n_candidates), np.int32)
         places = np.empty(len(index), np.int64)
         for part in _parts(len(index)):
             keys = _keys(self.seed, users[part], self.numbers(users[part], index[part]))
-            shown[part, :-1] = _negatives(keys, users[part], self.n_candidates - 1, self.seen)
+            shown[part, :-1] = _negatives(keys, asked[part], self.n_candidates - 1, self.dataset.n_items, met)
             places[part] = _below(keys >> np.uint64(32), self.n_candidates)
         each = np.arange(len(index))
         shown[:, -1] = shown[each, places]
         shown[each, places] = self.dataset.item_indices[self.rows[index]]
         return shown, places
+
+    def _is_target(self, index: NDArray[np.int64], items: NDArray[Any]) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = items == self.dataset.item_indices[self.rows[index]][:, None]
+        return same
 
     def histories(
         self, users: NDArray[np.int64], stops: NDArray[np.int64], length: int
@@ -167,17 +227,35 @@ class Stream:
         Returns:
             Catalogue indices, shape (n, length), and 1 where liked, 0 where not, shape (n, length).
         """
+        columns = np.arange(length, dtype=np.int32)
         items, liked = np.empty((len(users), length), np.int32), np.empty((len(users), length), np.int8)
-        columns = np.arange(length)
         for part in _parts(len(users)):
             firsts = np.maximum(self.dataset.starts[users[part]], stops[part] - length)
-            at = firsts[:, None] + columns
-            outside = columns >= (stops[part] - firsts)[:, None]
-            items[part] = self.dataset.item_indices.take(at, mode="clip")
-            liked[part] = self.liked.take(at, mode="clip")
-            np.copyto(items[part], -1, where=outside)
-            np.copyto(liked[part], -1, where=outside)
+            items[part] = _rows_from(self.dataset.item_indices, firsts, length)
+            liked[part] = _rows_from(self.liked, firsts, length)
+            outside = columns >= (stops[part] - firsts).astype(np.int32)[:, None]
+            # All bits set are -1.
+            items[part] |= -outside.view(np.int8)
+            liked[part] |= -outside.view(np.int8)
         return items, liked
+
+
+def _advice(dataset: Dataset, targets: str) -> str:
+    if targets == "liked" and dataset.n_interactions and not dataset.liked.any():
+        return (
+            f"no interaction is liked, as no rating exceeds liked_above={dataset.liked_above:g} (the highest is "
+            f"{dataset.ratings.max():g}): load the data with a lower liked_above, or ask for targets='all'"
+        )
+    return "lower min_history, or prepare the data with more interactions a user"
+
+
+def _rows_from(column: NDArray[Any], firsts: NDArray[np.int64], length: int) -> NDArray[Any]:
+    # As windows, which copies rows whole: half the time of an index array. Beyond the column's end comes anything.
+    last = len(column) - length
+    rows: NDArray[Any] = sliding_window_view(column, length)[np.minimum(firsts, last)]
+    for late in np.flatnonzero(firsts > last):
+        rows[late, : len(column) - firsts[late]] = column[firsts[late] :]
+    return rows
 
 
 def _parts(n: int) -> Iterator[slice]:
@@ -229,24 +307,24 @@ def sample_negatives(
         InvalidOption: If a user has fewer than n unseen items.
     """
     seen.check(users, n)
-    return _negatives(_keys(seed, users, turns), users, n, seen)
+    return _negatives(_keys(seed, users, turns), users, n, seen.n_items, seen.contains)
 
 
 def _negatives(
-    keys: _Words, users: NDArray[np.int64], n: int, seen: "Seen", width: int | None = None
+    keys: _Words, rows: NDArray[np.int64], n: int, n_items: int, met: Met, width: int | None = None
 ) -> NDArray[np.int64]:
     # How many draws are looked at, the width, doesn't change which are chosen.
     width = width or n + n // 4 + 2
-    draws = _draws(keys, width, seen.n_items)
-    fresh = ~seen.contains(users, draws)
+    draws = _draws(keys, width, n_items)
+    fresh = ~met(rows, draws)
     _drop_repeats(draws, fresh)
     count = fresh.cumsum(axis=1, dtype=np.int32)
     wanted, enough = fresh & (count <= n), count[:, -1] >= n
     if enough.all():
         return draws[wanted].reshape(-1, n)
-    chosen = np.empty((len(users), n), np.int64)
+    chosen = np.empty((len(rows), n), np.int64)
     chosen[enough] = draws[wanted & enough[:, None]].reshape(-1, n)
-    chosen[~enough] = _negatives(keys[~enough], users[~enough], n, seen, 2 * width)
+    chosen[~enough] = _negatives(keys[~enough], rows[~enough], n, n_items, met, 2 * width)
     return chosen
 
 
@@ -269,12 +347,12 @@ def _seed_word(seed: int) -> np.uint64:
 
 def _keys(seed: int, users: NDArray[np.int64], turns: NDArray[np.int64]) -> _Words:
     # Two odd multipliers: no two (user, turn) of any size met in practice have the same sum.
-    return _mix(_seed_word(seed) + _GAMMA * users.astype(np.uint64) + _DELTA * turns.astype(np.uint64))
+    return splitmix64(_seed_word(seed) + GOLDEN * users.astype(np.uint64) + _DELTA * turns.astype(np.uint64))
 
 
 def _draws(keys: _Words, width: int, below: int) -> NDArray[np.int64]:
     # Two draws a word, the low half first on any machine.
-    words = _mix(keys[:, None] + _GAMMA * np.arange(1, width // 2 + 2, dtype=np.uint64))
+    words = splitmix64(keys[:, None] + GOLDEN * np.arange(1, width // 2 + 2, dtype=np.uint64))
     return _below(words.astype("<u8", copy=False).view("<u4")[:, :width], below)
 
 
@@ -283,21 +361,15 @@ def _below(halves: NDArray[Any], n: int) -> NDArray[np.int64]:
     return ((halves * np.uint64(n)) >> np.uint64(32)).view(np.int64)
 
 
-def _mix(z: _Words) -> _Words:
-    # splitmix64's finaliser; wraps modulo 2**64.
-    z ^= z >> np.uint64(30)
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
-
-
 class Seen:
     """Which items each user ever interacted with, rows outside the user's window included.
 
     A table of bytes has one for each user and item. Where that would exceed `most_bytes`, a smaller table indexed by a
     hash answers "never" at once, and only its other answers are looked up among the sorted interactions.
+
+    Attributes:
+        n_items: Size of the catalogue.
+        unseen: (n_users,) how many items each user never met.
     """
 
     def __init__(self, dataset: Dataset, most_bytes: int = 256 * 2**20) -> None:
@@ -305,7 +377,7 @@ class Seen:
         keys = dataset.owner * self.n_items + dataset.item_indices
         keys.sort()  # NumPy 2.4's np.unique hashes: 60 times as long, and more memory
         self._keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
-        self._unseen = self.n_items - np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
+        self.unseen = self.n_items - np.bincount(self._keys // self.n_items, minlength=dataset.n_users)
         cells = dataset.n_users * self.n_items
         self._dense = cells <= most_bytes
         bits = min(most_bytes, 16 * len(self._keys)).bit_length() - 1
@@ -324,18 +396,25 @@ class Seen:
 
     def _slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         # Fibonacci hashing: the product's high bits.
-        return ((keys.view(np.uint64) * _GAMMA) >> self._shift).view(np.int64)
+        return ((keys.view(np.uint64) * GOLDEN) >> self._shift).view(np.int64)
 
     def check(self, users: NDArray[np.int64], n: int) -> None:
         """Raise InvalidOption, naming the user, if one of them has fewer than n items left unseen."""
-        short = self._unseen[users] < n
+        short = self.unseen[users] < n
         if short.any():
             user = int(users[short.argmax()])
-            raise InvalidOption(
-                f"user {self._user_ids[user]} never interacted with only {self._unseen[user]} of the "
-                f"{self.n_items:,} items, too few for {n} negatives: lower n_candidates to {self._unseen[user] + 1} "
-                "or less, or leave such users out of the data set"
-            )
+            raise _too_few(self._user_ids[user], int(self.unseen[user]), self.n_items, n)
+
+
+def _too_few(user_id: Any, left: int, n_items: int, n: int) -> InvalidOption:
+    return InvalidOption(
+        f"user {user_id} leaves only {left} of the {n_items:,} items as negatives, too few for {n}: "
+        f"{_fewer(left)}, or leave the user out"
+    )
+
+
+def _fewer(left: int) -> str:
+    return f"lower n_candidates to {left + 1} or less" if left else "there is no item that could be a negative"
 
 
 _SEEN: WeakKeyDictionary[Dataset, Seen] = WeakKeyDictionary()

@@ -1,9 +1,7 @@
 """Many users' streams stepped at once: `UserFeedbackEnv`'s turns and rewards as arrays."""
 
-from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from gymnasium import Space
@@ -12,84 +10,99 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption, unknown
+from starec_env.errors import InvalidOption
 from starec_env.replay.env import (
+    EnvOptions,
+    UserFeedbackEnv,
     check_options,
-    describe,
-    history_width,
-    observation_space,
-    open_dataset,
-    user_with_turns,
+    check_whole,
+    reset_option,
+    users_with_turns,
 )
-from starec_env.replay.spaces import Rankings, ranks_of
-from starec_env.replay.stream import Reward, Stream
-from starec_env.scoring import LIKED_CUTOFF, position_reward
-from starec_env.types import Candidates, Dataset, Feedback, History, Id, Query
+from starec_env.replay.render import RENDER_MODES, describe, picture
+from starec_env.replay.rewards import LIKED_CUTOFF
+from starec_env.replay.spaces import ranks_of
+from starec_env.replay.stream import Stream
+from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+_MOST_BYTES = 64 * 2**20
 
 
 class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
     """`num_envs` users' streams at once, made of arrays only; the same turns and rewards as `UserFeedbackEnv`.
 
-    `gymnasium.make_vec("starec/UserFeedback-v0", num_envs=N, vectorization_mode="vector_entry_point")`; the other
-    arguments, the errors, and what an observation holds are `UserFeedbackEnv`'s.
+    `gymnasium.make_vec("starec/UserFeedback-v0", num_envs=N, vectorization_mode="vector_entry_point")`; the options,
+    the errors, and what an observation holds are `UserFeedbackEnv`'s.
 
-    Actions are an integer array of shape (N, n_candidates), short rankings padded by -1 on the right, or a sequence of
-    N rankings. Observations are those of the single environment with a leading axis of N.
+    ## Action Space
+    An integer array of shape (N, n_candidates), short rankings padded by -1 on the right, or a sequence of N rankings.
 
-    Environment i takes the users i, i + N, i + 2N, ... of the order that a single environment of the same seed takes
-    one by one, and begins again when the order ends. `reset(options={"user_ids": [...]})` names the N users to begin
-    with. After a stream's end the next step ignores that environment's action, gives reward 0 and begins its next
-    user (Gymnasium's NEXT_STEP autoreset).
+    ## Observation Space
+    That of the single environment with a leading axis of N.
 
-    `info` holds arrays of shape (N,), each `key` with a mask `_key` of the environments that have it: "turn" and
-    "user_id" as in the single environment; and after a step, "target" (catalogue index of what the user really took),
-    "rank" (its 1-based rank, 0 when it wasn't ranked) and "liked". `query(i)` and `feedback(i)` make the objects that
-    the single environment's info has.
+    ## Information
+    Arrays of shape (N,), each `key` with a mask `_key` of the environments that have it.
 
-    Rewards are read from a table of all ranks, filled once: `reward` must be a pure function.
+    | key               | value                                                                           |
+    |-------------------|---------------------------------------------------------------------------------|
+    | "turn", "user_id" | as in the single environment                                                    |
+    | "target"          | after a step: catalogue index of what the user really took                      |
+    | "rank"            | after a step: its 1-based rank, 0 when it wasn't ranked                         |
+    | "predicted_liked" | after a step: whether that rank predicted a like, as in a Feedback              |
+    | "liked"           | after a step: whether the user liked it                                         |
+    | "query"           | with `queries=True`: the Query, None when the stream has ended                  |
+
+    `query(i)` and `feedback(i)` make the objects that the single environment's info has.
+
+    ## Starting State
+    `reset(seed=s)` with one seed for all: environment i takes the users i, i + N, i + 2N, ... of the order in which a
+    single environment of seed s takes them, and begins again when the order ends. A pass through the users meets each
+    once, whatever N is, and candidates are those of seed s.
+
+    Gymnasium's own vectors of single environments ("sync", "async") give environment i the seed s + i instead, and it
+    doesn't know N: each goes through all the users in an order and with candidates of its own, so beyond environment 0
+    they show other users. For the same turns in all modes name the users (`options={"user_ids": [...]}` here, one for
+    each; `options={"user_id": ...}` there) and give all the same seed (`seed=[s] * N` there).
+
+    ## Episode End
+    After a stream's end the next step ignores that environment's action, gives reward 0 and begins its next user
+    (Gymnasium's NEXT_STEP autoreset).
+
+    Args:
+        num_envs: N.
+        dataset: As in the single environment, like all further options.
+        queries: Put queries as objects into `info`, which takes longer than the step itself.
+        render_mode: "ansi" or "rgb_array" makes `render()` return every environment's turn.
+        options: See `UserFeedbackEnv`. Rewards are read from a table of all ranks, filled once.
     """
 
-    metadata = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {
+        "render_modes": [mode for mode in RENDER_MODES if mode != "human"],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
         num_envs: int = 1,
         dataset: Dataset | str = "ml-latest-small",
         *,
-        n_candidates: int = 20,
-        split: str = "train",
-        targets: str = "liked",
-        turns: int | None = None,
-        min_history: int = 5,
-        seed: int = 0,
-        reward: Reward = position_reward,
-        max_history: int = 40,
-        data_dir: str | Path | None = None,
+        queries: bool = False,
         render_mode: str | None = None,
-        **others: Any,
+        **options: Unpack[EnvOptions],
     ) -> None:
-        check_options(others, render_mode, self.metadata["render_modes"])
-        if num_envs < 1:
-            raise InvalidOption(f"num_envs is {num_envs}: it must be at least 1")
-        self.num_envs, self.render_mode = num_envs, render_mode
-        self.dataset = open_dataset(dataset, data_dir)
-        self.stream = Stream(
-            self.dataset,
-            n_candidates=n_candidates,
-            seed=seed,
-            split=split,
-            targets=targets,
-            turns=turns,
-            min_history=min_history,
-        )
-        self._width = history_width(self.dataset, max_history)
-        self.single_observation_space = observation_space(self.stream, self._width)
-        self.single_action_space = Rankings(n_candidates)
+        check_options({}, render_mode, self.metadata["render_modes"])
+        check_whole("num_envs", num_envs)
+        single = UserFeedbackEnv(dataset, **options)
+        self.dataset, self.stream, self.users = single.dataset, single.stream, single.users
+        self.num_envs, self.render_mode, self.queries = num_envs, render_mode, queries
+        self._width, self._n = single.width, self.stream.n_candidates
+        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._worth = np.array([reward(rank or None) for rank in range(n_candidates + 1)], np.float64)
+        self._worth = np.array([single.reward(rank or None) for rank in range(self._n + 1)], np.float64)
+        self._shown = _Shown(self.stream)
         self._each = np.arange(num_envs)
         self._order: Ints | None = None
         self._visits = self._each
@@ -112,13 +125,14 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             UnknownName: If there is no such option or user.
             InvalidOption: If a user has no turn, or the users named aren't `num_envs`.
         """
+        named = self._named(reset_option(options, "user_ids"))
         if seed is None and self._order is None:
             seed = self.stream.seed
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed = seed
-            self._order, self._visits = self.np_random.permutation(self.stream.users), self._each.copy()
-        named = self._named(options or {})
+            self._order, self._visits = self.np_random.permutation(self.users), self._each.copy()
+            self._shown = _Shown(self.stream)
         self._users = np.zeros(self.num_envs, np.int64)
         self._turn = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
@@ -136,10 +150,10 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         if self._order is None:
             raise ResetNeeded("there is no turn to answer: call reset() first")
         starting = self._ended
-        ranks = ranks_of(actions, self.stream.n_candidates, self.num_envs, ignore=starting)
+        ranks = ranks_of(actions, self._n, self.num_envs, ignore=starting)
         rows = self.stream.rows[self._turn - starting]
         self._target = self.dataset.item_indices[rows]
-        self._liked = self.stream.liked[rows] == 1
+        self._liked = self.dataset.liked[rows]
         self._rank = ranks[self._each, self._places]
         self._judged = ~starting
         self._reward = np.where(self._liked & self._judged, self._worth[self._rank], 0.0)
@@ -173,30 +187,32 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             liked=bool(self._liked[i]),
         )
 
-    def render(self) -> tuple[str, ...] | None:
-        """Every environment's turn as text, in mode "ansi"."""
+    def render(self) -> tuple[Any, ...] | None:
+        """Every environment's turn, as text or as a picture."""
         if self.render_mode is None:
             return None
+        if self._order is None:
+            raise ResetNeeded("there is no turn to render: call reset() first")
         numbers = self._numbers()
-        return tuple(
+        texts = [
             describe(self.dataset, int(self._users[i]), int(numbers[i]), self.query(i), self._verdict(i))
             for i in range(self.num_envs)
-        )
+        ]
+        return tuple(texts if self.render_mode == "ansi" else [picture(text, self._n) for text in texts])
 
     def _verdict(self, i: int) -> tuple[Feedback, float] | None:
         feedback = self.feedback(i)
         return (feedback, float(self._reward[i])) if feedback else None
 
-    def _named(self, options: dict[str, Any]) -> Ints | None:
-        for option in options:
-            if option != "user_ids":
-                raise unknown("reset option", option, ["user_ids"])
-        ids: Sequence[Id] | None = options.get("user_ids")
-        if ids is None:
+    def _named(self, user_ids: Any) -> Ints | None:
+        if user_ids is None:
             return None
-        if len(ids) != self.num_envs:
-            raise InvalidOption(f"user_ids names {len(ids)} users for {self.num_envs} environments: name one for each")
-        return np.array([user_with_turns(self.stream, user_id) for user_id in ids])
+        users = users_with_turns(self.stream, user_ids)
+        if len(users) != self.num_envs:
+            raise InvalidOption(
+                f"user_ids names {len(users)} users for {self.num_envs} environments: name one for each"
+            )
+        return users
 
     def _next_users(self, envs: Ints) -> Ints:
         assert self._order is not None
@@ -213,12 +229,11 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
 
     def _observe(self) -> dict[str, Any]:
         # An ended stream's index points past its turns: it shows the history up to its last target, and no candidates.
-        stream, live = self.stream, np.flatnonzero(~self._ended)
-        self._candidates = np.full((self.num_envs, stream.n_candidates), -1, np.int32)
-        self._places = np.zeros(self.num_envs, np.int64)
-        self._candidates[live], self._places[live] = stream.candidates(self._users[live], self._turn[live])
-        stops = stream.rows[self._turn - self._ended] + self._ended
-        history, feedback = stream.histories(self._users, stops, self._width)
+        stream, ended = self.stream, self._ended
+        last = self._turn - ended
+        self._candidates, self._places = self._shown.at(self._users, last)
+        self._candidates[ended] = -1
+        history, feedback = stream.histories(self._users, stream.rows[last] + ended, self._width)
         return {
             "user": self._users.copy(),
             "history": history,
@@ -227,13 +242,34 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         }
 
     def _info(self) -> dict[str, Any]:
-        everyone = np.ones(self.num_envs, np.bool_)
-        columns = {"turn": (self._numbers(), everyone), "user_id": (self.dataset.user_ids[self._users], everyone)}
+        info: dict[str, Any] = {"turn": self._numbers(), "user_id": self.dataset.user_ids[self._users]}
+        if self.queries:
+            info["query"] = np.fromiter(map(self.query, range(self.num_envs)), object, self.num_envs)
+        info |= {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
         if self._judged.any():
-            answered = {"target": self._target, "rank": self._rank, "liked": self._liked}
-            columns |= {key: (column, self._judged) for key, column in answered.items()}
-        return {
-            name: array.copy()
-            for key, (column, mask) in columns.items()
-            for name, array in ((key, column), (f"_{key}", mask))
-        }
+            predicted = (self._rank > 0) & (self._rank <= LIKED_CUTOFF)
+            columns: tuple[NDArray[Any], ...] = (self._target, self._rank, predicted, self._liked)
+            for key, column in zip(("target", "rank", "predicted_liked", "liked"), columns, strict=True):
+                info[key], info[f"_{key}"] = column.copy(), self._judged.copy()
+        return info
+
+
+class _Shown:
+    """The candidates of a stream's turns under one seed, each turn's made once where they all find room."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        n_turns = len(stream.rows) if len(stream.rows) * 4 * stream.n_candidates <= _MOST_BYTES else 0
+        self._candidates = np.empty((n_turns, stream.n_candidates), np.int32)
+        self._places = np.full(n_turns, -1, np.int64)
+
+    def at(self, users: Ints, index: Ints) -> tuple[Indices, Ints]:
+        """`Stream.candidates`; no row of the result is shared with another call's."""
+        if not len(self._places):
+            return self._stream.candidates(users, index)
+        places = self._places[index]
+        if (new := np.flatnonzero(places < 0)).size:
+            turns = index[new]
+            self._candidates[turns], self._places[turns] = self._stream.candidates(users[new], turns)
+            places = self._places[index]
+        return self._candidates[index], places

@@ -1,15 +1,19 @@
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 from support import make_dataset
 
+from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, build_graph
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.planner import planner
 from starec_agents.prompts import ranking_schema
+from starec_agents.studio import make_graph
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
-from starec_env.errors import EndpointError
+from starec_env.errors import EndpointError, InvalidOption
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Memory, Usage
 
@@ -157,3 +161,33 @@ async def test_users_in_flight_on_one_graph_do_not_mix(tiny_dataset):
         return [(state["ranking"], state["memory"], len(state["calls"])) for state in done]
 
     assert await ranks(0.001) == await ranks(0)
+
+
+@pytest.mark.parametrize("graph", [reflect_always, rank_only, planner])
+def test_langgraphs_tools_can_describe_and_draw_a_graph(graph):
+    given, ended = graph().get_input_jsonschema(), graph().get_output_jsonschema()
+    assert given["properties"].keys() >= {"query", "memory", "feedback", "ranking", "agrees", "profile", "calls"}
+    assert ended["properties"].keys() == given["properties"].keys()
+    assert given["$defs"]["Memory"]["properties"].keys() == {"profile", "history"}
+    context = graph().get_context_jsonschema()
+    assert context["required"] == ["llm"]
+    assert context["properties"]["answer_format"]["default"] == "paper"
+    assert json.loads(json.dumps([given, ended, context])) == [given, ended, context]
+    assert "fast_rank" in graph().get_graph().draw_mermaid() or graph is planner
+
+
+async def test_a_turn_goes_through_the_graph_for_langgraphs_server_as_json():
+    stream = Stream(make_dataset())
+    graph = make_graph(ScriptedChat(scripted_user()), stream)
+    json.dumps([graph.get_input_jsonschema(), graph.get_output_jsonschema(), graph.get_context_jsonschema()])
+    ended = await graph.ainvoke({"user": "1", "turn": 0}, context={"answer_format": "compact"})
+    agent = UserAgent(ScriptedChat(scripted_user()), answer_format="compact")
+    turn = stream.turns(0)[0]
+    ranking = await agent.arank(turn.query)
+    feedback, reward = judge(turn, ranking)
+    assert (ended["ranking"], ended["feedback"], ended["reward"]) == (ranking, feedback, reward)
+    assert (ended["memory"], ended["calls"]) == (await agent.alearn(feedback), agent.calls)
+    given = await graph.ainvoke({"user": "1", "turn": 1, "memory": {"profile": "Given.", "history": ["before"]}})
+    assert given["memory"].history[0] == "before"
+    with pytest.raises(InvalidOption, match="turn=99: user '1' has the turns 0 to"):
+        await graph.ainvoke({"user": "1", "turn": 99})

@@ -11,8 +11,8 @@ from starec_agents.llm.client import OpenAIChat
 from starec_agents.serve import local_server
 from starec_agents.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare
+from starec_env.metrics import ndcg
 from starec_env.replay.stream import Stream, judge
-from starec_env.scoring import ndcg
 
 
 def test_it_is_shipped_in_both_formats_with_its_card_under_15_mb():

@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support import make_dataset
@@ -23,6 +26,7 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.population import Run, arun_population, run_population
 from starec_agents.store import RunStore, read_failures, read_run, read_steps, read_trajectories
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
+from starec_env.metrics import METRICS, ndcg
 from starec_env.types import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +49,7 @@ def test_a_run_writes_all_its_files_and_its_metrics(tiny_dataset: Dataset, tmp_p
     run = simulate(tiny_dataset, tmp_path / "run")
     metrics = json.loads((run.out / "metrics.json").read_text())
     assert metrics == run.metrics
-    assert {f"ndcg@{k}{se}" for k in (1, 5, 10, 20) for se in ("", "_se")} <= set(metrics)
+    assert {f"{name}{se}" for name in METRICS for se in ("", "_se")} <= set(metrics)
     assert metrics["users"] == 12 and metrics["failures"] == 0 and metrics["valid_share"] == 1.0
     assert 0 < metrics["ndcg@20"] < 1 and metrics["prompt_tokens"] > 0 and metrics["wall_s"] > 0
     steps = list(read_steps(run.out))
@@ -57,6 +61,40 @@ def test_a_run_writes_all_its_files_and_its_metrics(tiny_dataset: Dataset, tmp_p
     described = read_run(run.out)
     assert described["dataset"]["hash"] == tiny_dataset.hash and described["candidates_hash"]
     assert "NDCG@10" in str(run) and str(run.out) in str(run)
+
+
+def test_disliked_targets_are_not_scored_in_a_runs_metrics(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = simulate(tiny_dataset, tmp_path / "run", targets="all", turns=2)
+    scored: dict[Any, list[float]] = {}
+    disliked = 0
+    for step in read_steps(run.out):
+        if step.feedback.liked:
+            scored.setdefault(step.user_id, []).append(float(ndcg(step.feedback.rank, 10)))
+        disliked += not step.feedback.liked
+    assert disliked and len(scored) < 12
+    assert run.metrics["ndcg@10"] == pytest.approx(fmean(fmean(values) for values in scored.values()))
+    assert (run.metrics["users"], run.metrics["scored_users"]) == (12, len(scored))
+    assert f"Disliked targets are not scored: {12 - len(scored)} users had no other" in str(run)
+
+
+def test_a_run_says_whom_it_left_out_and_refuses_such_a_user_when_named(tmp_path: Path) -> None:
+    tiny = make_dataset(n_users=6, n_items=40, length=14)
+    rows = np.append(tiny.item_indices, np.arange(40)).astype(np.int32)
+    dense = replace(
+        tiny,
+        user_ids=np.arange(1, 8),
+        indptr=np.append(tiny.indptr, len(rows)),
+        item_indices=rows,
+        ratings=np.append(tiny.ratings, np.full(40, 5)).astype(np.float32),
+        timestamps=np.append(tiny.timestamps, np.arange(40)),
+        demographics=None,
+    )
+    run = simulate(dense, tmp_path / "run", turns=1)
+    assert run.metrics["users"] == 6
+    (note,) = read_run(run.out)["notes"]
+    assert note.startswith("1 of 7 users are left out") and "1 of 7 users are left out" in str(run)
+    with pytest.raises(InvalidOption, match="user 7 leaves only 0 of the 40 items as negatives"):
+        simulate(dense, tmp_path / "named", users=[1, 7])
 
 
 def test_a_run_whose_answers_cannot_be_read_says_what_small_models_manage(

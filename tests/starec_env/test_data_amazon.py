@@ -131,7 +131,7 @@ def test_incomplete_reviews_are_left_out_and_counted(tmp_path: Path) -> None:
         ("reviews.json", lines({**OLD[0], "unixReviewTime": [1]}), "line 1"),
         ("reviews.json", lines({**OLD[0], "unixReviewTime": 10**400}), "line 1"),
         ("reviews.json", lines(OLD[0]) + b"\xff\xfe\n", "line 2"),
-        ("reviews.json", b"", "no reviews"),
+        ("reviews.json", b"", "the file is empty"),
         ("reviews.csv", b"A1,B1,5.0,100\n", "line 1"),
         ("reviews.csv", b"user_id,parent_asin,rating,timestamp\nU,P,5.0\n", "line 2"),
         ("reviews.csv", b"user_id,parent_asin,rating,timestamp\nU,P,5.0,noon\n", "line 2"),
@@ -175,3 +175,53 @@ def test_scraped_titles_are_cleaned_of_markup_alone(raw: str, shown: str) -> Non
 )
 def test_the_domain_is_guessed_from_whole_words(name: str, domain: str) -> None:
     assert guess_domain(name) == domain
+
+
+def test_times_in_milliseconds_order_rows_within_a_second(tmp_path: Path) -> None:
+    rows = [{"user_id": "U", "parent_asin": i, "rating": 5, "timestamp": 1_600_000_000_000 + t} for t, i in
+            [(300, "c"), (100, "a"), (200, "b")]]  # fmt: skip
+    (tmp_path / "CDs.jsonl").write_bytes(lines(*rows))
+    dataset = load_dataset("amazon", tmp_path)
+    assert [dataset.items[i].id for i in dataset.item_indices] == ["a", "b", "c"]
+    assert dataset.timestamps.tolist() == [1_600_000_000] * 3
+    text = "".join(f"U,{row['parent_asin']},5,{row['timestamp']}\n" for row in rows)
+    (tmp_path / "CDs.jsonl").rename(tmp_path / "CDs.csv")
+    (tmp_path / "CDs.csv").write_text("user_id,parent_asin,rating,timestamp\n" + text)
+    assert load_dataset("amazon", tmp_path).hash == dataset.hash
+
+
+def test_of_metadata_that_repeat_an_id_the_first_with_a_title_counts(tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_bytes(lines(*OLD))
+    meta = [{"asin": "B1", "title": ""}, {"asin": "B1", "title": "Blue"}, {"asin": "B1", "title": "Other"}]
+    (tmp_path / "meta.json").write_bytes(lines(*meta))
+    dataset = load_dataset("amazon", tmp_path)
+    assert dataset.items[0].title == "Blue"
+    assert "metadata that repeat an id, the first with a title kept: 2" in dataset.notes
+
+
+def test_whole_numbers_as_ids_are_text_in_reviews_and_metadata(tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_bytes(lines({**OLD[0], "asin": 7, "reviewerID": 2**63}))
+    (tmp_path / "meta.json").write_bytes(lines({"asin": "7", "title": "Seven"}))
+    dataset = load_dataset("amazon", tmp_path)
+    assert dataset.user_ids.tolist() == [str(2**63)]
+    assert (dataset.items[0].id, dataset.items[0].title) == ("7", "Seven")
+
+
+def test_what_is_liked_can_be_said(tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_bytes(lines(*OLD))
+    dataset = load_dataset("amazon", tmp_path, liked_above=4)
+    assert (dataset.liked_above, int(dataset.liked.sum())) == (4, 1)
+
+
+def test_metadata_of_other_items_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_bytes(lines(*OLD))
+    (tmp_path / "meta.json").write_bytes(lines({"asin": "Z1", "title": "Elsewhere"}))
+    with pytest.raises(DataError, match=r"meta\.json: none of its items has a review in reviews\.json"):
+        load_dataset("amazon", tmp_path)
+
+
+def test_a_split_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    for name in ("CDs.train.csv", "CDs.train.csv.gz"):
+        (tmp_path / name).write_text("user_id,parent_asin,rating,timestamp\nU,P1,5.0,1600000000000\n")
+    with pytest.raises(DataError, match="several files of reviews"):
+        load_dataset("amazon", tmp_path)

@@ -1,7 +1,10 @@
 """MovieLens loaders, on the real files and on small made ones with every fault that a file can have."""
 
+import gzip
 import stat
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from support import shared_data
 
 from starec_env import load_dataset
-from starec_env.errors import DataError, UnknownName
+from starec_env.errors import DataError, StarecError, UnknownName
 
 RATINGS = "1::10::5::978300760\n1::20::3::978300761\n2::10::1::978300000\n"
 MOVIES = "10::Toy Story (1995)::Animation|Comedy\n20::Misérables, Les (1995)::Drama\n30::Nobody's Film::Drama\n"
@@ -93,7 +96,7 @@ def test_repeated_ratings_leave_the_earliest_and_are_counted(tmp_path: Path) -> 
 def test_a_catalogue_that_repeats_an_id_keeps_the_first_and_says_so(tmp_path: Path) -> None:
     dataset = load_dataset("ml-1m", ml_1m(tmp_path, movies=MOVIES + "10::Another (2000)::Drama\n"))
     assert dataset.items[0].title == "Toy Story (1995)"
-    assert "catalogue rows that repeat an id, the first kept: 1" in dataset.notes
+    assert "catalogue rows that repeat an id, the first with a title kept: 1" in dataset.notes
 
 
 def test_shared_titles_are_kept_and_counted(tmp_path: Path) -> None:
@@ -134,7 +137,10 @@ def test_a_latin_1_byte_that_unicode_calls_a_line_end_breaks_no_line(tmp_path: P
         ("1::10::5::1000000000000000", "1000000000000000"),
         ("1::10::5::noon", "noon"),
         ("1,10,5,978300760", "1,10,5"),
-        ("\x00\x01\x02", "wanted UserID::MovieID::Rating::Timestamp"),
+        ("\x00\x01\x02", "wanted UserID::MovieID::Rating::Timestamp, in UTF-8 and without NUL"),
+        ("01::10::5::978300760", "01::10"),
+        ("1_0::10::5::978300760", "1_0"),
+        ("1::1\t0::5::978300760", "whole numbers"),
     ],
 )
 def test_a_malformed_rating_is_an_error_that_names_file_and_line(tmp_path: Path, line: str, why: str) -> None:
@@ -170,7 +176,40 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
         load_dataset("ml-1m", tmp_path / "nowhere")
 
 
-@settings(max_examples=60)
+ODD = [
+    "",
+    "  ",
+    "1::10::5",
+    "01::10::5::9",
+    "1_0::10::5::9",
+    "２::10::5::9",
+    "1::1\t0::5::9",
+    "1::10::6::9",
+    "x",
+    "\x7f",
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.integers(0, 299), st.sampled_from(ODD), max_size=3))
+def test_bad_rows_are_left_out_and_counted_with_their_line_and_all_others_are_read(
+    tmp_path_factory: pytest.TempPathFactory, odd: dict[int, str]
+) -> None:
+    lines = [f"{1 + n // 30}::{1 + n % 30}::{1 + n % 5}::{1000 + n}" for n in range(300)]
+    for place, line in sorted(odd.items(), reverse=True):
+        lines.insert(place, line)
+    text = "\n".join(lines).encode()
+    dataset = load_dataset("ml-1m", ml_1m(tmp_path_factory.mktemp("odd"), ratings=text, movies="1::Up::Drama\n"))
+    assert dataset.timestamps.tolist() == list(range(1000, 1300))
+    assert (dataset.user_ids[dataset.owner] == 1 + np.arange(300) // 30).all()
+    bad = [number for number, line in enumerate(lines, 1) if line.strip() and line in ODD]
+    notes = [note for note in dataset.notes if "could not be read" in note]
+    assert len(notes) == bool(bad)
+    if bad:
+        assert notes[0].startswith(f"{len(bad)} of {300 + len(bad)} rows of") and f"first line {bad[0]}: " in notes[0]
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(RATINGS)), st.binary(max_size=4), st.integers(0, 6))
 def test_damaged_ratings_never_fail_but_with_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, at: int, inserted: bytes, removed: int
@@ -318,3 +357,43 @@ def test_without_files_the_error_says_how_to_get_them(tmp_path: Path, monkeypatc
 
 def test_the_domain_can_be_named(tmp_path: Path) -> None:
     assert load_dataset("ml-1m", ml_1m(tmp_path), domain="film").domain == "film"
+
+
+def test_a_user_file_that_repeats_an_id_keeps_the_first_and_says_so(tmp_path: Path) -> None:
+    dataset = load_dataset("ml-1m", ml_1m(tmp_path, users=USERS + "1::M::1::10::48067\n"))
+    assert dataset.user(0).demographics["gender"] == "female"
+    assert "rows of the user file that repeat an id, the first kept: 1" in dataset.notes
+
+
+def test_a_member_of_a_zip_may_be_gzipped_and_its_sizes_are_bounded_together(tmp_path: Path) -> None:
+    plain = load_dataset("ml-1m", zipped(tmp_path)).hash
+    place = tmp_path / "packed.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("ratings.dat.gz", gzip.compress(RATINGS.encode()))
+        archive.writestr("movies.dat", gzip.compress(MOVIES.encode("latin-1")))
+        archive.writestr("users.dat", USERS)
+    assert load_dataset("ml-1m", place).hash == plain
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("ratings.dat", gzip.compress(bytes(1 << 24)))
+        archive.writestr("movies.dat", MOVIES.encode("latin-1"))
+    with pytest.raises(DataError, match=r"ratings\.dat: its gzip stream holds more"):
+        load_dataset("ml-1m", place)
+
+
+def test_a_file_too_large_for_memory_is_refused_unread(tmp_path: Path) -> None:
+    with (ml_1m(tmp_path) / "ratings.dat").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole, which takes no room
+    with pytest.raises(DataError, match=r"ratings\.dat: more than .* bytes"):
+        load_dataset("ml-1m", tmp_path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9), st.binary(min_size=1, max_size=9))
+def test_a_mangled_zip_loads_or_is_an_error_of_ours(at: int, piece: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = zipped(Path(folder))
+        raw = bytearray(place.read_bytes())
+        raw[at % len(raw) : at % len(raw) + len(piece)] = piece
+        place.write_bytes(raw)
+        with suppress(StarecError):
+            assert load_dataset("ml-1m", place).n_interactions > 0

@@ -1,9 +1,12 @@
 """The single environment, through Gymnasium."""
 
+import inspect
+import pickle
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_dataset
 
-from starec_env.errors import InvalidOption, InvalidRanking, UnknownName
-from starec_env.replay.env import UserFeedbackEnv
+from starec_env.errors import InvalidOption, InvalidRanking, MissingExtra, UnknownName
+from starec_env.replay.env import EnvOptions, UserFeedbackEnv
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Query, Ranking
 
@@ -252,6 +255,58 @@ def test_rendering_without_a_mode_warns(tiny_dataset: Dataset) -> None:
         assert env.render() is None
 
 
+def test_a_picture_of_a_turn_has_one_size_and_shows_what_is_asked(tiny_dataset: Dataset) -> None:
+    pytest.importorskip("PIL", reason="drawing needs Pillow, which the report extra brings")
+    env = make(tiny_dataset, render_mode="rgb_array")
+    env.reset(seed=0)
+    first, again = env.render(), env.render()
+    assert isinstance(first, np.ndarray)
+    assert (first.dtype, first.ndim, first.shape[2]) == (np.uint8, 3, 3)
+    assert np.array_equal(first, again)
+    assert 0.01 < (first < 128).mean() < 0.2  # ink
+    pictures = []
+    ended = False
+    while not ended:
+        *_, ended, _, _ = env.step([3])
+        pictures.append(env.render())
+    assert {picture.shape for picture in pictures} == {first.shape}  # type: ignore[union-attr]
+    assert not np.array_equal(first, pictures[0])
+
+
+def test_gymnasium_records_the_pictures_as_a_video(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="drawing needs Pillow, which the report extra brings")
+    pytest.importorskip("moviepy", reason="Gymnasium writes videos with moviepy")
+    env = gymnasium.wrappers.RecordVideo(make(tiny_dataset, render_mode="rgb_array"), str(tmp_path))
+    episode(env)
+    env.close()
+    assert [*tmp_path.glob("*.mp4")]
+
+
+def test_gymnasium_collects_the_pictures(tiny_dataset: Dataset) -> None:
+    pytest.importorskip("PIL", reason="drawing needs Pillow, which the report extra brings")
+    env = gymnasium.wrappers.RenderCollection(make(tiny_dataset, render_mode="rgb_array"))
+    steps = len(episode(env))
+    frames = env.render()
+    assert isinstance(frames, list)
+    assert len(frames) == steps
+
+
+def test_pictures_need_pillow(tiny_dataset: Dataset) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("starec_env.replay.env.find_spec", lambda name: None)
+        with pytest.raises(MissingExtra, match=r"pip install 'starec\[report\]'"):
+            make(tiny_dataset, render_mode="rgb_array")
+
+
+def test_a_title_of_several_lines_is_drawn_as_one(tiny_dataset: Dataset) -> None:
+    items = [replace(item, title=f"{item.title}\nUser 1\x1b[2J" + "x" * 300) for item in tiny_dataset.items]
+    env = make(replace(tiny_dataset, items=items), render_mode="ansi")
+    env.reset(seed=0)
+    lines = str(env.render()).split("\n")
+    assert len(lines) == 1 + 6 + 21
+    assert all(line.isprintable() and len(line) < 120 for line in lines)
+
+
 @pytest.mark.parametrize("vector", [False, True])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -261,6 +316,17 @@ def test_rendering_without_a_mode_warns(tiny_dataset: Dataset) -> None:
         ({"dataset": 3}, InvalidOption, "dataset is a int"),
         ({"split": "trian"}, InvalidOption, "did you mean 'train'"),
         ({"max_history": 0}, InvalidOption, "max_history is 0"),
+        ({"max_history": 2.5}, InvalidOption, "max_history is 2.5: it must be a whole number"),
+        ({"n_candidates": "20"}, InvalidOption, "n_candidates is '20': it must be a whole number"),
+        ({"turns": True}, InvalidOption, "turns is True"),
+        ({"seed": None}, InvalidOption, "seed is None: it must be a whole number"),
+        ({"seed": -1}, InvalidOption, "seed is -1: it must be at least 0"),
+        ({"reward": 1.0}, InvalidOption, "reward is a float: give a function"),
+        ({"users": 5}, InvalidOption, "5 are no users: give a list of ids"),
+        ({"users": []}, InvalidOption, "give a list of ids"),
+        ({"users": [1, 99]}, UnknownName, "no user 99"),
+        ({"users": [1, None]}, InvalidOption, "None is a NoneType, no user's id"),
+        ({"render_mode": "ansii"}, InvalidOption, "did you mean 'ansi'"),
     ],
 )
 def test_a_bad_option_is_refused_with_the_way_out(
@@ -279,12 +345,55 @@ def test_an_unknown_render_mode_is_refused(tiny_dataset: Dataset) -> None:
         UserFeedbackEnv(tiny_dataset, render_mode="humane")
 
 
-def test_an_unknown_user_or_reset_option_is_refused_with_the_nearest(tiny_dataset: Dataset) -> None:
+def test_an_unknown_user_or_reset_option_is_refused_with_what_there_is(tiny_dataset: Dataset) -> None:
     env = make(tiny_dataset)
-    with pytest.raises(UnknownName, match="no user 121: did you mean '1"):
+    with pytest.raises(UnknownName, match="no user 121: the ids are 12 numbers from 1 to 12"):
         env.reset(options={"user_id": 121})
     with pytest.raises(UnknownName, match="did you mean 'user_id'"):
         env.reset(options={"userid": 1})
+
+
+@pytest.mark.parametrize("user_id", [[5], 5.0, None, {"a": 1}, True, (5,), b"5", "--5", "5.0"])
+def test_what_is_no_users_id_is_refused_in_words(tiny_dataset: Dataset, user_id: Any) -> None:
+    env = make(tiny_dataset)
+    with pytest.raises((InvalidOption, UnknownName), match="user"):
+        env.reset(options={"user_id": user_id})
+
+
+@pytest.mark.parametrize("options", [5, ["user_id"], "user_id"])
+def test_options_of_a_reset_are_a_dict(tiny_dataset: Dataset, options: Any) -> None:
+    with pytest.raises(InvalidOption, match="give a dict, e.g. {'user_id': ...}"):
+        UserFeedbackEnv(tiny_dataset).reset(options=options)
+
+
+def test_a_refused_reset_changes_nothing(tiny_dataset: Dataset) -> None:
+    env, twin = make(tiny_dataset), make(tiny_dataset)
+    env.reset(seed=1)
+    twin.reset(seed=1)
+    for options in ({"user_id": 99}, {"user": 1}, 5):
+        with pytest.raises((InvalidOption, UnknownName)):
+            env.reset(seed=2, options=options)  # type: ignore[arg-type]
+    assert env.step([0])[1:] == twin.step([0])[1:]
+    assert env.reset()[1] == twin.reset()[1]
+
+
+def test_numpys_whole_numbers_are_ids_and_options_like_pythons(tiny_dataset: Dataset) -> None:
+    env = make(tiny_dataset, seed=np.int64(3), turns=np.int32(2))
+    assert env.reset(options={"user_id": np.int32(7)})[1]["user_id"] == 7
+
+
+def test_both_environments_options_are_the_signatures(tiny_dataset: Dataset) -> None:
+    own = {"dataset", "render_mode", "others"}
+    assert set(inspect.signature(UserFeedbackEnv).parameters) - own == set(EnvOptions.__annotations__)
+
+
+def test_only_the_users_named_are_gone_through(tiny_dataset: Dataset) -> None:
+    named = tiny_dataset.user_ids[Stream(tiny_dataset, split="train").users[:4]].tolist()
+    env = make(tiny_dataset, users=named[:0:-1], seed=4)
+    met = [env.reset()[1]["user_id"] for _ in range(6)]
+    assert sorted(met[:3]) == sorted(met[3:]) == named[1:]
+    assert make(tiny_dataset, users=np.array(named[1:]), seed=4).reset()[1]["user_id"] == met[0]
+    assert env.reset(options={"user_id": named[0]})[1]["user_id"] == named[0]
 
 
 def test_a_user_without_a_turn_is_refused(tiny_dataset: Dataset) -> None:
@@ -293,6 +402,8 @@ def test_a_user_without_a_turn_is_refused(tiny_dataset: Dataset) -> None:
     env = make(replace(tiny_dataset, ratings=ratings))
     with pytest.raises(InvalidOption, match="user 1 has no turn with these options"):
         env.reset(options={"user_id": 1})
+    with pytest.raises(InvalidOption, match="user 1 has no turn with these options"):
+        make(replace(tiny_dataset, ratings=ratings), users=[2, 1])
 
 
 def test_user_ids_may_be_strings(tiny_dataset: Dataset) -> None:
@@ -307,3 +418,49 @@ def test_the_bundled_data_is_the_default() -> None:
     assert info["user_id"] == 42
     assert len(info["query"].candidates) == 20
     assert any("(" in item.title for item in info["query"].candidates)
+
+
+def test_a_steps_info_pickles_in_four_kib_and_is_equal_after() -> None:
+    env = gymnasium.make("starec/UserFeedback-v0", split="test")
+    longest = 0
+    for _ in range(40):
+        infos = [answer[-1] for answer in episode(env)]
+        for info in infos:
+            packed = pickle.dumps(info)
+            assert len(packed) <= 4096
+            assert pickle.loads(packed) == info
+        longest = max(longest, *(len(info["query"].history) for info in infos[:-1]))
+    assert longest >= 35
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        gymnasium.wrappers.RecordEpisodeStatistics,
+        lambda env: gymnasium.wrappers.TimeLimit(env, 2),
+        gymnasium.wrappers.NormalizeReward,
+        gymnasium.wrappers.FlattenObservation,
+        lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: 2 * reward),
+    ],
+)
+def test_gymnasiums_wrappers_fit_and_the_spec_makes_it_again(wrap: Any, tiny_dataset: Dataset) -> None:
+    env = wrap(make(tiny_dataset, turns=3))
+    assert env.unwrapped.spec is not None
+    observation, _ = env.reset(seed=1)
+    for _ in range(3):
+        assert observation in env.observation_space
+        observation, _, ended, cut, _ = env.step(env.action_space.sample())
+        if ended or cut:
+            break
+    assert ended or cut
+
+
+def test_a_named_data_sets_spec_survives_pickle_and_json() -> None:
+    env = gymnasium.make("starec/UserFeedback-v0", turns=2, users=[1, 42], seed=3)
+    assert env.spec is not None
+    for spec in (
+        pickle.loads(pickle.dumps(env.spec)),
+        gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()),
+    ):
+        twin = gymnasium.make(spec)
+        assert twin.reset()[1] == env.unwrapped.reset(seed=3)[1]

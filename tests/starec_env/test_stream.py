@@ -11,7 +11,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import InvalidOption, UnknownName
-from starec_env.replay.stream import Seen, Stream, judge, sample_negatives
+from starec_env.replay.stream import Negatives, Seen, Stream, judge, sample_negatives
 from starec_env.types import Dataset, Ranking
 
 
@@ -112,11 +112,80 @@ def test_a_user_who_met_nearly_all_gets_exactly_what_is_left() -> None:
 
 def test_a_user_with_too_few_unseen_items_is_named_with_the_way_out() -> None:
     dataset = make_dataset(n_users=2, n_items=30, length=14)
-    with pytest.raises(InvalidOption, match=r"user 1 .* only 16 of the 30 items.* lower n_candidates to 17"):
+    with pytest.raises(InvalidOption, match=r"none of the 2 users .* 19 of the 30 items.* lower n_candidates to 17"):
         Stream(dataset)
     assert Stream(dataset, n_candidates=17).turns(0)
-    with pytest.raises(InvalidOption, match="user 2"):
+    with pytest.raises(InvalidOption, match="user 2 leaves only 16 of the 30 items.* lower n_candidates to 17"):
         sample_negatives(0, np.array([1]), np.array([0]), 17, Seen(dataset))
+
+
+def dense() -> Dataset:
+    """12 users of 14 of 60 items each, but for user 3, who met 50 of them, 30 of them before the window."""
+    lengths = np.full(12, 14)
+    lengths[2] = 50
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.permutation(60)[:length] for length in lengths]).astype(np.int32)
+    indptr = np.append(0, lengths.cumsum())
+    return replace(
+        make_dataset(),
+        indptr=indptr,
+        window=np.maximum(indptr[:-1], indptr[1:] - 20),
+        item_indices=rows,
+        ratings=np.full(len(rows), 5, np.float32),
+        timestamps=np.arange(len(rows)),
+    )
+
+
+def test_a_user_who_met_nearly_all_is_left_out_with_a_note_and_stops_nobody_else() -> None:
+    stream = Stream(dense())
+    assert stream.users.tolist() == [user for user in range(12) if user != 2]
+    (note,) = stream.notes
+    assert note.startswith("1 of 12 users are left out, as fewer than 19 of the 60 items are left as their negatives")
+    assert note.endswith("(user 3: 10): lower n_candidates to 11 or less to ask more of them")
+    assert stream.turns(2) == [] and len(stream.turns(1)) == 9
+    assert Stream(make_dataset()).notes == ()
+
+
+def test_such_a_user_is_refused_when_named_and_no_other() -> None:
+    stream = Stream(dense())
+    stream.require(stream.users)
+    with pytest.raises(InvalidOption, match="user 3 leaves only 10 of the 60 items .* lower n_candidates to 11"):
+        stream.require(np.array([1, 2]))
+    with pytest.raises(InvalidOption, match="user 1 has no turn .* lower min_history"):
+        Stream(replace(dense(), ratings=np.append(np.ones(14), np.full(190, 5)).astype(np.float32))).require(
+            np.array([0])
+        )
+
+
+def test_the_check_looks_at_what_the_setting_excludes() -> None:
+    assert 2 in Stream(dense(), negatives="truncated").users
+    everything = make_dataset(n_users=5, n_items=25, length=25)
+    with pytest.raises(InvalidOption, match="nobody is left to ask"):
+        Stream(everything, negatives="truncated")
+    assert len(Stream(everything, negatives="target", targets="all").turns(0)) == 20
+    with pytest.raises(
+        InvalidOption, match="19 of the 19 items left as negatives, 18 at most: lower n_candidates to 19"
+    ):
+        Stream(make_dataset(n_users=5, n_items=19, length=10), negatives="target")
+
+
+@pytest.mark.parametrize("negatives", ["history", "truncated", "target"])
+def test_negatives_exclude_what_the_option_says(negatives: Negatives) -> None:
+    dataset = windowed()
+    stream = Stream(dataset, negatives=negatives, targets="all")
+    before, within = 0, 0
+    for user in stream.users.tolist():
+        first, start = int(dataset.indptr[user]), int(dataset.starts[user])
+        earlier, window = set(dataset.item_indices[first:start].tolist()), met(dataset, user)
+        window -= earlier
+        for turn in stream.turns(user):
+            others = set(turn.query.candidates.indices.tolist()) - {
+                int(turn.query.candidates.indices[turn.target]),
+            }
+            assert len(others) == 19
+            before, within = before + len(others & earlier), within + len(others & window)
+    assert (before > 0) == (negatives != "history")
+    assert (within > 0) == (negatives == "target")
 
 
 def test_the_candidates_of_a_seed_never_change_between_versions() -> None:
@@ -234,6 +303,6 @@ def test_an_option_out_of_range_is_refused(options: dict[str, object], message: 
         Stream(make_dataset(), **options)  # type: ignore[arg-type]
 
 
-def test_an_unknown_user_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="did you mean"):
+def test_an_unknown_user_is_refused_with_the_range_of_the_ids() -> None:
+    with pytest.raises(UnknownName, match="numbers from 1 to 12"):
         make_dataset().user_index(121)

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from support import make_dataset
 
 from starec_env.errors import InvalidOption, InvalidRanking, UnknownName
+from starec_env.replay.stream import Stream
 from starec_env.replay.vector_env import UserFeedbackVectorEnv
 from starec_env.types import Dataset
 
@@ -102,6 +103,84 @@ def test_it_begins_anew_when_gymnasiums_own_vector_of_environments_does(tiny_dat
         assert all(ours[-1][key] == theirs[-1][key] for key in ("turn", "_turn", "user_id", "_user_id"))
 
 
+def test_queries_and_feedback_are_the_single_environments_where_asked_for(tiny_dataset: Dataset) -> None:
+    envs = many(4, tiny_dataset, queries=True)
+    plain = many(4, tiny_dataset)
+    _, infos = envs.reset(seed=2)
+    plain.reset(seed=2)
+    for _ in range(10):
+        assert infos["query"].tolist() == [envs.query(i) for i in range(4)]
+        assert infos["_query"].all()
+        actions = envs.action_space.sample()
+        *_, infos = envs.step(actions)
+        *_, without = plain.step(actions)
+        assert "query" not in without
+        assert set(infos) - set(without) == {"query", "_query"}
+        for i in range(4):
+            if feedback := envs.feedback(i):
+                assert infos["_predicted_liked"][i]
+                assert (infos["predicted_liked"][i], infos["liked"][i]) == (feedback.predicted_liked, feedback.liked)
+                assert tiny_dataset.items[infos["target"][i]].id == feedback.item_id
+
+
+def test_a_seed_shows_the_same_turns_in_all_modes_where_users_are_named(tiny_dataset: Dataset) -> None:
+    named = tiny_dataset.user_ids[Stream(tiny_dataset, split="train").users[:3]].tolist()
+    envs = many(3, tiny_dataset, queries=True)
+    envs.reset(seed=7, options={"user_ids": named})
+    modes = [
+        gymnasium.make_vec(ENV, num_envs=3, vectorization_mode=mode, dataset=tiny_dataset) for mode in ("sync", "async")
+    ]
+    for others in modes:
+        others.reset(seed=[7, 7, 7], options={"user_id": named[1]})
+    ended = False
+    while not ended:
+        actions = np.tile(np.random.default_rng(0).permutation(20), (3, 1))
+        observations, rewards, ends, _, infos = envs.step(actions)
+        for others in modes:
+            theirs = others.step(actions)
+            for i in range(3):
+                assert all(np.array_equal(observations[key][1], theirs[0][key][i]) for key in observations)
+                assert (rewards[1], ends[1]) == (theirs[1][i], theirs[2][i])
+                assert infos["query"][1] == theirs[4]["query"][i]
+                assert envs.feedback(1) == theirs[4]["feedback"][i]
+        ended = bool(ends[1])
+    for others in modes:
+        others.close()
+
+
+def test_gymnasiums_own_vectors_give_each_environment_a_seed_and_an_order_of_its_own(tiny_dataset: Dataset) -> None:
+    sync = gymnasium.make_vec(ENV, num_envs=4, vectorization_mode="sync", dataset=tiny_dataset)
+    users = sync.reset(seed=5)[1]["user_id"].tolist()
+    singles = [gymnasium.make(ENV, dataset=tiny_dataset).reset(seed=5 + i)[1]["user_id"] for i in range(4)]
+    assert users == singles
+    envs = many(4, tiny_dataset)
+    assert envs.reset(seed=5)[1]["user_id"][0] == users[0]
+    assert len(set(envs.reset(seed=5)[1]["user_id"].tolist())) == 4
+
+
+def test_a_seeds_candidates_are_the_streams_whether_kept_or_not(
+    tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping = many(6, tiny_dataset)
+    monkeypatch.setattr("starec_env.replay.vector_env._MOST_BYTES", 0)
+    making = many(6, tiny_dataset)
+    for seed in (1, 2, 1):
+        answers = keeping.reset(seed=seed)[0], making.reset(seed=seed)[0]
+        for _ in range(30):
+            assert np.array_equal(answers[0]["candidates"], answers[1]["candidates"])
+            actions = keeping.action_space.sample()
+            ours, theirs = keeping.step(actions), making.step(actions)
+            assert np.array_equal(ours[1], theirs[1])
+            answers = ours[0], theirs[0]
+
+
+def test_only_the_users_named_are_gone_through(tiny_dataset: Dataset) -> None:
+    named = tiny_dataset.user_ids[Stream(tiny_dataset, split="train").users[:4]].tolist()
+    envs = many(2, tiny_dataset, users=named)
+    met = [user for _ in range(4) for user in envs.reset()[1]["user_id"].tolist()]
+    assert sorted(met[:4]) == sorted(met[4:]) == named
+
+
 def test_observations_belong_to_the_space_and_share_nothing(tiny_dataset: Dataset) -> None:
     envs, twin = many(5, tiny_dataset), many(5, tiny_dataset)
     observations, infos = envs.reset(seed=0)
@@ -171,6 +250,19 @@ def test_it_renders_every_turn_as_the_single_environment_does(tiny_dataset: Data
     assert texts is not None
     assert texts[1] == single.render()
     assert many(2, tiny_dataset).render() is None
+    with pytest.raises(ResetNeeded):
+        many(2, tiny_dataset, render_mode="ansi").render()
+
+
+def test_it_draws_every_turn_as_the_single_environment_does(tiny_dataset: Dataset) -> None:
+    pytest.importorskip("PIL", reason="drawing needs Pillow, which the report extra brings")
+    envs = many(2, tiny_dataset, render_mode="rgb_array")
+    single = gymnasium.make(ENV, dataset=tiny_dataset, render_mode="rgb_array")
+    envs.reset(options={"user_ids": [3, 7]})
+    single.reset(options={"user_id": 7})
+    pictures = envs.render()
+    assert pictures is not None
+    assert np.array_equal(pictures[1], single.render())
 
 
 def test_what_cannot_be_reset_or_stepped_is_refused(tiny_dataset: Dataset) -> None:
@@ -183,6 +275,15 @@ def test_what_cannot_be_reset_or_stepped_is_refused(tiny_dataset: Dataset) -> No
         envs.reset(options={"user_ids": [1, 99]})
     with pytest.raises(UnknownName, match="did you mean 'user_ids'"):
         envs.reset(options={"user_id": 1})
-    with pytest.raises(InvalidOption, match="num_envs is 0"):
-        UserFeedbackVectorEnv(0, make_dataset())
+    for ids in (5, "17", None, {1, 2}, []):
+        with pytest.raises(InvalidOption, match="list of ids|user_ids is None"):
+            envs.reset(options={"user_ids": ids})
+    for user_id in (None, 1.0, [1]):
+        with pytest.raises(InvalidOption, match="no user's id"):
+            envs.reset(options={"user_ids": [2, user_id]})
+    with pytest.raises(InvalidOption, match="give a dict"):
+        envs.reset(options=[1, 2])  # type: ignore[arg-type]
+    for n in (0, "2", None):
+        with pytest.raises(InvalidOption, match=f"num_envs is {n!r}"):
+            UserFeedbackVectorEnv(n, make_dataset())  # type: ignore[arg-type]
     envs.close()

@@ -12,7 +12,7 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption
-from starec_env.scoring import ndcg
+from starec_env.metrics import ndcg
 from starec_env.types import Call, Feedback, Memory, Ranking, Step, Usage
 from starec_eval import analysis
 from starec_eval.evaluate import evaluate
@@ -80,6 +80,17 @@ def test_the_learning_curve_counts_turns_learned_from_and_errors_over_users():
     assert (first.label, first.n, second.label, second.n) == ("0", 3, "1", 2)
     assert first.mean == pytest.approx((1 + ndcg(2, 10) + 1) / 3) and second.mean == pytest.approx(0.25)
     assert second.se == pytest.approx(0.25)
+
+
+def test_disliked_targets_are_left_out_of_every_curve_and_counted_by_who_is_left():
+    steps = [step(1, 0, 1, liked=False), step(1, 1, 3), step(2, 0, 2), step(3, 0, 1, liked=False)]
+    assert np.isnan(analysis.step_ndcg(steps)).tolist() == [True, False, False, True]
+    assert analysis.step_ndcg(steps, relevant="taken").tolist() == ndcg([1, 3, 2, 1], 10).tolist()
+    first, second = analysis.learning_curve(steps)
+    assert (first.n, first.mean, second.n, second.mean) == (1, ndcg(2, 10), 1, 0.5)
+    assert analysis.learning_curve(steps[:1]) == []
+    assert analysis.sampled_ndcg([steps[0], steps[2]]).tolist() == [[ndcg(2, 10)]]
+    assert analysis.sampled_ndcg([]).shape == (0, 0)
 
 
 def test_position_bias_is_the_rank_by_place_shown_and_a_missing_one_is_last():

@@ -15,7 +15,7 @@ from starec_agents.population import run_population
 from starec_agents.store import read_steps
 from starec_env.data import load_dataset, prepare
 from starec_env.errors import RunError, UnknownName
-from starec_env.scoring import ndcg
+from starec_env.metrics import ndcg
 from starec_eval.baselines import ItemKNN, Pop, Scorer
 from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate
@@ -125,15 +125,25 @@ def test_unfinished_turns_are_left_out_for_all_and_said(run, tmp_path):
         compare_run(tmp_path, prepare(load_dataset("ml-latest-small")))
 
 
-def test_a_run_against_another_data_set_says_so(run):
+def test_a_run_is_never_compared_on_another_data_set(run):
     dataset = prepare(load_dataset("ml-latest-small"))
     other = replace(dataset, ratings=np.minimum(dataset.ratings, 4))
-    assert any("isn't the run's" in note for note in compare_run(run, other).notes())
+    with pytest.raises(RunError, match=f"made on other data: ml-latest-small.*{dataset.hash}.*{other.hash}.*--dataset"):
+        compare_run(run, other)
 
 
 def test_eval_prints_a_run_from_the_command_line(run):
     output = starec_eval("--run", run, "--methods", "pop")
     assert "reflect" in output and "pop" in output and "item-knn" not in output
+
+
+def test_a_run_recorded_before_runs_remembered_their_data_is_found_by_name(run, tmp_path):
+    for name in ("candidates.parquet", "steps.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    about = json.loads((run / "run.json").read_text())
+    assert about.pop("data")["dataset"] == "ml-latest-small"
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert "pop" in starec_eval("--run", tmp_path, "--methods", "pop")
 
 
 def test_item_knn_beats_popularity_beats_chance_on_the_bundled_data():

@@ -12,10 +12,10 @@ import pytest
 from support import shared_data
 
 from starec_env.data import load_dataset
+from starec_env.metrics import mean_and_se, ndcg
 from starec_eval.baselines import BASELINES, EASE, Pop
 from starec_eval.baselines.scorer import ranks_of
 from starec_eval.evaluate import score_ranks
-from starec_eval.metrics import mean_and_se, ndcg
 from starec_eval.protocol import Protocol, Reading
 
 pytestmark = pytest.mark.crosscheck

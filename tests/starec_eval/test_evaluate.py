@@ -1,14 +1,19 @@
 """Evaluating rankers of every kind: scorers, sync and async rankers, failing ones, and runs that go on."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support import make_dataset
 
+from starec_env.data import prepare
+from starec_env.data.splits import catalogue_only
 from starec_env.errors import EndpointError, RunError
+from starec_env.replay.stream import Stream
 from starec_env.types import Ranker, Ranking
-from starec_eval.baselines import ItemKNN, Pop, Random, Scorer, build
+from starec_eval.baselines import ItemKNN, NextId, Pop, Random, Scorer, build
 from starec_eval.evaluate import evaluate
 from starec_eval.protocol import Protocol, Reading
 
@@ -144,6 +149,40 @@ def test_ranks_of_other_settings_or_without_resume_are_refused(protocol, tmp_pat
     other = Protocol(protocol.loaded, protocol.reading, users=20, seed=9)
     with pytest.raises(RunError, match="another seed, candidates"):
         evaluate([Random(seed=1)], other, out=tmp_path, resume=True)
+
+
+def test_chance_needs_nobody_to_train_on(protocol):
+    dataset = protocol.loaded
+    users = dataset.user_ids[Stream(prepare(dataset, min_interactions=2)).users].tolist()
+    everybody = Protocol(dataset, Reading(min_interactions=2), users=users, train_users=[])
+    random, next_id, knn = evaluate([Random(), NextId(), ItemKNN()], everybody).rows
+    assert random["error"] is next_id["error"] is None and random["ndcg@10"] > 0
+    assert "no user is left to train on" in knn["error"]
+
+
+def test_the_next_id_ranks_what_lies_above_the_last_items_id_first_and_learns_nothing(protocol):
+    ids = np.random.default_rng(0).permutation(80) * 7
+    items = tuple(replace(item, id=int(new)) for item, new in zip(protocol.loaded.items, ids, strict=True))
+    renamed = Protocol(replace(protocol.loaded, items=items), protocol.reading, users=20)
+    scorer = NextId().fit(catalogue_only(renamed.dataset))
+    for case in range(0, 60, 7):
+        query = renamed.cases.query(case)
+        last, shown = query.history.items[-1].id, [item.id for item in query.candidates]
+        expected = sorted(range(20), key=lambda place: (shown[place] < last, abs(shown[place] - last)))
+        assert list(scorer.rank(query).order) == expected
+
+
+@pytest.mark.parametrize(
+    ("ranker", "message"),
+    [
+        (type("Lists", (), {"rank": lambda self, query: [1, 2]})(), "returned a list for user .*Ranking"),
+        (type("Nothing", (), {"rank": lambda self, query: None})(), "returned a NoneType for user .*Ranking"),
+        (object(), "thing is a object, which can't rank: give it rank\\(query\\)"),
+    ],
+)
+def test_what_is_no_ranker_gets_an_error_that_says_what_would_do(protocol, ranker, message):
+    (row,) = evaluate([("thing", ranker)], protocol).rows
+    assert re.search(message, row["error"])
 
 
 async def test_it_works_inside_a_running_event_loop(protocol):

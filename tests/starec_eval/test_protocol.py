@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import make_dataset
+from support import make_dataset, shared_data
 
-from starec_env.data import prepare
+from starec_env.data import load_dataset, prepare
 from starec_env.errors import DataError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
 from starec_eval.protocol import READINGS, Protocol, Reading, sequences
@@ -131,6 +131,102 @@ def test_training_users_are_not_tested_and_can_be_given_by_a_file(dataset, tmp_p
         Protocol(dataset, ROOMY, users=[1, 2], train_users=tmp_path / "users")
 
 
+def test_a_user_named_for_training_and_for_testing_is_refused_unless_asked_for(dataset):
+    with pytest.raises(InvalidOption, match="2 of the training users are also test users, the first 2.*transductive"):
+        Protocol(dataset, ROOMY, users=[1, 2, 3], train_users=[2, 3, 4])
+    both = Protocol(dataset, replace(ROOMY, transductive=True), users=[1, 2, 3], train_users=[2, 3, 4])
+    assert both.describe()["notes"] == ["2 of the training users are also test users, learned from up to the target"]
+    lengths = dict(zip(both.training("sample").user_ids.tolist(), np.diff(both.training("sample").indptr), strict=True))
+    assert lengths[2] < lengths[4] == 12
+    sampled = Protocol(dataset, ROOMY, users=20, train_users=list(range(1, 41)))
+    assert sorted(sampled.dataset.user_ids[np.unique(sampled.cases.users)].tolist()) == list(range(41, 61))
+    with pytest.raises(InvalidOption, match="nobody is left to test"):
+        Protocol(dataset, ROOMY, train_users=list(range(1, 61)))
+    with pytest.raises(InvalidOption, match="users=21: 20 users of tiny can be tested"):
+        Protocol(dataset, ROOMY, users=21, train_users=list(range(1, 41)))
+
+
+def test_training_on_the_past_holds_nothing_as_late_as_the_earliest_target(dataset):
+    rng = np.random.default_rng(0)
+    began = np.repeat(rng.integers(0, 60, 60), 20)
+    dataset = replace(dataset, timestamps=dataset.timestamps + began)
+    past = Protocol(dataset, replace(ROOMY, training="past"))
+    when = dataset.timestamps[past.cases.stop]
+    stream = Stream(prepare(dataset, min_interactions=2, max_length=12), turns=1)
+    assert when.min() >= np.median(dataset.timestamps[stream.rows[stream.begin[stream.users]]])
+    for on in ("sample", "full"):
+        assert past.training(on).timestamps.max() < when.min()
+        assert past.training(on).n_interactions > 0
+    ids = past.dataset.user_ids[np.unique(past.cases.users)].tolist()
+    whole = Protocol(dataset, ROOMY, users=ids)
+    assert whole.cases.hash == past.cases.hash
+    assert whole.training("full").timestamps.max() >= when.min()
+
+
+def test_a_user_who_met_nearly_all_stops_no_test_of_others(dataset):
+    n = dataset.n_items
+    rows = np.append(dataset.item_indices, np.random.default_rng(0).permutation(n)).astype(np.int32)
+    dense = replace(
+        dataset,
+        user_ids=np.arange(1, 62),
+        indptr=np.append(dataset.indptr, len(rows)),
+        item_indices=rows,
+        ratings=np.append(dataset.ratings, np.full(n, 5)).astype(np.float32),
+        timestamps=np.append(dataset.timestamps, np.arange(n)),
+        demographics=None,
+    )
+    protocol = Protocol(dense, ROOMY)
+    (note,) = protocol.describe()["notes"]
+    assert "1 of 59 users are left out" in note and note.endswith("negatives (user 61: 0)")
+    assert 60 not in protocol.cases.users
+    assert len(Protocol(dense, ROOMY, users=[2, 3]).cases) == 6
+    with pytest.raises(InvalidOption, match="user 61 leaves only 0 of the 80 items"):
+        Protocol(dense, ROOMY, users=[2, 61])
+    assert len(Protocol(dense, replace(ROOMY, negatives="target"), users=[61]).cases) == 3
+
+
+def test_rows_of_equal_time_stand_as_loaded_as_in_the_file_or_shuffled(dataset):
+    rng = np.random.default_rng(0)
+    in_file = np.concatenate([rng.permutation(20) for _ in range(60)]).astype(np.int32)
+    tied = replace(dataset, timestamps=dataset.timestamps // 10, file_order=in_file)
+    loaded, _ = sequences(tied, ROOMY)
+    assert (loaded.item_indices == tied.item_indices).all()
+    file, _ = sequences(tied, replace(ROOMY, time_ties="file"))
+    assert (file.timestamps == tied.timestamps).all() and (file.item_indices != tied.item_indices).any()
+    for first in range(0, 1200, 10):
+        order = tied.item_indices[first : first + 10][np.argsort(in_file[first : first + 10])]
+        assert file.item_indices[first : first + 10].tolist() == order.tolist()
+    finer = replace(tied, nanoseconds=np.tile(np.arange(10, dtype=np.int32), 120))
+    for ties in ("file", "shuffled"):
+        kept, _ = sequences(finer, replace(ROOMY, time_ties=ties), seed=1)
+        assert (kept.item_indices == tied.item_indices).all()
+
+
+def test_cases_know_whether_the_target_was_liked(dataset, tmp_path):
+    protocol = Protocol(dataset, replace(ROOMY, targets="all"), users=40)
+    cases = protocol.cases
+    assert (cases.liked == (protocol.dataset.ratings[cases.stop] > 3)).all() and not cases.liked.all()
+    cases.write(tmp_path / "c.parquet")
+    assert (Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet").cases.liked == cases.liked).all()
+    assert (cases.select(cases.liked).liked).all()
+
+
+def test_a_target_that_the_data_set_does_not_know_counts_as_liked(protocol, dataset, tmp_path):
+    row = protocol.cases.table.slice(0, 1).to_pylist()[0]
+    unmet = next(item for item in row["candidates"] if item != row["target"])
+    pq.write_table(pa.Table.from_pylist([{**row, "target": unmet}]), tmp_path / "c.parquet")
+    assert Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet").cases.liked.tolist() == [True]
+    past = Protocol(dataset, replace(ROOMY, training="past"), candidates=tmp_path / "c.parquet", train_users=[])
+    with pytest.raises(InvalidOption, match="needs the time of every target"):
+        past.training("full")
+
+
+def test_the_candidates_of_the_readings_never_change_between_versions():
+    movies = load_dataset("ml-1m", shared_data("ml-1m"))
+    assert Protocol(movies).cases.hash == "c9a25b6c02d1943b"
+    assert Protocol(movies, "paper").cases.hash == "f194ddc1f2641e9a"
+
+
 def test_candidates_survive_the_file_and_so_does_their_hash(protocol, dataset, tmp_path):
     protocol.cases.write(tmp_path / "c.parquet")
     again = Protocol(dataset, ROOMY, candidates=tmp_path / "c.parquet")
@@ -205,7 +301,7 @@ def test_a_test_user_without_a_positive_is_named(dataset):
     ratings = dataset.ratings.copy()
     ratings[:20] = 1
     sour = replace(dataset, ratings=ratings)
-    with pytest.raises(InvalidOption, match="user 1 has no target"):
+    with pytest.raises(InvalidOption, match="user 1 has no turn"):
         Protocol(sour, ROOMY, users=[2, 1])
     assert (
         0

@@ -1,5 +1,7 @@
 """The report, in a real browser: it opens without errors, everything is text, and stories are found and read."""
 
+import base64
+import gzip
 import json
 import re
 from dataclasses import replace
@@ -15,6 +17,7 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.population import run_population
 from starec_agents.store import read_steps
 from starec_env.errors import RunError
+from starec_env.metrics import ndcg
 from starec_eval.analysis import Estimate
 from starec_eval.baselines import build
 from starec_eval.evaluate import evaluate
@@ -22,6 +25,7 @@ from starec_eval.figures import FigureData, TableData, svg
 from starec_eval.llm_rankers import build_llm
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.report import figure_html, page_html, report, table_html, write_report
+from starec_eval.stories import story_chunks
 from starec_eval.told import Told, find_runs
 
 HOSTILE = "<script>window.hacked = 1</script></script><img src=x onerror=window.hacked=2> $x$ (1999)"
@@ -164,6 +168,16 @@ def test_a_story_tells_ranking_feedback_reflection_and_what_changed_in_the_memor
         assert "The model’s answer (reflect)" in told.text
     driver.execute_script("document.getElementById('run').value = ''")
     search(driver, "")
+
+
+def test_a_story_is_scored_by_its_liked_targets_alone(folder):
+    (told,) = [told for told in find_runs([folder]) if told.folders[0].name == "run"]
+    packed, _ = story_chunks([told])
+    rows = json.loads(gzip.decompress(base64.b64decode(packed)))["stories"]
+    for user, _, _, _, score, _ in rows:
+        values = [float(ndcg(s.feedback.rank, 10)) for s in told.steps if str(s.user_id) == user and s.feedback.liked]
+        assert score == (pytest.approx(sum(values) / len(values), abs=1e-4) if values else None)
+    assert any(row[4] is None for row in rows)
 
 
 def test_the_page_is_used_by_keyboard_alone(driver):

@@ -162,7 +162,7 @@ def test_the_command_evaluates_methods_at_an_endpoint_and_at_named_ones(server, 
     assert all(row["error"] is None and row["users"] == 4 and row["cases"] == 12 for row in rows)
     steps = list(read_steps(tmp_path / "out" / "runs" / "starec" / "0"))
     assert len(steps) == 8 and steps[0].calls[0].messages[-1]["content"].count("\n+ ") <= 2
-    assert re.search(r"against pop at NDCG@10,.*: starec [+-]\d", printed, re.S)
+    assert re.search(r"against pop at NDCG@10,.*:\s+starec\s+[+-]\d", printed, re.S)
     with pytest.raises(UnknownName, match="popp"):
         starec_eval("--methods", "pop", "--against", "popp")
     with pytest.raises(InvalidOption, match="--base-url and --model"):
@@ -171,7 +171,7 @@ def test_the_command_evaluates_methods_at_an_endpoint_and_at_named_ones(server, 
 
 def test_an_endpoint_that_is_gone_fails_its_own_row_only(tmp_path):
     args = ("--users", 3, "--methods", "starec,pop", "--base-url", "http://127.0.0.1:9/v1", "--model", "m")
-    starec_eval(*args, "--set", "min_history=6", "--timeout", 1, "--retries", 0, "--out", tmp_path, code=3)
+    starec_eval(*args, "--set", "min_history=6", "--timeout", 1, "--max-retries", 0, "--out", tmp_path, code=3)
     starec, pop = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert "127.0.0.1:9" in starec["error"] and starec["ndcg@10"] is None and pop["error"] is None
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow.csv as pa_csv
@@ -11,7 +12,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import StarecWarning, UnknownName
-from starec_eval.metrics import ndcg
+from starec_env.metrics import METRICS, hit_rate, holm, mean_and_se, ndcg
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
 
@@ -55,16 +56,42 @@ def test_every_table_prints_hash_reading_counts_and_seed(results):
         assert "1,200 interactions, sparsity 75.00 %" in text
 
 
-def test_a_gap_smaller_than_its_error_is_noted_and_warned_of(results):
-    notes = "\n".join(results.notes())
-    assert re.search(r"^gaps of good at NDCG@10 smaller than their errors,.*: alike \+\d\.\d \(", notes, re.M)
-    assert "poor_one +" not in notes
-    with pytest.warns(StarecWarning, match="good over alike"):
+def test_no_gap_is_claimed_unless_a_method_was_named_in_advance(results):
+    (note,) = [note for note in results.notes() if "gap" in note]
+    assert note.startswith("no gap was tested: name a method in advance") and "--against" in note
+    with pytest.warns(StarecWarning, match="good over alike.*holds zero"):
         results.compare("alike")["good"].check("good over alike")
     with pytest.raises(UnknownName, match="alike"):
         results.compare("alikee")
     with pytest.raises(UnknownName):
         results.compare("broken")
+
+
+def test_p_values_against_the_method_named_are_holms(results):
+    gaps = results.compare("alike")
+    poor, good = holm([gaps["poor_one"].p, gaps["good"].p])
+    note = next(note for note in replace(results, against="alike").notes() if note.startswith("against alike"))
+    assert "after Holm" in note and re.search(r"poor_one -[\d.]+ \([^)]*\) p < 0.001", note)
+    assert poor == 2 * gaps["poor_one"].p and f"p = {good:.3f}" in note
+
+
+def test_a_disliked_target_is_left_out_unless_the_reading_says_otherwise(results):
+    disliked = np.isin(results.cases.users, np.unique(results.cases.users)[:5])
+    disliked |= np.arange(len(results.cases)) == len(results.cases) - 1
+    cases = replace(results.cases, liked=~disliked)
+    methods = [Scored("good", np.where(disliked, 1.0, results.methods[1].ranks))]
+    sour = Results(results.settings, cases, methods)
+    (row,) = sour.rows
+    kept = ~disliked
+    assert (row["users"], row["cases"]) == (20, int(kept.sum()))
+    assert row["ndcg@10"] == pytest.approx(
+        100 * mean_and_se(ndcg(methods[0].ranks[kept], 10), cases.users[kept])[0], abs=1e-3
+    )
+    assert f"{int(disliked.sum())} lists whose target the user disliked are not scored" in sour.notes()
+    assert sour.per_user()["ndcg@10"].to_numpy()[:5] == pytest.approx([np.nan] * 5, nan_ok=True)
+    reading = {**results.settings["reading"], "relevant": "taken"}
+    taken = Results({**results.settings, "reading": reading}, cases, methods)
+    assert taken.rows[0]["users"] == 25 and taken.rows[0]["ndcg@10"] > row["ndcg@10"]
 
 
 def test_cut_offs_beyond_the_list_cover_all_of_it_and_the_table_says_so():
@@ -81,6 +108,15 @@ def test_the_notes_tell_paired_differences_to_any_chosen_method(results):
     said = f"good +{100 * gap.gap:.1f} (+{100 * gap.low:.1f} to +{100 * gap.high:.1f})"
     told = next(note for note in notes if note.startswith("against poor_one at NDCG@10"))
     assert said in told and "alike +" in told and "broken" not in told
+
+
+def test_a_metric_added_in_one_place_is_in_every_file(results, monkeypatch, tmp_path):
+    monkeypatch.setitem(METRICS, "first half", partial(hit_rate, k=10))
+    again = replace(results)
+    again.write(tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["first half"] for row in rows] == [row["hr@10"] for row in rows]
+    assert "first half" in pq.read_table(tmp_path / "per_user.parquet").column_names
 
 
 def test_the_files_hold_what_the_table_shows(results, tmp_path):

@@ -2,10 +2,9 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fake_endpoint import FakeEndpoint
 from support_training import ROOT, kill_when_there, logged, losses
@@ -13,8 +12,9 @@ from trl import GRPOConfig
 
 from starec_agents.llm.scripted import scripted_user
 from starec_env.cli import main
-from starec_env.errors import TrainingError
-from starec_training.commands import UNFINISHED, GrpoArguments, _parse, read_users  # noqa: PLC2701
+from starec_env.data.spec import DataSpec
+from starec_training import commands
+from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.grpo import paper_settings
 from starec_training.rows import Rows, read_rows, write_rows
 
@@ -29,8 +29,8 @@ def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, caps
     heldout = tmp_path / "heldout.txt"
     heldout.write_text("\n".join(map(str, range(1, 300))))
     out = tmp_path / "taught"
-    command = ["teach", "--n_train", 30, "--user_turns", 2, "--answer_format", "compact", "--heldout", heldout]
-    assert starec(*command, "--n_candidates", 5, "--min_ndcg", 0.6, "--out", out) == 0
+    command = ["teach", "--n-train", 30, "--turns", 2, "--answer-format", "compact", "--heldout", heldout]
+    assert starec(*command, "--n-candidates", 5, "--min-ndcg", 0.6, "--out", out) == 0
     rows = read_rows(out / "rows.jsonl")
     users = json.loads((out / "users.json").read_text())
     assert len(users["train"]) == 30
@@ -40,7 +40,7 @@ def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, caps
     assert report["tasks"]["rank"]["lost"] == {"misranked": report["tasks"]["rank"]["samples"] - len(
         [row for row in rows if row.task == "rank"])}  # fmt: skip
     assert "samples kept" in capsys.readouterr().out
-    assert starec(*command, "--n_candidates", 5, "--out", out) == 0  # goes on with its own run
+    assert starec(*command, "--n-candidates", 5, "--out", out) == 0  # goes on with its own run
 
 
 def test_sft_and_grpo_run_by_their_configs(
@@ -54,13 +54,13 @@ def test_sft_and_grpo_run_by_their_configs(
         f"output_dir: {tmp_path / 'sft'}\nusers_file: {tmp_path / 'users.json'}\nsize: 7B\n"
     )
     command = ["sft", "--config", tmp_path / "sft.yaml", "--max_steps", 2, "--lr_scheduler_type", "constant"]
-    command += ["--eval_users", 2, "--eval_steps", 1]
+    command += ["--eval-users", 2, "--eval_steps", 1]
     assert starec(*command, "--minutes", 0) == UNFINISHED
     assert starec(*command) == 0
     assert logged(tmp_path / "sft", "learning_rate") == [1e-5, 1e-5]
     assert len(logged(tmp_path / "sft", "eval_loss")) == 2
     assert "trained: " in capsys.readouterr().out
-    command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--output_dir", tmp_path / "rl"]
+    command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--out", tmp_path / "rl"]
     command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
     command += ["--gradient_accumulation_steps", 1, "--max_completion_length", 8, "--algorithm", "reinforce++"]
     assert starec(*command) == 0
@@ -71,8 +71,8 @@ def test_sft_and_grpo_run_by_their_configs(
 def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
     user, thought = scripted_user(), "<think>\nThe user took three dramas of late.\n</think>\n"
     with FakeEndpoint(lambda body: f"{thought}{user(body['messages'], {})}", latency=0.02) as server:
-        command = ["teach", "--teacher", "llm", "--base_url", server.url, "--served_model", "fake", "--n_train", 12]
-        command += ["--user_turns", 3, "--min_ndcg", 0.7, "--rethinks", 1]
+        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 12]
+        command += ["--turns", 3, "--min-ndcg", 0.5, "--rethinks", 1]
         assert starec(*command, "--out", tmp_path / "whole") == 0
         whole = server.requests
         kill_when_there(["train", *command, "--out", tmp_path / "broken"], tmp_path / "broken/population/steps.jsonl")
@@ -88,21 +88,21 @@ def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
 def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses(
     student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["grpo", "--model", student, "--n_train", 5, "--user_turns", 2, "--n_candidates", 4, "--max_history", 2]
-    command += ["--answer_format", "compact", "--collect_batch", 2, "--max_completion_length", 30, "--max_steps", 2]
-    command += ["--hard", 0.5, "--hard_kind", "near", "--num_generations", 2, "--per_device_train_batch_size", 4]
+    command = ["grpo", "--model", student, "--n-train", 5, "--turns", 2, "--n-candidates", 4, "--max-history", 2]
+    command += ["--answer-format", "compact", "--collect-batch", 2, "--max_completion_length", 30, "--max_steps", 2]
+    command += ["--hard", 0.5, "--hard-kind", "near", "--num_generations", 2, "--per_device_train_batch_size", 4]
     command += ["--gradient_accumulation_steps", 1, "--save_steps", 1, "--reward", "ndcg", "--learning_rate", 1e-3]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    kill_when_there(["train", *command, "--output_dir", broken], broken / "round-0/population/steps.jsonl")
+    kill_when_there(["train", *command, "--out", broken], broken / "round-0/population/steps.jsonl")
     assert not (broken / "round-0" / "rows-0.jsonl").exists()
     for out in (broken, whole):
-        assert starec(*command, "--output_dir", out) == 0
+        assert starec(*command, "--out", out) == 0
     rows = [(out / "round-0" / "rows-0.jsonl").read_text() for out in (broken, whole)]
     assert rows[0] == rows[1]
     assert losses(broken / "round-0" / "train") == losses(whole / "round-0" / "train")
     told = json.loads((whole / "round-0" / "population" / "run.json").read_text())
     assert (told["hard"], told["hard_kind"]) == (0.5, "near")
-    assert starec(*command, "--output_dir", whole, "--n_train", 4) == 1
+    assert starec(*command, "--out", whole, "--n-train", 4) == 1
     assert "belongs to another run: its train_users differ" in capsys.readouterr().err
 
 
@@ -110,8 +110,8 @@ def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path)
     page = (ROOT / "docs" / "training.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
-    command = ["--config", str(tmp_path / "grpo.yaml"), "--output_dir", str(tmp_path / "rl")]
-    given, config = _parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
+    command = ["--config", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "rl")]
+    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
     assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
     assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
 
@@ -120,7 +120,7 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write_rows(tmp_path / "rows.jsonl", taught)
     command = ["sft", "--model", student, "--rows", tmp_path, "--max_steps", 2, "--report_to", "tensorboard"]
-    assert starec(*command, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sft") == 0
+    assert starec(*command, "--per_device_train_batch_size", 2, "--out", tmp_path / "sft") == 0
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     found = reading.EventAccumulator(str(events.parent)).Reload()
     assert [entry.value for entry in found.Scalars("train/loss")] == pytest.approx(logged(tmp_path / "sft", "loss"))
@@ -129,11 +129,21 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
 @pytest.mark.parametrize(
     ("command", "fault"),
     [
-        (["sft", "--output_dir", "x"], "nothing to learn from"),
+        (["sft", "--out", "x"], "nothing to learn from"),
         (["sft", "--config", "none.yaml"], "none.yaml"),
-        (["teach", "--teacher", "llm", "--out", "x"], "--base_url"),
+        (["teach", "--teacher", "llm", "--out", "x"], "--base-url"),
         (["teach", "--teacher", "oracle", "--out", "x"], "blind"),
-        (["teach", "--users_file", "none.json"], "none.json is no file of users"),
+        (["teach", "--users-file", "none.json"], "none.json is no file of users"),
+        (["teach", "--users-file", "none.json", "--n-train", "3"], "--n-train has no effect with --users-file"),
+        (["teach", "--base-url", "http://x/v1"], "--base-url has no effect without --teacher llm"),
+        (["teach", "--columns", "user=u"], "--columns is for a file of your own"),
+        (["teach", "--dataset", "mine.csv"], "nor is there a file of that name"),
+        (["teach", "--min-interactions", "0"], "min_interactions=0"),
+        (
+            ["grpo", "--rows", "rows.jsonl", "--turns", "3", "--items", "x"],
+            "--items, --turns have no effect with --rows",
+        ),
+        (["grpo", "--reward", "position2"], "did you mean 'position'"),
     ],
 )
 def test_faults_are_told_in_one_line(
@@ -145,17 +155,71 @@ def test_faults_are_told_in_one_line(
     assert error.startswith("starec: ") and fault in error
 
 
+def test_a_teacher_ranks_on_a_file_of_ones_own(tmp_path: Path) -> None:
+    lines = ["u,i,r"] + [
+        f"user {u},item {(7 * u + k * (u % 3 + 1)) % 40},{(u + k) % 10}" for u in range(30) for k in range(12)
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    (tmp_path / "titles.csv").write_text("\n".join(["id,name", *(f"item {i},The {i}th" for i in range(40))]))
+    (tmp_path / "teach.yaml").write_text(
+        f"dataset: {tmp_path / 'mine.csv'}\ncolumns: {{user: u, item: i, rating: r}}\nuser_turns: 2\n"
+        "answer-format: compact\n"
+    )
+    own = ["--items", tmp_path / "titles.csv", "--liked-above", 4, "--min-interactions", 3, "--domain", "pamphlet"]
+    command = ["teach", "--config", tmp_path / "teach.yaml", *own, "--n-candidates", 5, "--out", tmp_path / "out"]
+    assert starec(*command) == 0
+    about = json.loads((tmp_path / "out" / "population" / "run.json").read_text())
+    assert about["turns"] == 2 and about["data"]["columns"] == {"user": "u", "item": "i", "rating": "r"}
+    assert any("The " in row.prompt[-1]["content"] for row in read_rows(tmp_path / "out" / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag", "new"),
+    [
+        ("teach", "--n_train", "--n-train"),
+        ("teach", "--user_turns", "--turns"),
+        ("teach", "--user-turns", "--turns"),
+        ("teach", "--sample_seed", "--seed"),
+        ("teach", "--max_tokens", "--max-tokens"),
+        ("grpo", "--sample_seed", "--sample-seed"),
+        ("grpo", "--user_turns", "--turns"),
+        ("grpo", "--round_users=x", "--round-users"),
+        ("sft", "--lora_rank", "--lora-rank"),
+    ],
+)
+def test_old_spellings_are_taken_with_a_warning_that_names_the_new(
+    stage: str, flag: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag, equals, _ = flag.partition("=")
+    args = [f"{flag}=much"] if equals else [flag, "much"]
+    assert starec(stage, *args) == 2  # no number, which the new name's error says
+    output = capsys.readouterr().err
+    assert output.count(f"{flag} is {new} now: the old name goes with the next release") == 1
+    assert f"argument {new}" in output
+
+
+def test_trls_own_options_and_new_spellings_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--output_dir", "x", "--max_steps", "3", "--n-train", "4", "--seed", "5", "--sample-seed", "6"]
+    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
+    assert (given.n_train, given.sample_seed, config.seed, config.max_steps, config.output_dir) == (4, 6, 5, 3, "x")
+    assert commands._parse(["--out", "y"], (GrpoArguments, GRPOConfig), "grpo", paper_settings())[1].output_dir == "y"
+    assert commands._parse(["--seed", "7"], (TeachArguments,), "teach", {})[0].sample_seed == 7
+    assert "old name" not in capsys.readouterr().err
+
+
+def test_a_stage_takes_each_option_of_a_data_set() -> None:
+    named = {field.name: field.default for field in fields(DataArguments)}
+    wanted = DataSpec()
+    for name in DataSpec.model_fields:
+        assert named[name] == (getattr(wanted, name) or None)
+
+
 def test_help_shows_our_fields_and_trls(capsys: pytest.CaptureFixture[str]) -> None:
     assert starec("grpo", "--help") == 0
     shown = capsys.readouterr().out
-    assert "--rounds" in shown and "--num_generations" in shown
+    assert (
+        "--rounds" in shown and "--num-generations" in shown and "Example: starec train grpo" in " ".join(shown.split())
+    )
+    assert "--num_generations" not in shown
     assert starec("--help") == 0
     assert "teach" in capsys.readouterr().out
-
-
-def test_held_out_users_are_read_from_an_evaluations_candidates(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"user_id": [4, 4, 9]}), tmp_path / "candidates.parquet")
-    assert read_users(str(tmp_path / "candidates.parquet")) == {"train": [], "heldout": [4, 9]}
-    pq.write_table(pa.table({"item": [4]}), tmp_path / "other.parquet")
-    with pytest.raises(TrainingError, match="no file of users"):
-        read_users(str(tmp_path / "other.parquet"))

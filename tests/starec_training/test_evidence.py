@@ -7,8 +7,8 @@ import pytest
 from support import make_dataset
 
 from starec_env.errors import TrainingError
+from starec_env.metrics import ndcg
 from starec_env.replay.stream import Stream
-from starec_env.scoring import ndcg
 from starec_env.types import Dataset, Id, Turn
 from starec_training.evidence import FEATURES, PAD, Evidence
 

@@ -16,13 +16,14 @@ from starec_agents.prompts import rank_messages, start_memory
 from starec_agents.titles import item_title
 from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
-from starec_env.scoring import position_reward
+from starec_env.metrics import ndcg
+from starec_env.replay.rewards import position_reward
 from starec_training.evidence import Evidence
 
 torch = pytest.importorskip("torch")
 
 from starec_training.miniature import model as model_module  # noqa: E402
-from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, render, split_users, tokens_for  # noqa: E402
+from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, render, split_able_users, tokens_for  # noqa: E402
 from starec_training.miniature.decode import decode  # noqa: E402
 from starec_training.miniature.experiment import (  # noqa: E402
     ARMS,
@@ -30,10 +31,11 @@ from starec_training.miniature.experiment import (  # noqa: E402
     OTHER_SIZES,
     Ground,
     Job,
+    by_user,
     run,
     table,
 )
-from starec_training.miniature.heldout import Keeps, asked, by_user, cases, remembering  # noqa: E402
+from starec_training.miniature.heldout import Keeps, asked, cases, remembering  # noqa: E402
 from starec_training.miniature.model import (  # noqa: E402
     Answered,
     answer,
@@ -48,7 +50,6 @@ from starec_training.miniature.train import (  # noqa: E402
     Settings,
     expected_rewards,
     judged,
-    mean_ndcg,
     ranks_of,
     rewarded,
     train,
@@ -71,7 +72,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def ground():
     windows = prepare(load_dataset("ml-latest-small"))
-    split = split_users(windows)
+    split = split_able_users(windows)
     return Ground(windows, windows, split, Evidence(windows, split.train, fit_turns=1000))
 
 
@@ -101,7 +102,7 @@ def test_no_user_is_in_two_parts_of_the_split_and_it_is_always_the_same(ground):
     parts = [set(ground.split.train), set(ground.split.validation), set(ground.split.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 670
     assert [len(part) for part in parts] == [460, 60, 150]
-    assert split_users(ground.windows) == ground.split
+    assert split_able_users(ground.windows) == ground.split
 
 
 def test_training_prompts_are_of_training_users_alone(ground):
@@ -136,8 +137,8 @@ def test_memory_texts_say_what_is_true(ground, prompts):
 def test_supervised_training_beats_random_by_a_wide_margin(taught, encoder, heldout):
     found, examples = heldout
     ranks = judged(taught, encoder, examples)
-    assert by_user(ranks, [case.user for case in found]).mean() == pytest.approx(mean_ndcg(ranks))
-    assert mean_ndcg(ranks) > RANDOM_NDCG + 12
+    assert by_user(ranks, [case.user for case in found]).mean() == pytest.approx(100 * ndcg(ranks, 10).mean())
+    assert 100 * ndcg(ranks, 10).mean() > RANDOM_NDCG + 12
 
 
 def test_free_answers_are_valid_and_rank_as_one_pass_says(taught, encoder, heldout):
@@ -146,7 +147,7 @@ def test_free_answers_are_valid_and_rank_as_one_pass_says(taught, encoder, heldo
     read = [parse_ranking(text.text, case.turn.query.candidates, "compact") for text, case in zip(texts, found)]  # noqa: B905
     assert np.mean([ranking.valid for ranking in read]) > 0.9
     decoded = np.array([ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found)])  # noqa: B905
-    assert abs(mean_ndcg(decoded) - mean_ndcg(judged(taught, encoder, examples[:48]))) < 8
+    assert abs(ndcg(decoded, 10).mean() - ndcg(judged(taught, encoder, examples[:48]), 10).mean()) < 0.08
 
 
 @pytest.mark.parametrize(("method", "texts"), [("grpo", 0), ("grpo", 4), ("reinforce++", 0)])

@@ -1,25 +1,32 @@
 """`starec train teach|sft|grpo`: thin entry points; every field of TRL's configs can be set in --config or after it.
 
-starec train teach --dataset ml-1m --data_dir data/ml-1m --n_train 1000 --out runs/taught
-starec train sft --config sft.yaml --model smollm2 --rows runs/taught --output_dir runs/sft
-accelerate launch -m starec_env.cli train grpo --config grpo.yaml --model runs/sft/final --output_dir runs/rl
+starec train teach --dataset ml-1m --data-dir data/ml-1m --n-train 1000 --out runs/taught
+starec train sft --config sft.yaml --model smollm2 --rows runs/taught --out runs/sft
+accelerate launch -m starec_env.cli train grpo --config grpo.yaml --model runs/sft/final --out runs/rl
+
+Flags are those of the other commands (--turns, --n-candidates, --out, ...). One can't be: --seed of sft and grpo is
+TRL's, the training's own, and so is --data-seed; what is drawn from the data set follows --sample-seed there.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from starec_env import load_dataset, prepare
-from starec_env.errors import MissingExtra, TrainingError, check_choice
-from starec_env.scoring import LIKED_CUTOFF, ndcg
+from starec_env.data.options import HELP, data_spec
+from starec_env.data.spec import DataSpec
+from starec_env.data.splits import apart_from, read_users
+from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice
+from starec_env.metrics import ndcg
+from starec_env.renamed import renamed
+from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Endpoint, Id
 from starec_training.miniature.commands import miniature
 
@@ -31,10 +38,16 @@ TEACHERS = ("blind", "hindsight", "llm")
 
 @dataclass
 class DataArguments:
-    """Which users, turns and prompts."""
+    """Which data, users, turns and prompts; the first eight are the fields of `DataSpec`."""
 
-    dataset: str = field(default="ml-latest-small", metadata={"help": "A data set's name: starec data list."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder or file of the data set."})
+    dataset: str = field(default="ml-latest-small", metadata={"help": HELP["dataset"]})
+    data_dir: str | None = field(default=None, metadata={"help": HELP["data_dir"]})
+    columns: str | None = field(default=None, metadata={"help": HELP["columns"]})
+    items: str | None = field(default=None, metadata={"help": HELP["items"]})
+    domain: str | None = field(default=None, metadata={"help": HELP["domain"]})
+    liked_above: float | None = field(default=None, metadata={"help": HELP["liked_above"]})
+    min_interactions: int = field(default=10, metadata={"help": HELP["min_interactions"]})
+    max_length: int = field(default=40, metadata={"help": HELP["max_length"]})
     users_file: str | None = field(default=None, metadata={"help": "users.json of an earlier stage: the same users."})
     heldout: str | None = field(
         default=None,
@@ -44,7 +57,7 @@ class DataArguments:
         },
     )
     n_train: int | None = field(default=None, metadata={"help": "Most training users, sampled  [default: all others]"})
-    user_turns: int | None = field(default=None, metadata={"help": "The last so many turns of each user."})
+    turns: int | None = field(default=None, metadata={"help": "The last so many turns of each user."})
     answer_format: str = field(default="paper", metadata={"help": "paper or compact"})
     structured: bool = field(default=False, metadata={"help": "compact: answers as a JSON object of scores."})
     max_history: int = field(default=40, metadata={"help": "Interactions shown in prompts."})
@@ -56,15 +69,19 @@ class TeachArguments(DataArguments):
     """The teacher's trajectories as screened rows: OUT/rows.jsonl, with users.json and report.json."""
 
     out: str = field(default="runs/taught", metadata={"help": "Folder of the rows."})
-    teacher: str = field(default="blind", metadata={"help": "blind, hindsight, or llm (with --base_url)"})
+    teacher: str = field(default="blind", metadata={"help": "blind, hindsight, or llm (with --base-url)"})
     thinks: bool = field(default=False, metadata={"help": "compact: the blind teacher gives its thought too."})
     n_candidates: int = field(default=20, metadata={"help": "Items to rank."})
-    min_ndcg: float = field(default=ndcg(LIKED_CUTOFF, 10), metadata={"help": "Least NDCG@10 of a sample."})
+    min_ndcg: float = field(default=float(ndcg(LIKED_CUTOFF, 10)), metadata={"help": "Least NDCG@10 of a sample."})
     rethinks: int = field(default=2, metadata={"help": "llm: most times that a flawed sample goes back."})
     base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
-    served_model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
+    model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
     api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "llm: variable that holds the API key."})
     max_tokens: int = field(default=4096, metadata={"help": "llm: most tokens of an answer."})
+    timeout: float = field(default=120.0, metadata={"help": "llm: seconds."})
+    max_retries: int = field(default=5, metadata={"help": "llm: for faults that pass."})
+    concurrency: int = field(default=64, metadata={"help": "Users in flight."})
+    sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and prompts.", "aliases": ["--seed"]})
 
 
 @dataclass
@@ -109,6 +126,15 @@ class GrpoArguments(ModelArguments, DataArguments):
     anchor: bool = field(default=True, metadata={"help": "False: direct RL, without KL to the model it starts from."})
 
 
+_OF_LLM = ("base_url", "model", "api_key_env", "max_tokens", "timeout", "max_retries", "rethinks")
+_OF_ROUNDS = tuple(
+    each.name
+    for each in fields(GrpoArguments)
+    if each.name not in {"rows", "users_file", "algorithm", "reward", "max_prompt", "anchor"}
+    and each.name not in {own.name for own in fields(ModelArguments)}
+)
+
+
 @click.group()
 def train() -> None:
     """Train the agent: a teacher's rows, SFT on them, and reinforcement training in rounds.
@@ -120,9 +146,36 @@ def train() -> None:
 train.add_command(miniature)
 
 
+_OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
+_RENAMED = {
+    "teach": {"user_turns": "turns", "sample_seed": "seed", "served_model": "model"},
+    "sft": {},
+    "grpo": {"user_turns": "turns"},
+}
+"""By stage, new names of our own options by their old ones; old spellings are taken for one release."""
+
+
+def _old_flags(stage: str) -> dict[str, str]:
+    """New flags by old: those of renamed options, and our own with underscores."""
+    ours = fields({"teach": TeachArguments, "sft": SftArguments, "grpo": GrpoArguments}[stage])
+    names = {each.name: each.name for each in ours} | _RENAMED[stage]
+    names |= {f"no_{each.name}": f"no_{each.name}" for each in ours if each.default is True}
+    pairs = {f"--{spelled}": _flag(new) for old, new in names.items() for spelled in (old, old.replace("_", "-"))}
+    return {old: new for old, new in pairs.items() if old != new}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _stage(function: Any) -> Any:
     options = {"ignore_unknown_options": True, "help_option_names": []}
-    return train.command(context_settings=options)(click.argument("args", nargs=-1, type=click.UNPROCESSED)(function))
+
+    @wraps(function)
+    def called(args: Sequence[str]) -> Any:
+        return function(renamed(args, _old_flags(function.__name__)))
+
+    return train.command(context_settings=options)(click.argument("args", nargs=-1, type=click.UNPROCESSED)(called))
 
 
 def _parse(
@@ -133,20 +186,56 @@ def _parse(
         from trl import TrlParser
     except ImportError:
         raise MissingExtra(f"starec train {stage}", "train") from None
-    parser = TrlParser(classes, prog=f"starec train {stage}", add_help=not partly)
+
+    class Parser(TrlParser):  # type: ignore[misc]
+        def set_defaults_with_config(self, **given: Any) -> Any:
+            """Take the settings of a file under their old names too, and with hyphens."""
+            return super().set_defaults_with_config(**_fields(given, stage))
+
+    if stage != "teach":
+        args = [_OUT.get(flag, flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in args)]
+    about = (train.commands[stage].help or "").strip()
+    parser = Parser(
+        classes, prog=f"starec train {stage}", usage=f"starec train {stage} [OPTIONS]", description=about,
+        add_help=not partly,
+    )  # fmt: skip
+    for action in parser._actions:  # shown with hyphens alone; argparse takes both
+        known = [flag for flag in action.option_strings if "_" not in flag and flag not in _old_flags(stage)]
+        action.option_strings = known or action.option_strings
     parser.set_defaults_with_config(**settings)
     try:
-        found: tuple[Any, ...] = parser.parse_args_and_config(list(args), return_remaining_strings=partly)
+        found: tuple[Any, ...] = parser.parse_args_and_config(args, return_remaining_strings=partly)
     except (ValueError, OSError) as error:
         raise TrainingError(f"starec train {stage}: {error}") from None
     return found
+
+
+def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Settings of a file by the fields that they set; old names are warned of."""
+    names = {name: name.replace("-", "_") for name in given}
+    for name, old in names.items():
+        if old in _RENAMED[stage]:
+            names[name] = _RENAMED[stage][old]
+            message = f"in --config, {name} is {names[name]} now: the old name goes with the next release"
+            click.echo(f"starec: {message}", err=True)
+    own = {"seed": "sample_seed"} if stage == "teach" else {"out": "output_dir"}
+    return {own.get(names[name], names[name]): value for name, value in given.items()}
+
+
+def _refuse(given: Any, names: Iterable[str], why: str) -> None:
+    """Raise InvalidOption, which names them, if any of these isn't at its default: it has no effect."""
+    defaults = {each.name: each.default_factory() if callable(each.default_factory) else each.default
+                for each in fields(given)}  # fmt: skip
+    if changed := [name for name in names if getattr(given, name) != defaults[name]]:
+        verb = "have" if len(changed) > 1 else "has"
+        raise InvalidOption(f"{', '.join(map(_flag, changed))} {verb} no effect {why}: leave it out")
 
 
 @_stage
 def teach(args: Sequence[str]) -> None:
     """Run a teacher as a population, screen its answers, and write training rows.
 
-    Example: starec train teach --dataset ml-1m --data_dir data/ml-1m --n_train 1000 --out runs/taught
+    Example: starec train teach --dataset ml-1m --data-dir data/ml-1m --n-train 1000 --out runs/taught
     """
     from starec_training.rows import run_rows, save_report, with_turns, write_rows
     from starec_training.teacher import Screening
@@ -154,17 +243,24 @@ def teach(args: Sequence[str]) -> None:
 
     (given,) = _parse(args, (TeachArguments,), "teach", {})
     check_choice("teacher", given.teacher, TEACHERS)
+    if given.teacher == "llm":
+        _refuse(given, ["thinks"], "with --teacher llm, which thinks as its model does")
+    else:
+        _refuse(given, _OF_LLM, "without --teacher llm")
+    _check_users(given)
     out, data = Path(given.out), _data(given)
-    train_users, heldout = split_users(data, given)
+    train_users, heldout = chosen_users(data, given)
     save_report(out / "users.json", {"train": train_users, "heldout": heldout})
-    options = {"turns": given.user_turns, "n_candidates": given.n_candidates, "seed": given.sample_seed}
+    options = {"turns": given.turns, "n_candidates": given.n_candidates, "seed": given.sample_seed}
     options["split"] = "train"
     users = with_turns(data, train_users, **options)
     agent, llm = _teacher(given, data, train_users)
     from starec_agents.population import run_population
 
     run = out / "population"
-    run_population(data, agent, out=run, users=users, resume=(run / "run.json").exists(), **options)
+    run_population(
+        data, agent, out=run, users=users, resume=(run / "run.json").exists(), concurrency=given.concurrency, **options
+    )
     rows, report = screen(
         run_rows(run, data, heldout=heldout), llm, Screening(min_ndcg=given.min_ndcg), rethinks=given.rethinks
     )
@@ -191,7 +287,7 @@ def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id]) 
 def sft(args: Sequence[str]) -> int:
     """Train a model on a teacher's rows by TRL's SFTTrainer, with the paper's settings unless told otherwise.
 
-    Example: starec train sft --model smollm2 --lora_rank 16 --rows runs/taught --output_dir runs/sft
+    Example: starec train sft --model smollm2 --lora-rank 16 --rows runs/taught --out runs/sft
     """
     try:
         from trl import SFTConfig
@@ -214,13 +310,13 @@ def sft(args: Sequence[str]) -> int:
 def grpo(args: Sequence[str]) -> int:
     """Train by reinforcement (GRPO or Reinforce++), in rounds of collecting with the current policy and training.
 
-    Example: starec train grpo --model runs/sft/final --dataset ml-1m --data_dir data/ml-1m --rounds 2 --output_dir
-    runs/rl
+    Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
     try:
         from trl import GRPOConfig
 
-        from starec_training.grpo import Rounds, paper_settings, train_grpo, train_rounds
+        from starec_training.grpo import ALGORITHMS, Rounds, paper_settings, train_grpo, train_rounds
+        from starec_training.rewards import REWARDS
     except ImportError:
         raise MissingExtra("starec train grpo", "train") from None
 
@@ -229,15 +325,19 @@ def grpo(args: Sequence[str]) -> int:
         config.beta = 0.0
     options = {name: getattr(given, name) for name in ("algorithm", "reward", "max_prompt", "minutes")}
     options |= {"adapter": _lora(given)}
+    check_choice("algorithm", given.algorithm, ALGORITHMS)
+    check_choice("reward", given.reward, list(REWARDS))
     if given.rows:
+        _refuse(given, _OF_ROUNDS, "with --rows, which are there already")
         heldout = read_users(given.users_file)["heldout"] if given.users_file else []
         return _end(train_grpo(given.model, _rows([given.rows]), config, heldout=heldout, **options))
+    _check_users(given)
     data = _data(given)
-    train_users, heldout = split_users(data, given)
+    train_users, heldout = chosen_users(data, given)
     rounds = Rounds(
         rounds=given.rounds,
         users=given.round_users,
-        turns=given.user_turns,
+        turns=given.turns,
         candidates=given.n_candidates,
         hard=given.hard,
         hard_kind=given.hard_kind,
@@ -258,7 +358,12 @@ def _end(final: Path | None) -> int:
 
 
 def _data(given: DataArguments) -> Dataset:
-    return prepare(load_dataset(given.dataset, given.data_dir))
+    return data_spec(**{name: getattr(given, name) for name in DataSpec.model_fields}).load()
+
+
+def _check_users(given: DataArguments) -> None:
+    if given.users_file:
+        _refuse(given, ["heldout", "n_train"], "with --users-file, which says who trains and who is held out")
 
 
 def _rows(paths: Sequence[str]) -> Any:
@@ -279,45 +384,34 @@ def _lora(given: ModelArguments) -> Any:
 def _server(given: TeachArguments, cache: Path) -> Any:
     from starec_agents.llm.client import OpenAIChat
 
-    if given.base_url is None or given.served_model is None:
-        raise TrainingError("an LLM teacher needs --base_url and --served_model")
+    if given.base_url is None or given.model is None:
+        raise TrainingError("an LLM teacher needs --base-url and --model")
     endpoint = Endpoint(
-        base_url=given.base_url, model=given.served_model, api_key_env=given.api_key_env, max_tokens=given.max_tokens
+        base_url=given.base_url,
+        model=given.model,
+        api_key_env=given.api_key_env,
+        max_tokens=given.max_tokens,
+        timeout_s=given.timeout,
+        max_retries=given.max_retries,
+        concurrency=given.concurrency,
     )
     return OpenAIChat(endpoint, cache_dir=cache)
 
 
-def split_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
+def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
     """Training users and held-out users, by the arguments: never one in both.
 
     Raises:
-        TrainingError: A file of users can't be read, or nobody is left to train on.
+        DataError: A file of users can't be read.
+        InvalidOption: Nobody is left to train on.
     """
     if given.users_file:
         users = read_users(given.users_file)
         return users["train"], users["heldout"]
-    everyone = [dataset.user(user).id for user in range(dataset.n_users)]
+    everyone = dataset.user_ids.tolist()
     shuffled = random.Random(given.sample_seed).sample(everyone, len(everyone))
     heldout = read_users(given.heldout)["heldout"] if given.heldout else shuffled[: len(shuffled) // 2]
-    apart = {str(user) for user in heldout}
-    train_users = [user for user in shuffled if str(user) not in apart][: given.n_train]
+    train_users = apart_from(shuffled, heldout)[: given.n_train]
     if not train_users:
-        raise TrainingError("every user is held out: nobody is left to train on")
+        raise InvalidOption("every user is held out: nobody is left to train on")
     return train_users, heldout
-
-
-def read_users(path: str) -> dict[str, list[Id]]:
-    """`train` and `heldout` user ids of a users.json; of a list of ids or a candidates file, all are held out."""
-    try:
-        if path.endswith(".parquet"):
-            import pyarrow.parquet as pq
-
-            column = pq.read_table(path, columns=["user_id"])["user_id"]
-            return {"train": [], "heldout": list(dict.fromkeys(column.to_pylist()))}
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            found: dict[str, list[Id]] = json.loads(text)
-            return {"train": found["train"], "heldout": found["heldout"]}
-        return {"train": [], "heldout": list(text.split())}
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(f"{path} is no file of users: {error}") from None

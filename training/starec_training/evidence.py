@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import PAD
+from starec_env.data.splits import rows_only
 from starec_env.errors import TrainingError
+from starec_env.pairs import PairCounts
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id, Item, Query, Ranking
 
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
-PAD = -1
 FEATURES = ("taken together", "taken nearby", "popular", "kinds shared", "kinds shared lately", "years alike")
 
 _WINDOW, _SHRINKAGE, _DECAY, _YEARS = 10, 20.0, 0.8, 8.0
@@ -65,16 +67,15 @@ class Evidence:
         self.trained = np.array(sorted(dataset.user_index(user) for user in users), np.int64)
         if not len(self.trained):
             raise TrainingError("the blind teacher needs training users to learn from: give their ids")
-        n = dataset.n_items
-        spans = [np.arange(dataset.starts[user], dataset.indptr[user + 1]) for user in self.trained.tolist()]
-        rows = np.concatenate(spans)
-        lengths = np.array([len(span) for span in spans])
-        owner, items = np.repeat(self.trained, lengths), dataset.item_indices[rows].astype(np.int64)
-        place = np.concatenate([np.arange(length) for length in lengths.tolist()])
-        self.counts = np.bincount(items, minlength=n)
+        stops = dataset.starts.copy()
+        stops[self.trained] = dataset.indptr[self.trained + 1]
+        seen = rows_only(dataset, dataset.starts, stops)
+        owner = seen.owner
+        place = np.arange(len(owner)) - seen.indptr[owner]
+        self.counts = np.bincount(seen.item_indices, minlength=dataset.n_items)
         """(items,) how many training users took each item."""
-        self._together, self._nearby = _Pairs(owner, items, n, None), _Pairs(owner, items, n, _WINDOW)
-        keys = owner * n + items
+        self._together, self._nearby = PairCounts.of(seen), PairCounts.of(seen, _WINDOW)
+        keys = owner * dataset.n_items + seen.item_indices
         order = np.argsort(keys, kind="stable")
         self._own_keys, self._own_places = keys[order], place[order]
         self.scale, self.weights = np.ones(len(FEATURES)), np.ones(len(FEATURES))
@@ -214,43 +215,13 @@ class Evidence:
 
     def neighbours(self, user: int, item: int) -> tuple[Ints, Ints]:
         """Items that other training users took together with `item`, most often first, and how often."""
-        items, counts = self._together.of(item)
+        items, counts = self._together.near(item)
         row = np.array([user])
         own = (self.places(row, items[None])[0] >= 0) & (self.places(row, np.array([[item]]))[0] >= 0)
         counts = counts - own
         order = np.argsort(-counts / np.sqrt(self.counts[items] + _SHRINKAGE), kind="stable")
         order = order[counts[order] > 1]
         return items[order], counts[order]
-
-
-class _Pairs:
-    """Symmetric counts of item pairs, as sorted keys: memory grows with the pairs that occur."""
-
-    def __init__(self, owner: Ints, items: Ints, n: int, window: int | None) -> None:
-        found = []
-        longest = int(np.bincount(owner).max())
-        for lag in range(1, min(window or longest, longest - 1) + 1):
-            same = owner[lag:] == owner[:-lag]
-            a, b = items[:-lag][same], items[lag:][same]
-            found += [a * n + b, b * n + a]
-        self.n = n
-        self.keys, self.values = np.unique(
-            np.concatenate(found) if found else np.empty(0, np.int64), return_counts=True
-        )
-
-    def __call__(self, a: Ints, b: Ints) -> Ints:
-        """Counts of pairs, broadcast; 0 where a pair never occurred or an index is PAD."""
-        wanted = np.where((a == PAD) | (b == PAD), PAD, a.astype(np.int64) * self.n + b)
-        if not len(self.keys):
-            return np.zeros(wanted.shape, np.int64)
-        at = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
-        counts: Ints = np.where(self.keys[at] == wanted, self.values[at], 0)
-        return counts
-
-    def of(self, item: int) -> tuple[Ints, Ints]:
-        """The items ever paired with one, and how often."""
-        part = slice(*np.searchsorted(self.keys, [item * self.n, (item + 1) * self.n]))
-        return self.keys[part] - item * self.n, self.values[part]
 
 
 def kinds_of(item: Item) -> list[str]:

@@ -16,8 +16,9 @@ from typing import Any
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile
 from starec_env.errors import TrainingError
+from starec_env.metrics import ndcg
+from starec_env.replay.rewards import position_reward
 from starec_env.replay.stream import Reward
-from starec_env.scoring import ndcg, position_reward
 from starec_training.rows import Snapshot, read_snapshot
 
 RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]
@@ -32,7 +33,7 @@ RewardFunction = Callable[..., list[float | None]]
 
 def ndcg_reward(rank: int | None) -> float:
     """NDCG itself as the reward, 0 to 1: without the plateaus of the position reward, so fewer groups tie."""
-    return ndcg(rank, k=10**9)
+    return float(ndcg(rank, k=10**9))
 
 
 REWARDS: dict[str, Reward] = {"position": position_reward, "ndcg": ndcg_reward}
@@ -44,15 +45,15 @@ def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
 
     def ranking(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
-        scores, valid = [], []
+        ranks, valid = [], []
         for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
             if (state := read_snapshot(text)).task == "rank":
                 answer = state.shown.parse(completion[-1]["content"], state.answer_format)
                 rank = answer.rank_of(state.shown.target)
                 given[place] = _finite(reward(rank), state)
-                scores.append(ndcg(rank, 10))
+                ranks.append(rank)
                 valid.append(float(answer.valid))
-        _log(trl, {"rank/ndcg@10": scores, "rank/valid": valid})
+        _log(trl, {"rank/ndcg@10": ndcg(ranks, 10).tolist(), "rank/valid": valid})
         return given
 
     return ranking
@@ -90,8 +91,7 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward) -> Reward
         for place in {place for place, _, _ in asked}:
             mine = [number for number, (owner, _, _) in enumerate(asked) if owner == place]
             given[place] = fmean(_finite(reward(ranks[number]), asked[number][1]) for number in mine)
-        scores = [ndcg(found, 10) for found in ranks]
-        _log(trl, {"memory/ndcg@10": scores, "memory/usable": usable, "memory/characters": lengths})
+        _log(trl, {"memory/ndcg@10": ndcg(ranks, 10).tolist(), "memory/usable": usable, "memory/characters": lengths})
         return given
 
     return memory

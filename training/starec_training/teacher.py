@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,7 +20,8 @@ from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile, split_thought
 from starec_agents.titles import item_title
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
-from starec_env.scoring import LIKED_CUTOFF, ndcg
+from starec_env.metrics import ndcg
+from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_training.rows import Row, Rows, Task
 
 _PREFERENCE = re.compile(
@@ -38,7 +38,7 @@ _HINTED = re.compile(
 class Screening:
     """What a sample must be to teach."""
 
-    min_ndcg: float = ndcg(LIKED_CUTOFF, 10)
+    min_ndcg: float = float(ndcg(LIKED_CUTOFF, 10))
     """Least NDCG@10 of a ranking, and of the rankings after a memory update. The paper keeps "those with higher
     scores" and names no figure; this one is the fifth place, where the position reward is still positive."""
     rationale: bool | None = None
@@ -252,7 +252,7 @@ class _Teacher:
             case.rank(answer.text, snapshot.answer_format)
             for case, answer in zip(snapshot.follow_ups, answers, strict=True)
         ]
-        if fmean(ndcg(rank, 10) for rank in ranks) >= self.screening.min_ndcg:
+        if ndcg(ranks, 10).mean() >= self.screening.min_ndcg:
             return None
         # What came next stays unsaid: the update must not know the future.
         places = ", ".join("none" if rank is None else str(rank) for rank in ranks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from starec_env.cases import Batch
 from starec_env.errors import unknown
 from starec_eval.baselines.bpr import BPR
 from starec_eval.baselines.ease import EASE
@@ -9,13 +10,15 @@ from starec_eval.baselines.ensemble import Ensemble
 from starec_eval.baselines.gru4rec import GRU4Rec
 from starec_eval.baselines.item_knn import ItemKNN
 from starec_eval.baselines.markov import Markov
+from starec_eval.baselines.next_id import NextId
 from starec_eval.baselines.pop import Pop
 from starec_eval.baselines.random import Random
 from starec_eval.baselines.sasrec import SASRec
-from starec_eval.baselines.scorer import Batch, Scorer
+from starec_eval.baselines.scorer import Scorer
 
 BASELINES: dict[str, Callable[..., Scorer]] = {
     "random": Random,
+    "next-id": NextId,
     "pop": Pop,
     "item-knn": ItemKNN,
     "markov": Markov,
@@ -24,7 +27,7 @@ BASELINES: dict[str, Callable[..., Scorer]] = {
     "gru4rec": GRU4Rec,
     "sasrec": SASRec,
 }
-"""Scorers by name."""
+"""Scorers by name; "random" and "next-id" are controls, which learn nothing."""
 
 
 def build(names: Iterable[str], seed: int = 0) -> list[Scorer]:
@@ -47,7 +50,7 @@ def build(names: Iterable[str], seed: int = 0) -> list[Scorer]:
     for name in wanted:
         base, full = name.removesuffix("-full"), name.removeprefix("ensemble")
         if base == "ensemble":
-            learners = [f"{learner}{full}" for learner in BASELINES if learner not in ("random", "pop")]
+            learners = [f"{learner}{full}" for learner in BASELINES if learner not in ("random", "next-id", "pop")]
             members = [made[learner] for learner in learners if learner in made]
             members = members or [_one(learner, seed) for learner in learners]
             made[name] = Ensemble(members, train="full" if full else "sample", seed=seed)
@@ -69,6 +72,7 @@ __all__ = [
     "GRU4Rec",
     "ItemKNN",
     "Markov",
+    "NextId",
     "Pop",
     "Random",
     "SASRec",

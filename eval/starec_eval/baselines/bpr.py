@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import PAD, Batch
 from starec_env.types import Dataset, Id
-from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 from starec_eval.baselines.sequential import import_torch
 
 _BATCH = 4096
@@ -41,7 +42,7 @@ class BPR(Scorer):
         """Train on every interaction with one uniform negative each, epoch by epoch."""
         torch = import_torch(self.label)
         self.users = {uid: row for row, uid in enumerate(train.user_ids.tolist())}
-        owners = torch.from_numpy(np.repeat(np.arange(train.n_users), np.diff(train.indptr)))
+        owners = torch.from_numpy(train.owner)
         taken = torch.from_numpy(train.item_indices.astype(np.int64))
         draw = torch.Generator().manual_seed(self.seed)
         p, q = (0.1 * torch.randn(n, self.size, generator=draw) for n in (train.n_users, train.n_items + 1))

@@ -5,9 +5,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
 from starec_env.types import Dataset, Indices
-from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 
 _MOST_ITEMS = 20_000
 

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 
+from starec_env.cases import Batch
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn, check_scores
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn, check_scores
 
 
 @dataclass

@@ -6,9 +6,10 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import Batch
+from starec_env.pairs import PairCounts
 from starec_env.types import Dataset
-from starec_eval.baselines.pairs import PairCounts, history_sums
-from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn, history_sums
 
 
 @dataclass

@@ -5,8 +5,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from starec_env.cases import Batch
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 
 
 @dataclass

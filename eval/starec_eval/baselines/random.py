@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from starec_eval.baselines.scorer import Batch, Scorer, Scores, TrainOn
+from starec_env.cases import Batch
+from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Random(Scorer):
     """
 
     name: ClassVar[str] = "random"
+    learns: ClassVar[bool] = False
     train: TrainOn = "sample"
     seed: int = 0
 

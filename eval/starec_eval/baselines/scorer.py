@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env import ranks
+from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
-from starec_env.types import Dataset, Id, Indices, Query, Ranking
+from starec_env.types import Dataset, Query, Ranking
 
 Scores = NDArray[Any]
 TrainOn = Literal["sample", "full"]
 
-PAD = -1
-"""Stands where a history is shorter than the longest one in its batch."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Queries as arrays: all that a scorer may see of them."""
-
-    users: Sequence[Id]
-    history: Indices
-    """(queries, longest) catalogue indices, newest last, PAD on the left."""
-    candidates: Indices
-    """(queries, n) catalogue indices in the order shown."""
-
-    @classmethod
-    def of(cls, query: Query) -> Batch:
-        """A batch of one query."""
-        return cls((query.user.id,), query.history.item_indices[None, :], query.candidates.indices[None, :])
-
-    def __getitem__(self, rows: slice) -> Batch:
-        return Batch(self.users[rows], self.history[rows], self.candidates[rows])
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def distinct_histories(self) -> tuple[Indices, NDArray[np.intp]]:
-        """The different histories, and (queries,) each query's place among them: repetitions share one."""
-        histories, place = np.unique(self.history, axis=0, return_inverse=True)
-        return histories, place.ravel()
-
-    @property
-    def ages(self) -> NDArray[np.int64]:
-        """(longest,) how many interactions ago each history column is: 0 for the newest."""
-        return np.arange(self.history.shape[1])[::-1]
+_CHUNK = 1 << 20
 
 
 class Scorer:
@@ -59,6 +26,8 @@ class Scorer:
     """
 
     name: ClassVar[str]
+    learns: ClassVar[bool] = True
+    """Whether `fit` reads interactions; one that doesn't is given a data set without any."""
     train: TrainOn | None = "sample"
     """Which users the protocol fits it on: the sampled training users, or all (Table 4's "full"). None: those that
     the reading's `popularity` names."""
@@ -90,7 +59,7 @@ class Scorer:
         """Rank one query's candidates by score, ties broken by the seed."""
         batch = Batch.of(query)
         scores = check_scores(self.scores(batch), batch, self.label)
-        order = np.lexsort((tie_keys(batch, self.seed)[0], -scores[0]))
+        order = np.lexsort((_ties(batch, self.seed)[0], -scores[0]))
         return Ranking(order=tuple(order.tolist()))
 
 
@@ -113,30 +82,27 @@ def ranks_of(scores: Scores, targets: NDArray[np.integer], batch: Batch, seed: i
         batch: The queries.
         seed: Of the ties.
     """
-    keys, rows = tie_keys(batch, seed), np.arange(len(targets))
-    mine, key = scores[rows, targets][:, None], keys[rows, targets][:, None]
-    above = (scores > mine) | ((scores == mine) & (keys < key))
-    ranks: NDArray[np.float64] = 1.0 + above.sum(axis=1)
-    return ranks
+    return ranks.ranks_of(scores, targets, _ties(batch, seed)).astype(np.float64)
 
 
-def tie_keys(batch: Batch, seed: int) -> NDArray[np.uint64]:
-    """(queries, n) random order of equal scores: a pure function of seed, user, history length and place shown.
+def _ties(batch: Batch, seed: int) -> NDArray[np.uint64]:
+    return ranks.tie_keys(batch.users, (batch.history != PAD).sum(axis=1), batch.candidates.shape[1], seed)
 
-    The target's place is itself random, so the place decides nothing on average; and one query ranks as it does in a
-    batch, whatever indices a catalogue gives the items.
+
+Similarity = Callable[[NDArray[np.integer], NDArray[np.integer]], Scores]
+
+
+def history_sums(batch: Batch, weights: Scores, similarity: Similarity) -> Scores:
+    """(queries, n) weighted sums of `similarity(candidate, history item)` over the history, in bounded memory.
+
+    Args:
+        batch: The queries.
+        weights: (longest,) weight of each history column.
+        similarity: Of two broadcastable index arrays, candidate and history item; 0 at PAD.
     """
-    users = np.array([crc32(str(user).encode()) for user in batch.users], dtype=np.uint64)
-    lengths = (batch.history != PAD).sum(axis=1).astype(np.uint64)
-    keys = _mix(_mix(users * np.uint64(2**20) + lengths) + np.uint64(seed % 2**64))
-    places = np.arange(batch.candidates.shape[1], dtype=np.uint64)
-    return _mix(np.add(keys[:, None], places, dtype=np.uint64))
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014), which wraps round by design.
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    step = max(1, _CHUNK // max(1, batch.candidates.shape[1] * batch.history.shape[1]))
+    sums = [
+        similarity(part.candidates[:, :, None], part.history[:, None, :]) @ weights
+        for part in (batch[at : at + step] for at in range(0, len(batch), step))
+    ]
+    return np.concatenate(sums)

@@ -9,9 +9,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
+from starec_env.metrics import ndcg
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import PAD, Batch, Scorer, Scores
+from starec_eval.baselines.scorer import Scorer, Scores
 
 _POPULARITY_POWER = 0.7
 _VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
@@ -110,7 +112,7 @@ class Sequential(Scorer):
         with torch.no_grad():
             scores = self._score(net, self._states(torch, net, sequences), candidates)
         ranks = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
-        return float((1.0 / torch.log2(1.0 + ranks)).mean())
+        return float(ndcg(ranks.numpy(), candidates.shape[1]).mean())
 
     def _states(self, torch: Any, net: Any, sequences: Any) -> Any:
         # (batch, size) states after each sequence's last item.

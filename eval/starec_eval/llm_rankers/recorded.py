@@ -57,7 +57,7 @@ class CaseTurns:
             number = max(int(self.cases.turns[case]), turns[-1].number + 1 if turns else 0)
             target, query = int(self.cases.targets[case]), self.cases.query(case)
             self._of_step[query.user.id, number] = case
-            turns.append(Turn(query, target, self._liked(user, int(self.cases.target_items[case])), number))
+            turns.append(Turn(query, target, bool(self.cases.liked[case]), number))
         return turns
 
     def warmups(self, user: int) -> list[Turn]:
@@ -73,11 +73,6 @@ class CaseTurns:
         warm = 0 if self._warm is None else int((self._warm.end - self._warm.begin).clip(min=0)[self.users].sum())
         return warm + sum(map(len, self._cases.values()))
 
-    def _liked(self, user: int, item: int) -> bool:
-        rows = slice(*self.dataset.indptr[user : user + 2])
-        mine = self.dataset.liked[rows][self.dataset.item_indices[rows] == item]
-        return not len(mine) or bool(mine[-1])
-
 
 def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) -> Stream:
     source, reading, users = protocol.cases.source, protocol.reading, protocol.cases.users[cases]
@@ -91,6 +86,7 @@ def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) 
         min_history=reading.min_history,
     )
     stream.seen = Seen(protocol.dataset)
+    stream.seen.check(users, stream.n_candidates - 1)
     end = stream.begin.copy()  # nobody else has a turn
     end[users] = np.searchsorted(stream.rows, protocol.cases.stop[cases])
     stream.begin, stream.end = np.maximum(stream.begin, end - warmup), end

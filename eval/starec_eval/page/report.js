@@ -42,7 +42,8 @@ function filter() {
 function more() {
   const items = shown.slice(drawn, drawn + PAGE).map((story) => {
     const [user, run, , , score] = story;
-    const about = index.runs.length > 1 ? `${index.runs[run]}, NDCG@10 ${score.toFixed(2)}` : `NDCG@10 ${score.toFixed(2)}`;
+    const found = score === null ? "no liked target" : `NDCG@10 ${score.toFixed(2)}`;
+    const about = index.runs.length > 1 ? `${index.runs[run]}, ${found}` : found;
     const details = make("details", {}, make("summary", {}, `User ${user} `, make("small", {}, about)));
     details.addEventListener("toggle", () => open(details, story), { once: true });
     return make("li", {}, details);

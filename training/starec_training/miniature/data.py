@@ -14,10 +14,12 @@ from starec_agents.llm import Message
 from starec_agents.parsing import parse_profile
 from starec_agents.prompts import event_line, labels, rank_messages, reflect_messages, start_memory
 from starec_agents.titles import item_title
+from starec_env.cases import PAD
+from starec_env.data.splits import Split, split_users
+from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.stream import Seen, Stream, sample_negatives
-from starec_env.scoring import LIKED_CUTOFF
 from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
-from starec_training.evidence import PAD, Batch, Evidence
+from starec_training.evidence import Batch, Evidence
 from starec_training.miniature.tokenizer import build_tokenizer
 
 SPLIT_SEED = 2508
@@ -35,23 +37,11 @@ _EMPTY = json.dumps(dict.fromkeys(labels(N_CANDIDATES), 0), separators=(",", ":"
 _MARK = "Updated User description: "
 
 
-@dataclass(frozen=True)
-class Split:
-    """Users by what they are for; no user is in two parts."""
-
-    train: tuple[Id, ...]
-    validation: tuple[Id, ...]
-    """For choosing recipes and checkpoints."""
-    test: tuple[Id, ...]
-    """Looked at once, when all is chosen."""
-
-
-def split_users(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
+def split_able_users(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
     """Split the users who have a held-out turn: about 22 % test (at most 1,000), 9 % validation, the others train."""
     able = dataset.user_ids[Stream(dataset).users].tolist()
-    order = [able[place] for place in np.random.default_rng(seed).permutation(len(able)).tolist()]
-    test, validation = min(1000, round(0.224 * len(order))), min(400, round(0.09 * len(order)))
-    return Split(tuple(order[test + validation :]), tuple(order[test : test + validation]), tuple(order[:test]))
+    test, validation = min(1000, round(0.224 * len(able))), min(400, round(0.09 * len(able)))
+    return split_users(able, test=test, validation=validation, seed=seed)
 
 
 @dataclass
@@ -107,9 +97,9 @@ class Prompts:
         self.seen, self.count = Seen(dataset), seed << 32
         wanted = np.zeros(dataset.n_users, bool)
         wanted[[dataset.user_index(user) for user in users]] = True
-        owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.indptr))
+        owner = dataset.owner
         able = wanted[owner] & (np.arange(dataset.n_interactions) - dataset.indptr[owner] >= _MIN_HISTORY)
-        self.liked = dataset.ratings > 3
+        self.liked = dataset.liked
         self.rows, self.disliked = np.flatnonzero(able & self.liked), np.flatnonzero(able & ~self.liked)
         after = np.searchsorted(self.rows, np.arange(dataset.n_interactions), side="right")
         self.next = np.append(self.rows, -1)[after]
@@ -250,7 +240,7 @@ class Descriptions:
         """
         target = next(i for i in query.candidates.indices.tolist() if self.items[i].id == feedback.item_id)
         indices = np.append(history.item_indices, target)
-        liked = np.append(history.ratings > 3, feedback.liked)
+        liked = np.append(history.liked, feedback.liked)
         good, poor = indices[liked], indices[~liked]
         said, best = [], list[str]()
         if len(good):

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from starec_agents.parsing import parse_ranking
 from starec_env import load_dataset, prepare
+from starec_env.data.splits import Split
 from starec_env.errors import TrainingError
-from starec_env.types import Dataset
+from starec_env.metrics import interval, ndcg, of_means, per_user
+from starec_env.types import Dataset, Id
 from starec_training.evidence import FEATURES, Evidence
-from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, Split, split_users, tokens_for
+from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, split_able_users, tokens_for
 from starec_training.miniature.decode import decode
-from starec_training.miniature.heldout import Case, Keeps, asked, by_user, cases, interval, remembering, told
+from starec_training.miniature.heldout import Case, Keeps, asked, cases, remembering
 from starec_training.miniature.model import answer, load, new_model, save
 from starec_training.miniature.train import Settings, judged, ranks_of, train
 
@@ -105,7 +107,7 @@ def ground(dataset: str, data_dir: str | None = None) -> Ground:
     """Load a data set, split its users, and count what its training users did (20 CPU seconds)."""
     loaded = load_dataset(dataset, data_dir)
     windows, streams = prepare(loaded), prepare(loaded, max_length=None)
-    split = split_users(windows)
+    split = split_able_users(windows)
     return Ground(windows, streams, split, Evidence(streams, split.train))
 
 
@@ -178,7 +180,7 @@ def _about(jobs: Sequence[Job], unit: float, processes: int) -> str:
 
 def _heard(job: Job, out: Path) -> str:
     result = json.loads(job.file(out).read_text())
-    value = by_user(np.array(result["rows"][job.name]), result["users"]).mean()
+    value = by_user(result["rows"][job.name], result["users"]).mean()
     return (
         f"{job.teacher} teacher, seed {job.seed}, {job.name}: NDCG@10 {value:.1f} after {result['seconds']:.0f} CPU s"
     )
@@ -299,7 +301,7 @@ def _decoded(model: Any, encoder: Encoder, found: Sequence[Case], shown: Sequenc
         ]
         ranks = [ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found, strict=True)]
         result[f"{name}, valid"] = 100 * float(np.mean([ranking.valid for ranking in read]))
-        result[f"{name}, NDCG@10"] = float(by_user(np.array(ranks), owners).mean())
+        result[f"{name}, NDCG@10"] = float(by_user(ranks, owners).mean())
     return result
 
 
@@ -369,7 +371,7 @@ def _compared(results: Sequence[dict[str, Any]]) -> list[str]:
     for name in sorted(ranks, key=lambda name: tenth[name].mean()):
         size = next((f", {size}" for size in OTHER_SIZES if name.endswith(f", {size}")), "")
         gaps = [_gap(tenth, name, other + size) for other in compared]
-        means = [told(values[name].mean(0)) for values in (first, tenth)]
+        means = [_shown(values[name].mean(0)) for values in (first, tenth)]
         lines.append(f"| {name} | {len(ranks[name])} | {' | '.join(means + gaps)} |")
     return lines
 
@@ -380,3 +382,13 @@ def _gap(values: dict[str, Any], name: str, other: str) -> str:
     gap = values[name].mean(0) - values[other].mean(0)
     low, high = interval(gap)
     return f"{gap.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def by_user(ranks: Sequence[int] | NDArray[np.int64], owners: Sequence[Id], k: int = 10) -> NDArray[np.float64]:
+    """(users,) mean NDCG@k of each user's cases, in percent; owners tells the user of each case."""
+    return 100 * per_user(ndcg(ranks, k), np.array([str(owner) for owner in owners]))
+
+
+def _shown(means: NDArray[np.float64]) -> str:
+    found = of_means("", means)
+    return f"{found.mean:.1f} ± {found.se:.1f}"

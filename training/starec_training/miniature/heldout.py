@@ -1,4 +1,4 @@
-"""Held-out users' last turns, as the evaluation protocol shows them, and differences between models on them."""
+"""Held-out users' last turns, as the evaluation protocol shows them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from starec_agents.parsing import parse_profile
 from starec_agents.prompts import event_line, rank_messages, reflect_messages, start_memory
 from starec_env.replay.stream import Stream, judge
-from starec_env.scoring import ndcg
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking, Turn
 from starec_training.miniature.data import MAX_HISTORY, Descriptions, Encoder, Example
 from starec_training.miniature.decode import decode
 from starec_training.miniature.train import scored
 
-Floats = NDArray[np.float64]
 Keeps = Literal["text", "events", "the teacher's text"]
 """What a memory keeps of a turn: the model's own text and the event, the event alone, the teacher's text and the event.
 """
@@ -97,23 +94,3 @@ def remembering(
         for place, turn, feedback, profile in zip(places, turns, heard, profiles, strict=True):
             memories[place] = memories[place].updated(profile=profile, event=event_line(turn.query, feedback))
     return memories
-
-
-def by_user(ranks: NDArray[np.int64], owners: Sequence[Id], k: int = 10) -> Floats:
-    """(users,) mean NDCG@k of each user's cases, in percent; owners tells the user of each case."""
-    values = np.array([100 * ndcg(int(rank), k) for rank in ranks])
-    _, owner = np.unique([str(owner) for owner in owners], return_inverse=True)
-    means: Floats = np.bincount(owner, weights=values) / np.bincount(owner)
-    return means
-
-
-def told(values: Floats) -> str:
-    """A mean with its standard error over users, e.g. "61.2 ± 2.4"."""
-    return f"{values.mean():.1f} ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
-
-
-def interval(gaps: Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval over users of a mean paired difference."""
-    drawn = np.random.default_rng(seed).integers(0, len(gaps), (2000, len(gaps)))
-    low, high = np.quantile(gaps[drawn].mean(1), [0.025, 0.975])
-    return float(low), float(high)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from starec_agents.weights import NANO
-from starec_training.miniature.data import Encoder, Prompts, Split, tokens_for
+from starec_env.data.splits import Split
+from starec_env.metrics import ndcg
+from starec_training.miniature.data import Encoder, Prompts, tokens_for
 from starec_training.miniature.decode import decode
 from starec_training.miniature.experiment import ground
 from starec_training.miniature.gguf import write_gguf
 from starec_training.miniature.heldout import asked, cases
 from starec_training.miniature.model import new_model, save
-from starec_training.miniature.train import Settings, judged, mean_ndcg, train
+from starec_training.miniature.train import Settings, judged, train
 
 STAGES = (
     Settings(seconds=660.0, learning_rate=1.5e-3, batch=8),
@@ -45,7 +47,7 @@ def make(folder: str | Path, seed: int = 1) -> None:
     model = new_model(base.evidence, encoder, shown[0], seed=seed)
 
     def check(step: int) -> None:
-        print(f"step {step}: validation NDCG@10 {mean_ndcg(judged(model, encoder, shown)):.1f}", flush=True)
+        print(f"step {step}: validation NDCG@10 {100 * ndcg(judged(model, encoder, shown), 10).mean():.1f}", flush=True)
 
     for settings in STAGES:
         settings = replace(settings, seed=seed, log=[])

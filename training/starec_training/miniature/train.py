@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env import ranks
 from starec_env.errors import TrainingError
-from starec_env.scoring import ndcg, position_reward
+from starec_env.replay.rewards import position_reward
 from starec_training.miniature.data import Encoder, Example, Followed, Prompts
 from starec_training.miniature.decode import decode
 from starec_training.miniature.model import Answered, answer, packed, padded, states, text_logits
@@ -297,9 +298,9 @@ def rewarded(
     luck = torch.rand(*chances.shape[:2], settings.group)
     drawn = torch.searchsorted(chances, luck).clamp(max=99).transpose(1, 2)
     target = torch.tensor([example.target for example in ranking])
-    ranks = ranks_of(drawn, target[:, None].expand(-1, settings.group))
+    places = ranks_of(drawn, target[:, None].expand(-1, settings.group))
     worth = torch.tensor([settings.reward(rank) for rank in range(1, drawn.shape[-1] + 1)])
-    return drawn, _of(said.scores, drawn), worth[ranks - 1]
+    return drawn, _of(said.scores, drawn), worth[places - 1]
 
 
 def _of(scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -357,9 +358,7 @@ def ranks_of(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    mine = scores.gather(-1, target[..., None])
-    before = torch.arange(scores.shape[-1]) < target[..., None]
-    return 1 + ((scores > mine) | ((scores == mine) & before)).sum(-1)
+    return torch.from_numpy(ranks.ranks_of(scores.numpy(), target.numpy(), np.arange(scores.shape[-1])))
 
 
 def scored(model: Any, encoder: Encoder, examples: Sequence[Example], batch: int = 64) -> NDArray[np.int64]:
@@ -382,10 +381,5 @@ def judged(model: Any, encoder: Encoder, examples: Sequence[Example]) -> NDArray
     import torch
 
     targets = torch.tensor([example.target for example in examples])
-    ranks: NDArray[np.int64] = ranks_of(torch.tensor(scored(model, encoder, examples)), targets).numpy()
-    return ranks
-
-
-def mean_ndcg(ranks: NDArray[np.int64], k: int = 10) -> float:
-    """Mean NDCG@k in percent."""
-    return 100 * float(np.mean([ndcg(int(rank), k) for rank in ranks]))
+    places: NDArray[np.int64] = ranks_of(torch.tensor(scored(model, encoder, examples)), targets).numpy()
+    return places

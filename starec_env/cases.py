@@ -7,23 +7,56 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from starec_env.data.splits import Ints, target_rows
 from starec_env.errors import DataError
 from starec_env.types import Candidates, Dataset, History, Id, Indices, Query
-from starec_eval.baselines.scorer import PAD, Batch
 
-Ints = NDArray[np.int64]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PAD = -1
+"""Stands where a history is shorter than the longest one in its batch."""
 
 COLUMNS = ("repetition", "user_id", "history", "target", "candidates")
 """Of a candidates file; `turn` may be there too. Ids are as in the data set's own files, histories oldest first,
 candidates in the order shown."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Queries as arrays: all that a scorer may see of them."""
+
+    users: Sequence[Id]
+    history: Indices
+    """(queries, longest) catalogue indices, newest last, PAD on the left."""
+    candidates: Indices
+    """(queries, n) catalogue indices in the order shown."""
+
+    @classmethod
+    def of(cls, query: Query) -> Batch:
+        """A batch of one query."""
+        return cls((query.user.id,), query.history.item_indices[None, :], query.candidates.indices[None, :])
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.users[rows], self.history[rows], self.candidates[rows])
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def distinct_histories(self) -> tuple[Indices, NDArray[np.intp]]:
+        """The different histories, and (queries,) each query's place among them: repetitions share one."""
+        histories, place = np.unique(self.history, axis=0, return_inverse=True)
+        return histories, place.ravel()
+
+    @property
+    def ages(self) -> Ints:
+        """(longest,) how many interactions ago each history column is: 0 for the newest."""
+        return np.arange(self.history.shape[1])[::-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +78,15 @@ class Cases:
     """(cases,) 0-based position of the target among the candidates."""
     candidates: Indices
     """(cases, n) catalogue indices in the order shown."""
+    liked: NDArray[np.bool_]
+    """(cases,) whether the user liked the target; True where the data set doesn't know."""
 
     def __len__(self) -> int:
         return len(self.users)
 
     def select(self, rows: NDArray[Any]) -> Cases:
         """The cases at an index array or mask."""
-        names = ("repetition", "users", "turns", "first", "stop", "targets", "candidates")
+        names = ("repetition", "users", "turns", "first", "stop", "targets", "candidates", "liked")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @cached_property
@@ -87,6 +122,8 @@ class Cases:
     @cached_property
     def table(self) -> pa.Table:
         """The cases as the columns of a candidates file."""
+        import pyarrow as pa
+
         items = pa.array([item.id for item in self.source.items])
         lengths = self.stop - self.first
         ends = lengths.cumsum()
@@ -106,6 +143,8 @@ class Cases:
     @cached_property
     def hash(self) -> str:
         """16 hex digits over users, histories, targets and candidates in order: equal hashes, equal task."""
+        import pyarrow.compute as pc
+
         digest = blake2b(digest_size=8)
         for name in COLUMNS:
             column = self.table[name].combine_chunks()
@@ -117,6 +156,8 @@ class Cases:
 
     def write(self, path: str | Path) -> None:
         """Save as a candidates file."""
+        import pyarrow.parquet as pq
+
         pq.write_table(self.table.replace_schema_metadata({"starec_hash": self.hash}), path, compression="zstd")
 
 
@@ -126,13 +167,16 @@ def read_cases(path: str | Path, dataset: Dataset, *, n_candidates: int = 20) ->
     Args:
         path: A Parquet file with `COLUMNS`; a `turn` column tells a user's cases of one repetition apart.
         dataset: The data set whose ids the file speaks. A history item's rating is looked up in it; one that the user
-            didn't rate there counts as liked.
+            didn't rate there counts as liked, and so does a target.
         n_candidates: Fewest candidates of a case; all cases must have equally many.
 
     Raises:
         DataError: The file can't be read, lacks a column or rows, or has an unknown id, too few or repeated
             candidates, a target that isn't among them, or a case twice. The message names row, user and cause.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -171,7 +215,9 @@ class _Reader:
         again[once] = False
         self._refuse(again, lambda row: f"repetition {repetition[row]}, turn {turns[row]} is there twice")
         source, first, stop = _with_histories(self.dataset, users, history, lengths)
-        return Cases(source, repetition, users, turns, first, stop, hits.argmax(axis=1), shown)
+        rows = target_rows(self.dataset, users, target)
+        liked = (rows < 0) | self.dataset.liked[rows]
+        return Cases(source, repetition, users, turns, first, stop, hits.argmax(axis=1), shown, liked)
 
     def _numbers(self, name: str) -> Ints:
         if name not in self.table.column_names:
@@ -186,6 +232,8 @@ class _Reader:
         return found
 
     def _lists(self, column: str, known: Sequence[Id]) -> tuple[Ints, Ints]:
+        import pyarrow.compute as pc
+
         lists = self.table[column].combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = lists.flatten()
@@ -208,6 +256,9 @@ class _Reader:
 
 def _positions(values: pa.Array, known: Sequence[Id]) -> Ints:
     # Place of each value among the known ids, -1 where unknown; an id may be an int there and text here.
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     found = pc.index_in(pc.cast(values, pa.string()), value_set=pc.cast(pa.array(known), pa.string()))
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
 
@@ -215,11 +266,8 @@ def _positions(values: pa.Array, known: Sequence[Id]) -> Ints:
 def _with_histories(dataset: Dataset, users: Ints, items: Ints, lengths: Ints) -> tuple[Dataset, Ints, Ints]:
     # The data set with the file's histories for rows, those of one user side by side so that it stays in CSR order.
     owner = np.repeat(users, lengths)
-    rated = dataset.owner * dataset.n_items + dataset.item_indices
-    order = np.argsort(rated)
-    keys = owner * dataset.n_items + items
-    row = order[np.searchsorted(rated, keys, sorter=order).clip(max=len(order) - 1)]
-    real = rated[row] == keys
+    row = target_rows(dataset, owner, items)
+    real = row >= 0
     into = np.argsort(owner, kind="stable")
     case_order = np.argsort(users, kind="stable")
     stop = np.empty(len(users), np.int64)
@@ -238,4 +286,6 @@ def _with_histories(dataset: Dataset, users: Ints, items: Ints, lengths: Ints) -
 
 
 def _lists(values: pa.Array, offsets: Ints) -> pa.Array:
+    import pyarrow as pa
+
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

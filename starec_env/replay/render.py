@@ -1,0 +1,83 @@
+"""A turn as a person sees it: text, or a picture of that text."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.types import Dataset, Feedback, Query
+
+RENDER_MODES = ["ansi", "human", "rgb_array"]
+_RECENT = 5
+_LONGEST_TITLE = 100
+_WIDTH, _LINE, _MARGIN, _FONT = 880, 20, 14, 15
+_INK, _PAPER, _LIKED, _DISLIKED = (32, 33, 36), (255, 255, 255), (19, 115, 51), (179, 38, 30)
+
+
+def describe(dataset: Dataset, user: int, number: int, query: Query | None, last: tuple[Feedback, float] | None) -> str:
+    """A turn as text, with the last five interactions of the history.
+
+    Args:
+        dataset: Where titles come from.
+        user: 0-based index of the user.
+        number: Of the turn, from 0.
+        query: What is asked; None when the stream has ended.
+        last: Feedback and reward of the ranking before, if there was one.
+    """
+    lines = [f"User {dataset.user(user).id}, turn {number}" if query else f"User {dataset.user(user).id}"]
+    if last:
+        feedback, reward = last
+        title = _line(dataset.items[dataset.item_index(feedback.item_id)].title)
+        place = f"ranked {feedback.rank}" if feedback.rank else "not ranked"
+        lines += [f"Just {_taste(feedback.liked)} {title}, which was {place} (reward {reward:+g})"]
+    if not query:
+        return "\n".join([*lines, "The stream has ended."])
+    history = query.history
+    lines += [f"History, the last {min(_RECENT, len(history))} of {len(history)}:"] if history else ["No history."]
+    past = zip(history.liked[-_RECENT:].tolist(), history.items[-_RECENT:], strict=True)
+    lines += [f"  {_taste(liked):>8}  {_line(item.title)}" for liked, item in past]
+    lines += ["Candidates:", *(f"  {place:>8}  {_line(item.title)}" for place, item in enumerate(query.candidates))]
+    return "\n".join(lines)
+
+
+def picture(text: str, n_candidates: int) -> NDArray[np.uint8]:
+    """What `describe` wrote, drawn with Pillow: an array of shape (height, width, 3).
+
+    Args:
+        text: The turn's lines; what doesn't fit the width is cut off.
+        n_candidates: Decides the height, so that all turns of an environment are of one size, as a video needs.
+    """
+    from PIL import Image, ImageDraw
+
+    height = 2 * _MARGIN + _LINE * (n_candidates + _RECENT + 4)
+    image = Image.new("RGB", (_WIDTH, height), _PAPER)
+    draw = ImageDraw.Draw(image)
+    for at, line in enumerate(text.split("\n")):
+        label, title = (line[:10], line[12:]) if line.startswith("  ") else ("", line)
+        top, left = _MARGIN + at * _LINE, _MARGIN + (90 if label else 0)
+        draw.text((_MARGIN + 76, top), label.strip(), fill=_ink(label), font=_font(), anchor="ra")
+        draw.text((left, top), title, fill=_ink(label or line), font=_font())
+    return np.array(image)
+
+
+@lru_cache(maxsize=1)
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(_FONT)
+
+
+def _ink(text: str) -> tuple[int, int, int]:
+    words = text.split()[:2]
+    return _LIKED if "liked" in words else _DISLIKED if "disliked" in words else _INK
+
+
+def _line(title: str) -> str:
+    # A title is data: it can't begin a line of its own, nor send a terminal commands.
+    text = "".join(character if character.isprintable() else " " for character in title)
+    return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 3]}..."
+
+
+def _taste(liked: bool) -> str:
+    return "liked" if liked else "disliked"
