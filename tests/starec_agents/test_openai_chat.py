@@ -283,8 +283,8 @@ async def test_concurrency_is_never_exceeded() -> None:
 
 
 async def test_the_limit_settles_on_what_the_server_bears_without_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.02)
-    with FakeEndpoint(capacity=8, latency=0.005) as server:
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.1)
+    with FakeEndpoint(capacity=8, latency=0.025) as server:
         async with chat(server, concurrency=256) as llm:
             answers = await asyncio.gather(*(ask(llm, str(number)) for number in range(400)))
     assert len(answers) == 400
