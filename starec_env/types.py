@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, Self, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -571,12 +571,12 @@ class Memory(BaseModel):
     history: tuple[str, ...] = ()
     """One line a turn learned from, oldest first."""
 
-    def updated(self, *, profile: str | None = None, event: str | None = None) -> Memory:
-        """A new memory with the profile replaced, an event appended, or both."""
-        return Memory(
-            profile=self.profile if profile is None else profile,
-            history=self.history if event is None else (*self.history, event),
-        )
+    def updated(self, *, profile: str | None = None, event: str | None = None) -> Self:
+        """A new memory, of the same class, with the profile replaced, an event appended, or both."""
+        changes: dict[str, Any] = {} if profile is None else {"profile": profile}
+        if event is not None:
+            changes["history"] = (*self.history, event)
+        return self.model_copy(update=changes)
 
 
 class Usage(BaseModel):

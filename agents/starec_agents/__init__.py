@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from starec_agents import variants as variants
+    from starec_agents._trial import check_graph as check_graph
     from starec_agents.agent import UserAgent as UserAgent
     from starec_agents.balance import Balanced as Balanced
     from starec_agents.graph import Context as Context
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from starec_env.types import Endpoint as Endpoint
 
 _HOMES = {
+    "check_graph": "_trial",
     "UserAgent": "agent",
     "Balanced": "balance",
     "Context": "graph",
@@ -54,3 +56,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -7,8 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from starec_agents._walk import executor_of
 from starec_agents.graph import Context, Graph, State
 from starec_agents.llm import ChatModel
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY, start_memory
@@ -18,9 +19,16 @@ from starec_env.types import Call, Feedback, Memory, Query, Ranking
 
 _T = TypeVar("_T")
 
+Executors = Literal["auto", "direct", "langgraph"]
+OWN_KEYS = frozenset(State.__annotations__)
+"""Keys that the agent itself puts into the state; any other is a graph's own, and is kept."""
+
 
 class UserAgent:
     """One user's agent: it ranks by its memory, and learns from what the user then really did (paper 4.1).
+
+    Keys that a graph adds to `State` are carried: what ranking ended with goes into learning, and what learning ended
+    with into the next ranking, past their reducers. They live as long as the agent; a run records the memory alone.
 
     Args:
         llm: Answers the prompts.
@@ -30,6 +38,9 @@ class UserAgent:
         structured: With "compact", have the server enforce a JSON object of scores.
         memory: The memory to begin with; None starts one from the first query (`start_memory`).
         max_history: Interactions shown in prompts.
+        models: Chat models by name, for nodes that ask another than `llm`.
+        executor: "auto" walks a straight graph directly and runs any other on LangGraph's executor; the result is the
+            same. "langgraph" always uses that executor; "direct" refuses a graph that isn't straight.
         sampling: Goes with every request: temperature, top_p, max_tokens, seed, stop, logprobs.
 
     Attributes:
@@ -37,7 +48,7 @@ class UserAgent:
         calls: Requests made for the current turn; `rank` begins anew.
 
     Raises:
-        InvalidOption: An option is out of its range, or contradicts another.
+        InvalidOption: An option is out of its range, contradicts another, or the graph has a checkpointer.
     """
 
     def __init__(
@@ -49,9 +60,12 @@ class UserAgent:
         structured: bool = False,
         memory: Memory | None = None,
         max_history: int = MAX_HISTORY,
+        models: Mapping[str, ChatModel] | None = None,
+        executor: Executors = "auto",
         **sampling: Any,
     ) -> None:
         check_choice("answer_format", answer_format, ANSWER_FORMATS)
+        check_choice("executor", executor, get_args(Executors))
         if structured and answer_format != "compact":
             raise InvalidOption("structured=True enforces the compact format: add answer_format='compact'")
         if max_history < 1:
@@ -59,11 +73,23 @@ class UserAgent:
         made: Any = graph if hasattr(graph, "ainvoke") else _made(graph or reflect_always)
         if not hasattr(made, "ainvoke"):
             raise InvalidOption(f"graph is a {type(made).__name__}: give a compiled graph, graph.compile()")
+        if getattr(made, "checkpointer", None):
+            raise InvalidOption(
+                "the graph has a checkpointer, which would mix users and count calls twice: compile it without; an "
+                "agent's memory and own state keys are kept from turn to turn, and a run's record is its checkpoint"
+            )
         self.graph: Graph = made
         self.memory = memory
         self.calls: list[Call] = []
-        self._context = Context(llm, answer_format, structured, max_history, sampling)
-        self._ranked: State | None = None
+        self._context = Context(llm, answer_format, structured, max_history, sampling, models or {})
+        self._executor = executor_of(made)
+        self._direct = executor != "langgraph"
+        if executor == "direct" and self._executor.why:
+            raise InvalidOption(
+                f"executor='direct', but graph {self.graph_name!r} is not straight: {self._executor.why}"
+            )
+        self._kept: dict[str, Any] = {}
+        self._ranked: dict[str, Any] | None = None
 
     @classmethod
     def factory(cls, llm: ChatModel, **options: Any) -> Callable[[], UserAgent]:
@@ -81,6 +107,16 @@ class UserAgent:
         return self._context.llm
 
     @property
+    def models(self) -> Mapping[str, ChatModel]:
+        """The chat models that nodes ask by name."""
+        return self._context.models
+
+    @property
+    def executor(self) -> Literal["direct", "langgraph"]:
+        """What an invocation of the graph runs on now: LangGraph's executor too where callbacks or tracers listen."""
+        return self._executor.name if self._direct else "langgraph"
+
+    @property
     def graph_name(self) -> str:
         """The compiled graph's name."""
         return str(getattr(self.graph, "name", type(self.graph).__name__))
@@ -91,6 +127,7 @@ class UserAgent:
         context = self._context
         return {
             "model": model_name(context.llm),
+            "models": {name: model_name(llm) for name, llm in sorted(context.models.items())},
             "graph": self.graph_name,
             "answer_format": context.answer_format,
             "structured": context.structured,
@@ -108,11 +145,12 @@ class UserAgent:
         if self.memory is None:
             self.memory = start_memory(query)
         self.calls, self._ranked = [], None
-        state = await self._invoke({"query": query, "memory": self.memory})
-        if not isinstance(state.get("ranking"), Ranking):
+        state = await self._invoke({**self._kept, "query": query})
+        ranking = state.get("ranking")
+        if not isinstance(ranking, Ranking):
             raise InvalidOption(f"graph {self.graph_name!r} ended without a ranking: set 'ranking' in its state")
-        self._ranked = {"query": query, "ranking": state["ranking"]}
-        return state["ranking"]
+        self._ranked = {**_own(state), "query": query, "ranking": ranking}
+        return ranking
 
     async def alearn(self, feedback: Feedback) -> Memory:
         """Learn from the feedback on the last ranking (slow thinking), once; returns the new memory.
@@ -123,7 +161,7 @@ class UserAgent:
         """
         if self._ranked is None or self.memory is None:
             raise InvalidOption("learn() was called without a ranking before it: call rank() first, once for each")
-        await self._invoke({**self._ranked, "memory": self.memory, "feedback": feedback})
+        self._kept = _own(await self._invoke({**self._ranked, "feedback": feedback}))
         self._ranked = None
         return self.memory
 
@@ -135,11 +173,16 @@ class UserAgent:
         """`alearn` from synchronous code, in a notebook too."""
         return _wait(self.alearn(feedback))
 
-    async def _invoke(self, state: State) -> State:
-        ended: State = await self.graph.ainvoke(state, context=self._context)  # type: ignore[assignment]
+    async def _invoke(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        state = self._executor.again({**given, "memory": self.memory})
+        ended = await self._executor.ainvoke(state, self._context, direct=self._direct)
         self.calls.extend(ended.get("calls", ()))
         self.memory = ended.get("memory", self.memory)
         return ended
+
+
+def _own(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in OWN_KEYS}
 
 
 @cache

@@ -3,7 +3,8 @@
     START -> fast_rank -> END                                      without feedback in the state
     START -> compare -> (reflect ->) update_memory -> END          with it
 
-The environment stands between the two. Nothing is checkpointed: a run's record already is the checkpoint.
+The environment stands between the two. Nothing is checkpointed: a run's record already is the checkpoint. These graphs
+are straight, so that `UserAgent` walks them directly.
 """
 
 from __future__ import annotations
@@ -11,22 +12,28 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
+from pydantic import GetPydanticSchema
+from pydantic_core import core_schema
+from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
 from starec_agents.parsing import parse_profile, parse_ranking
 from starec_agents.prompts import MAX_HISTORY, event_line, rank_messages, ranking_schema, reflect_messages
+from starec_env.errors import unknown
 from starec_env.types import Call, Candidates, Feedback, Memory, Query, Ranking
+
+_OPAQUE = GetPydanticSchema(lambda *_: core_schema.any_schema())  # live objects, which JSON schemas leave open
 
 
 class State(TypedDict, total=False):
     """What the nodes read and write; a graph of your own with these keys drops in."""
 
-    query: Query
+    query: Annotated[Query, _OPAQUE]
     memory: Memory
     feedback: Feedback
     """Present in the slow half only."""
@@ -43,52 +50,76 @@ class State(TypedDict, total=False):
 class Context:
     """What the nodes work with and never change: `runtime.context`."""
 
-    llm: ChatModel
+    llm: Annotated[ChatModel, _OPAQUE]
     answer_format: str = "paper"
     structured: bool = False
     max_history: int = MAX_HISTORY
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    models: Annotated[Mapping[str, ChatModel], _OPAQUE] = field(default_factory=dict)
+    """Chat models by name, for nodes that ask another than `llm`."""
 
     @property
     def asks_scores(self) -> bool:
         """Whether the answer is a JSON object of scores that the server enforces."""
         return self.structured and self.answer_format == "compact"
 
+    def chat(self, model: str | None = None) -> ChatModel:
+        """The chat model of that name, or `llm` without one.
+
+        Raises:
+            UnknownName: There is no such model.
+        """
+        if model is None:
+            return self.llm
+        if model not in self.models:
+            raise unknown("model for nodes", model, self.models)
+        return self.models[model]
+
 
 Graph = CompiledStateGraph[State, Context, State, State]
 
 
-async def call_model(context: Context, kind: str, messages: Sequence[Message], **sampling: Any) -> Call:
-    """Ask the model, and keep question and answer.
+async def call_model(
+    context: Context, kind: str, messages: Sequence[Message], *, model: str | None = None, **sampling: Any
+) -> Call:
+    """Ask a model, and keep question and answer.
 
     Args:
-        context: Has the model and the sampling options.
+        context: Has the models and the sampling options.
         kind: What the call is for, e.g. "rank".
         messages: The prompt.
+        model: Which of the context's models; None for its `llm`.
         sampling: Options for this call, over those of the context.
 
     Raises:
         EndpointError: No usable answer could be had.
+        UnknownName: The context has no model of that name.
     """
-    answer = await context.llm.complete(messages, **{**context.sampling, **sampling})
+    answer = await context.chat(model).complete(messages, **{**context.sampling, **sampling})
     return Call(
         kind=kind, messages=tuple(messages), completion=answer.text, **answer.model_dump(exclude={"text", "model"})
     )
 
 
-async def ask_ranking(context: Context, candidates: Candidates, messages: Sequence[Message]) -> tuple[Ranking, Call]:
-    """Have the model answer a ranking prompt, and read the answer.
+async def ask_ranking(
+    context: Context, candidates: Candidates, messages: Sequence[Message], *, model: str | None = None, **sampling: Any
+) -> tuple[Ranking, Call]:
+    """Have a model answer a ranking prompt, and read the answer.
 
     Args:
-        context: Has the model, the answer format and the sampling options.
+        context: Has the models, the answer format and the sampling options.
         candidates: What is to be ranked, in the order that the prompt shows.
         messages: The prompt.
+        model: Which of the context's models; None for its `llm`.
+        sampling: Options for this call, over those of the context.
 
     Raises:
         EndpointError: No usable answer could be had.
+        UnknownName: The context has no model of that name.
     """
-    schema = {"schema": ranking_schema(len(candidates))} if context.asks_scores else {}
-    call = await call_model(context, "rank", messages, **schema)
+    if context.asks_scores:
+        sampling = {"schema": ranking_schema(len(candidates)), **sampling}
+    call = await call_model(context, "rank", messages, model=model, **sampling)
     ranking = parse_ranking(call.completion, candidates, context.answer_format)
     if call.reasoning:
         ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from starec_agents._trial import check_graph
+from starec_agents.agent import UserAgent
 from starec_agents.progress import RunProgress
 from starec_agents.records import Turns, finish, write_candidates
 from starec_agents.rollout import Agent as Agent
@@ -115,7 +117,7 @@ async def arun_population(
         ray_address: The cluster; None for the one around this process, or a new one on this machine.
 
     Raises:
-        InvalidOption: An option is out of range, or the agent can't be sent to workers.
+        InvalidOption: An option is out of range, the agent's graph doesn't rank, or it can't be sent to workers.
         RunError: The folder can't be used, a worker can't be kept alive, or the endpoint failed for all the users in
             flight in a worker (at least 8) in a row.
     """
@@ -136,6 +138,9 @@ async def arun_population(
         min_history=min_history,
     )
     chosen = _choose(dataset, stream, users, seed)
+    first = agent()
+    if isinstance(first, UserAgent):
+        await check_graph(first, stream.turns(chosen[0])[0].query)
     settings = {
         "starec": version("starec"),
         "dataset": {"name": dataset.name, "domain": dataset.domain, **_counts(dataset), "hash": dataset.hash},
@@ -147,7 +152,7 @@ async def arun_population(
         "targets": targets,
         "split": split,
         "min_history": min_history,
-        **agent().settings,
+        **first.settings,
         **(about or {}),
     }
     store = RunStore(out, settings, resume=resume, data=dataset.source)
@@ -157,7 +162,11 @@ async def arun_population(
             StarecWarning,
             stacklevel=2,
         )
-    store.run["sessions"][-1] |= {"python": platform.python_version(), "concurrency": concurrency}
+    store.run["sessions"][-1] |= {
+        "python": platform.python_version(),
+        "concurrency": concurrency,
+        "executor": getattr(first, "executor", None),
+    }
     rollout = Rollout(stream, agent, concurrency, learn_last, on_step)
     fields: dict[str, Any] = {}
     try:

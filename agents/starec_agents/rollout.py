@@ -113,10 +113,12 @@ async def _rarer_collection() -> AsyncIterator[None]:
 
 
 async def close(agent: Callable[[], Agent]) -> None:
-    """Close the model's client, if it has one: it belongs to one event loop, and that ends."""
-    aclose = getattr(getattr(agent(), "llm", None), "aclose", None)
-    if aclose is not None:
-        await aclose()
+    """Close the models' clients, where they have one: they belong to one event loop, and that ends."""
+    made = agent()
+    for llm in (getattr(made, "llm", None), *getattr(made, "models", {}).values()):
+        aclose = getattr(llm, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
 
 class _Run:
@@ -125,8 +127,16 @@ class _Run:
         self.shard, self.news = Shard(share.path, share.recorded), News()
         self.told, self.failed_in_a_row = time.monotonic(), 0
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many users in a row failed that the others would too."""
+        return self.failed_in_a_row >= max(8, self.rollout.concurrency)
+
     async def lane(self, waiting: Iterator[int]) -> None:
         for user in waiting:
+            await asyncio.sleep(0)  # a model that answers at once would never let other users, or Ctrl-C, through
+            if self.hopeless:
+                return
             await self.run_user(self.rollout.stream.turns(user))
 
     async def run_user(self, turns: Sequence[Turn]) -> None:
@@ -137,6 +147,9 @@ class _Run:
         turn = turns[0]
         try:
             for turn in turns[done:]:
+                await asyncio.sleep(
+                    0
+                )  # a model that answers at once would leave no other user, and no Ctrl-C, a chance
                 learns = self.rollout.learn_last or turn is not turns[-1]
                 self.record(await _step(agent, turn, learns))
         except RunError:
@@ -160,7 +173,7 @@ class _Run:
         text = str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
         self.news.failures.append(Failure(user_id=user_id, turn=turn, kind=kind, message=text))
         self.failed_in_a_row += 1
-        if self.failed_in_a_row >= max(8, self.rollout.concurrency):
+        if self.hopeless:
             raise RunError(
                 f"{self.failed_in_a_row} users in a row failed, the last with: {text}. What was done is kept in "
                 f"{self.share.path.parent}; mend the cause and go on with resume=True (--resume)"

@@ -5,10 +5,10 @@
 Each size runs in a process of its own: ml-1m (its 6,040 users repeated under new ids to as many as wanted, a turn
 each), the scripted model, 256 users in flight. Shown are the peak of the process's resident memory, what of it was
 there before the run (packages and data set), and the time. Then as many users as given are held in flight at once, each
-waiting for its answer, to see what one costs beyond its prompt's text, and beside it as many invocations of the least
-LangGraph graph: one node, which waits. Last comes the vector environment with as many environments as given, stepped
-three times, over ml-1m as it is and over as many users as environments: what the data set's arrays take, and what the
-environment adds.
+waiting for its answer, to see what one costs beyond its prompt's text, with the graph walked directly and on
+LangGraph's executor, and beside it as many invocations of the least LangGraph graph: one node, which waits. Last comes
+the vector environment with as many environments as given, stepped three times, over ml-1m as it is and over as many
+users as environments: what the data set's arrays take, and what the environment adds.
 """
 
 import argparse
@@ -95,9 +95,9 @@ class Waiting:
         return Completion(text="A")
 
 
-async def in_flight(dataset: Dataset, n: int) -> None:
+async def in_flight(dataset: Dataset, n: int, executor: str) -> None:
     llm = Waiting(n)
-    agent = UserAgent.factory(llm, answer_format="compact")
+    agent = UserAgent.factory(llm, answer_format="compact", executor=executor)
     with tempfile.TemporaryDirectory() as out:
         await arun_population(dataset, agent, turns=1, users=n, concurrency=n, out=out, progress=False)
     print(llm.full, llm.text / n / 1024, flush=True)
@@ -159,7 +159,9 @@ def main() -> None:
         for n in args.users:
             print(child("run", n, args.data), flush=True)
         few, many = args.in_flight
-        for kind, what in (("flight", "users"), ("graphs", "one-node LangGraph graphs")):
+        for kind, what in (
+            ("direct", "users"), ("langgraph", "users on LangGraph's executor"), ("graphs", "one-node LangGraph graphs")
+        ):  # fmt: skip
             (low, _), (high, text) = (map(float, child(kind, n, args.data).split()) for n in (few, many))
             each = (high - low) * 1024 / (many - few)
             print(f"{many:,} {what} in flight: {each:.1f} KiB each, {text:.1f} KiB of it prompt text", flush=True)
@@ -173,8 +175,8 @@ def main() -> None:
     dataset = prepare(load_dataset("ml-1m", args.data))
     if kind == "run":
         run(repeated(dataset, n), n)
-    elif kind == "flight":
-        asyncio.run(in_flight(repeated(dataset, n), n))
+    elif kind in ("direct", "langgraph"):
+        asyncio.run(in_flight(repeated(dataset, n), n, kind))
     else:
         environments(repeated(dataset, n) if "own" in kind else dataset, n)
 

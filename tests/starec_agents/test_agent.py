@@ -1,17 +1,24 @@
 import asyncio
 import json
+import operator
 from dataclasses import replace
-from typing import TypedDict
+from typing import Annotated, Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.store.memory import InMemoryStore
 from support import make_dataset
+from typing_extensions import TypedDict
 
 import starec_agents
-from starec_agents import ScriptedChat, UserAgent, build_graph, scripted_user, variants
-from starec_agents.graph import Context, State
+from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, run_population, scripted_user, variants
+from starec_agents.graph import Context, State, call_model, update_memory
+from starec_agents.planner import planner
 from starec_agents.prompts import start_memory
-from starec_env.errors import EndpointError, InvalidOption
+from starec_agents.store import read_run
+from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Item, Memory, Ranker, Ranking
 
@@ -163,6 +170,210 @@ def test_a_graph_of_ones_own_drops_in(turns):
     assert agent.graph_name == "by-position"
 
 
+async def half(state: State) -> str:
+    return "rank" if state.get("feedback") is None else "learn"
+
+
+def two_halves(rank: Any, learn: Any, schema: Any = State, **options: Any) -> Any:
+    """A graph of one node a half."""
+    graph = StateGraph(schema, context_schema=Context).add_node("rank", rank).add_node("learn", learn)
+    return graph.add_conditional_edges(START, half, ["rank", "learn"]).compile(**options)
+
+
+def in_order(state: State) -> Ranking:
+    return Ranking(order=tuple(range(len(state["query"].candidates))))
+
+
+def one_more(old: int, new: int) -> int:
+    return old + new + 1
+
+
+class Noting(State, total=False):
+    plan: str
+    notes: Annotated[tuple[str, ...], operator.add]
+    changes: Annotated[int, one_more]
+    either: Annotated[int | str, lambda old, new: f"{old}{new}"]  # a type without a default
+
+
+@pytest.mark.parametrize("executor", ["direct", "langgraph"])
+def test_a_graphs_own_keys_are_carried_to_learning_and_to_the_next_turn(turns, executor):
+    seen = []
+
+    def look(state):
+        seen.append({key: state.get(key) for key in ("plan", "notes", "changes", "either")} | {"calls": state["calls"]})
+
+    async def rank(state: Noting) -> Noting:
+        look(state)
+        return {"ranking": in_order(state), "plan": "ranked", "notes": ("r",), "changes": 1, "either": 1}
+
+    async def learn(state: Noting) -> Noting:
+        look(state)
+        return {"plan": "learned", "notes": ("l",), "memory": state["memory"].updated(event="e")}
+
+    agent = agent_of(graph=two_halves(rank, learn, Noting), executor=executor)
+    for turn in turns[:2]:
+        agent.learn(judge(turn, agent.rank(turn.query))[0])
+    assert seen == [
+        {"plan": None, "notes": (), "changes": 0, "either": None, "calls": ()},
+        {"plan": "ranked", "notes": ("r",), "changes": 2, "either": 1, "calls": ()},
+        {"plan": "learned", "notes": ("r", "l"), "changes": 2, "either": 1, "calls": ()},
+        {"plan": "ranked", "notes": ("r", "l", "r"), "changes": 4, "either": "11", "calls": ()},
+    ]
+    assert len(agent.memory.history) == 2
+
+
+def test_a_ranking_alone_changes_nothing_that_is_kept(turns):
+    seen = []
+
+    async def rank(state: Noting) -> Noting:
+        seen.append(state["notes"])
+        return {"ranking": in_order(state), "notes": ("r",)}
+
+    async def learn(state: Noting) -> Noting:
+        raise EndpointError("down", "connection")
+
+    agent = agent_of(graph=two_halves(rank, learn, Noting))
+    ranking = agent.rank(turns[0].query)
+    with pytest.raises(EndpointError):
+        agent.learn(judge(turns[0], ranking)[0])
+    agent.rank(turns[0].query)
+    assert seen == [(), ()]
+
+
+class Facts(Memory):
+    facts: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize("executor", ["direct", "langgraph"])
+def test_a_memory_of_ones_own_class_stays_of_that_class(turns, executor):
+    agent = agent_of(memory=Facts(profile="Given.", facts=("likes noir",)), executor=executor)
+    agent.learn(judge(turns[0], agent.rank(turns[0].query))[0])
+    assert type(agent.memory) is Facts
+    assert agent.memory.facts == ("likes noir",)
+    assert agent.memory.profile.startswith("Has moods")
+
+
+async def rank_by_planner(state: State, runtime: Runtime[Context]) -> State:
+    plan = await call_model(runtime.context, "plan", [{"role": "user", "content": "plan"}], model="planner")
+    return {"ranking": in_order(state), "calls": (plan,)}
+
+
+def test_nodes_ask_models_by_name_and_a_run_records_them(turns):
+    agent = agent_of(graph=two_halves(rank_by_planner, update_memory), models={"planner": ScriptedChat("my plan")})
+    agent.rank(turns[0].query)
+    assert [call.completion for call in agent.calls] == ["my plan"]
+    assert agent.settings["models"] == {"planner": "ScriptedChat"}
+    misnamed = agent_of(graph=agent.graph, models={"planer": ScriptedChat("my plan")})
+    with pytest.raises(UnknownName, match="no model for nodes 'planner': did you mean 'planer'"):
+        misnamed.rank(turns[0].query)
+
+
+def test_a_checkpointer_is_refused_at_once():
+    graph = two_halves(rank_by_planner, update_memory, checkpointer=InMemorySaver())
+    with pytest.raises(InvalidOption, match="the graph has a checkpointer.*compile it without"):
+        agent_of(graph=graph)
+    assert agent_of(graph=two_halves(rank_by_planner, update_memory, checkpointer=False)).executor == "direct"
+
+
+def test_a_store_works_on_langgraphs_executor(turns):
+    async def rank(state: State, runtime: Runtime[Context]) -> State:
+        await runtime.store.aput(("users",), "1", {"seen": True})
+        return {"ranking": in_order(state)}
+
+    async def learn(state: State, runtime: Runtime[Context]) -> State:
+        item = await runtime.store.aget(("users",), "1")
+        return {"memory": state["memory"].updated(event=str(item.value))}
+
+    agent = agent_of(graph=two_halves(rank, learn, store=InMemoryStore()))
+    assert agent.executor == "langgraph"
+    agent.learn(judge(turns[0], agent.rank(turns[0].query))[0])
+    assert agent.memory.history == ("{'seen': True}",)
+
+
+def test_a_graph_inside_a_runnable_of_langchains_works(turns):
+    agent = agent_of(graph=variants.append_history().with_retry())
+    ranking = agent.rank(turns[0].query)
+    assert agent.executor == "langgraph"
+    assert ranking == agent_of().rank(turns[0].query)
+
+
+def test_the_executor_can_be_chosen(turns):
+    assert [agent_of(executor=executor).executor for executor in ("auto", "direct", "langgraph")] == [
+        "direct",
+        "direct",
+        "langgraph",
+    ]
+    rankings = [agent_of(executor=executor).rank(turns[0].query) for executor in ("direct", "langgraph")]
+    assert rankings[0] == rankings[1]
+    with pytest.raises(InvalidOption, match="executor='direct', but graph 'LangGraph' is not straight: .* has store"):
+        agent_of(graph=two_halves(rank_by_planner, update_memory, store=InMemoryStore()), executor="direct")
+    with pytest.raises(InvalidOption, match="executor='drect'.*did you mean 'direct'"):
+        agent_of(executor="drect")
+
+
+# --- the trial before a run ---
+
+
+async def never_ranks(state: State) -> State:
+    return {"agrees": True}
+
+
+async def reads_feedback(state: State) -> State:
+    return {"agrees": state["feedback"].agrees, "ranking": in_order(state)}
+
+
+async def reads_json(state: State, runtime: Runtime[Context]) -> State:
+    call = await call_model(runtime.context, "rank", [{"role": "user", "content": "answer in JSON"}])
+    return {"ranking": Ranking(order=tuple(json.loads(call.completion))), "calls": (call,)}
+
+
+async def asks_for_ever(state: State, runtime: Runtime[Context]) -> State:
+    while True:
+        await call_model(runtime.context, "rank", [{"role": "user", "content": "are you sure?"}])
+
+
+@pytest.mark.parametrize("graph", [variants.reflect_always, variants.rank_only, planner])
+async def test_a_trial_leaves_a_graph_that_ranks_alone(turns, graph):
+    memory, llm = Memory(profile="Given."), ScriptedChat("x")
+    agent = UserAgent(llm, graph, memory=memory)
+    await check_graph(agent)
+    await check_graph(agent, turns[0].query)
+    assert (llm.requests, agent.memory, agent.calls) == (0, memory, [])
+
+
+@pytest.mark.parametrize(
+    ("node", "error", "message"),
+    [
+        (never_ranks, InvalidOption, "ended without a ranking"),
+        (reads_feedback, InvalidOption, "reads 'feedback' while ranking.*branch at START"),
+        (rank_by_planner, UnknownName, "no model for nodes 'planner'"),
+    ],
+)
+async def test_a_trial_finds_what_would_fail_every_user(node, error, message, tmp_path):
+    graph = StateGraph(State, context_schema=Context).add_node("rank", node).add_edge(START, "rank").compile()
+    with pytest.raises(error, match=message):
+        await check_graph(agent_of(graph=graph))
+    make = UserAgent.factory(llm := ScriptedChat("x"), graph=graph)
+    with pytest.raises(error, match=message):
+        await starec_agents.arun_population(make_dataset(), make, out=tmp_path / "run", progress=False)
+    assert llm.requests == 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("node", [reads_json, asks_for_ever])
+async def test_a_trial_lets_pass_what_only_real_answers_decide(node):
+    await check_graph(agent_of(graph=two_halves(node, update_memory)))
+
+
+def test_a_run_says_what_its_graph_ran_on(tmp_path):
+    for executor, out in (("auto", tmp_path / "direct"), ("langgraph", tmp_path / "langgraph")):
+        make = UserAgent.factory(ScriptedChat(scripted_user()), executor=executor)
+        run_population(make_dataset(), make, out=out, users=2, turns=1, progress=False)
+        assert read_run(out)["sessions"][0]["executor"] == out.name
+    steps = [(tmp_path / name / "steps.jsonl").read_text() for name in ("direct", "langgraph")]
+    assert steps[0] == steps[1]
+
+
 def test_a_graph_that_does_not_rank_is_told_so(turns):
     class Empty(TypedDict, total=False):
         query: object
@@ -205,6 +416,7 @@ def test_settings_tell_an_agent_in_json():
     agent = agent_of(answer_format="compact", graph=build_graph("mine"), temperature=0.5, max_tokens=9)
     assert json.loads(json.dumps(agent.settings)) == {
         "model": "ScriptedChat",
+        "models": {},
         "graph": "mine",
         "answer_format": "compact",
         "structured": False,
@@ -219,8 +431,9 @@ def test_a_scripted_user_depends_on_seed_and_prompt_alone(turns):
     assert len(set(orders)) == 4
 
 
-def test_exports_are_there():
+def test_exports_are_there_and_completed():
     for name in starec_agents.__all__:
         assert getattr(starec_agents, name)
+    assert [name for name in dir(starec_agents) if not name.startswith("__")] == sorted(starec_agents.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = starec_agents.nonsense

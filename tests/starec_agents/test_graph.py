@@ -1,4 +1,5 @@
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,7 @@ from support import make_dataset
 
 from starec_agents.graph import Context, build_graph
 from starec_agents.llm import Completion, ScriptedChat
+from starec_agents.planner import planner
 from starec_agents.prompts import ranking_schema
 from starec_agents.scripted import scripted_user
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
@@ -155,3 +157,16 @@ async def test_users_in_flight_on_one_graph_do_not_mix(tiny_dataset):
         return [(state["ranking"], state["memory"], len(state["calls"])) for state in done]
 
     assert await ranks(0.001) == await ranks(0)
+
+
+@pytest.mark.parametrize("graph", [reflect_always, rank_only, planner])
+def test_langgraphs_tools_can_describe_and_draw_a_graph(graph):
+    given, ended = graph().get_input_jsonschema(), graph().get_output_jsonschema()
+    assert given["properties"].keys() >= {"query", "memory", "feedback", "ranking", "agrees", "profile", "calls"}
+    assert ended["properties"].keys() == given["properties"].keys()
+    assert given["$defs"]["Memory"]["properties"].keys() == {"profile", "history"}
+    context = graph().get_context_jsonschema()
+    assert context["required"] == ["llm"]
+    assert context["properties"]["answer_format"]["default"] == "paper"
+    assert json.loads(json.dumps([given, ended, context])) == [given, ended, context]
+    assert "fast_rank" in graph().get_graph().draw_mermaid() or graph is planner

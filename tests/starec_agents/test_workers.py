@@ -165,4 +165,4 @@ def test_a_run_that_is_stopped_leaves_no_process_and_goes_on(how: signal.Signals
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
