@@ -646,26 +646,32 @@ class Trajectory(BaseModel):
 
 
 class Endpoint(BaseModel):
-    """An OpenAI-compatible server and how to ask it. It holds the *name* of the key's variable, never the key."""
+    """An OpenAI-compatible server and how to ask it. It holds the *names* of keys' variables, never a key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     base_url: str
-    """E.g. "http://localhost:8000/v1"."""
+    """E.g. "http://localhost:8000/v1", or "https://HOST/openai/deployments/NAME?api-version=...": a query goes behind
+    the path of each request. A "user:password@" in it is sent in place of the key."""
     model: str
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; an unset one sends a placeholder, which local servers accept."""
+    headers: Mapping[str, str] = Field(default_factory=dict)
+    """More headers of each request. A value "env:NAME" is read from the environment variable NAME, so that a key stays
+    out of records: {"api-key": "env:AZURE_KEY"}."""
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=2048, ge=1)
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds for one attempt."""
     max_retries: int = Field(default=5, ge=0)
-    """Attempts after the first, for faults that can pass (connection, time-out, 429, 5xx)."""
+    """Attempts after the first, for faults that can pass (connection, time-out, 5xx)."""
+    max_wait_s: float = Field(default=1800.0, ge=0)
+    """Seconds for which a call waits for rate limits (429), from the first refusal on; that costs no retries."""
     concurrency: int = Field(default=64, ge=1)
     """Most requests in flight; the adaptive limit moves below it."""
     extra_body: Mapping[str, Any] = Field(default_factory=dict)
-    """Server-specific request fields, e.g. {"top_k": 0} for vLLM."""
+    """Server-specific request fields, e.g. {"top_k": 0} for vLLM; None removes a field of ours."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-Reply = str | Callable[[dict[str, Any]], "str | dict[str, Any]"]
+Reply = str | Callable[[dict[str, Any]], "str | dict[str, Any] | web.Response"]
 
 SLOW_S = 30.0
 """How long "slow" and "endless" go on: longer than any test's time-out."""
@@ -44,7 +44,8 @@ class FakeEndpoint:
     """The server; use it as a context manager, or `start()` and `stop()` it, on the same port again if need be.
 
     Args:
-        reply: The answer's text, or a function of the request's body that returns the text or a whole completion.
+        reply: The answer's text, or a function of the request's body that returns the text, a whole completion, or a
+            response of any status, which no fault changes.
         latency: Seconds to every answer.
         faults: {name: share of requests}, or a sequence of names for the first requests in turn ("ok" is none). With
             shares, a request's fault is a function of (seed, prompt, how often it was asked), at any concurrency.
@@ -55,11 +56,12 @@ class FakeEndpoint:
         capacity: More requests in flight than that get a 429.
         retry_after: Seconds in the Retry-After of the faults "429-after" and "429-date".
         port: 0 takes a free one.
+        path: Where the API is.
 
     Attributes:
         url: Its base_url.
         requests: Chat requests received. `faulted` counts them by fault, `peak` is the most in flight at once.
-        bodies: The last 10,000 chat requests' bodies; `headers` their headers.
+        bodies: The last 10,000 chat requests' bodies; `headers` their headers, `urls` their paths and queries.
     """
 
     def __init__(
@@ -74,18 +76,20 @@ class FakeEndpoint:
         capacity: int | None = None,
         retry_after: float = 1.0,
         port: int = 0,
+        path: str = "/v1",
     ) -> None:
         self.reply, self.latency, self.faults, self.seed, self.models = reply, latency, faults, seed, models
-        self.key, self.capacity, self.retry_after, self.port = key, capacity, retry_after, port
+        self.key, self.capacity, self.retry_after, self.port, self.path = key, capacity, retry_after, port, path
         self.requests = self.in_flight = self.peak = 0
         self.faulted: Counter[str] = Counter()
         self.bodies: deque[dict[str, Any]] = deque(maxlen=10_000)
         self.headers: deque[Mapping[str, str]] = deque(maxlen=10_000)
+        self.urls: deque[str] = deque(maxlen=10_000)
         self._asked: Counter[bytes] = Counter()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://127.0.0.1:{self.port}{self.path}"
 
     def __enter__(self) -> "FakeEndpoint":
         return self.start()
@@ -124,11 +128,11 @@ class FakeEndpoint:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
-            return _error(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
-        if request.path == "/v1/models" and self.models is not None:
+            return refusal(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
+        if request.path == f"{self.path}/models" and self.models is not None:
             return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
-        if request.path != "/v1/chat/completions":
-            return _error(404, "Not Found")
+        if request.path != f"{self.path}/chat/completions":
+            return refusal(404, "Not Found")
         self.requests += 1
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
@@ -144,15 +148,18 @@ class FakeEndpoint:
         body = json.loads(raw)
         self.bodies.append(body)
         self.headers.append(request.headers)
+        self.urls.append(request.path_qs)
         fault = self._fault(raw)
         self.faulted[fault] += 1
         if self.capacity is not None and self.in_flight > self.capacity:
-            return _error(429, "too many requests in flight")
+            return refusal(429, "too many requests in flight")
         if self.latency:
             await asyncio.sleep(self.latency)
         if self.models is not None and body["model"] not in self.models:
-            return _error(404, f"The model `{body['model']}` does not exist.")
+            return refusal(404, f"The model `{body['model']}` does not exist.")
         said = self.reply(body) if callable(self.reply) else self.reply
+        if isinstance(said, web.Response):
+            return said
         if isinstance(said, str):
             said = completion(said, body["model"], " ".join(message["content"] for message in body["messages"]))
         return web.json_response(said) if fault == "ok" else await FAULTS[fault](self, request, said)
@@ -172,14 +179,15 @@ class FakeEndpoint:
         return "ok"
 
 
-def _error(status: int, message: str, **headers: str) -> web.Response:
+def refusal(status: int, message: str, **headers: str) -> web.Response:
+    """An error as servers send it; an underscore in a header's name stands for a dash."""
     error = {"error": {"message": message, "type": "fake", "code": status}}
     return web.json_response(error, status=status, headers={name.replace("_", "-"): headers[name] for name in headers})
 
 
 def _status(status: int, message: str = "as told") -> Any:
     async def act(server: FakeEndpoint, request: web.BaseRequest, said: dict[str, Any]) -> web.StreamResponse:
-        return _error(status, message)
+        return refusal(status, message)
 
     return act
 
@@ -200,13 +208,13 @@ def _altered(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Any:
 
 
 async def _after(server: FakeEndpoint, request: web.BaseRequest, said: dict[str, Any]) -> web.StreamResponse:
-    return _error(429, "slow down", Retry_After=f"{server.retry_after:g}")
+    return refusal(429, "slow down", Retry_After=f"{server.retry_after:g}")
 
 
 async def _date(server: FakeEndpoint, request: web.BaseRequest, said: dict[str, Any]) -> web.StreamResponse:
     now = time.time() - 7200  # a server whose clock is two hours slow
     dates = {"Date": email.utils.formatdate(now, usegmt=True)}
-    return _error(429, "later", Retry_After=email.utils.formatdate(now + server.retry_after, usegmt=True), **dates)
+    return refusal(429, "later", Retry_After=email.utils.formatdate(now + server.retry_after, usegmt=True), **dates)
 
 
 async def _cut(server: FakeEndpoint, request: web.BaseRequest, said: dict[str, Any]) -> web.StreamResponse:
@@ -292,7 +300,7 @@ FAULTS: dict[str, Any] = {  # name: an async function of (server, request, the a
 
 def scripted() -> Reply:
     """A reply that answers our agents' prompts as `scripted_user` does: a valid ranking, or a short profile."""
-    from starec_agents.scripted import scripted_user
+    from starec_agents.llm.scripted import scripted_user
 
     answer = scripted_user()
     return lambda body: answer(body["messages"], body)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starec_agents.llm import Completion, Message, ScriptedChat
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_env.errors import EndpointError
 
 

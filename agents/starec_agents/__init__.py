@@ -7,16 +7,16 @@ if TYPE_CHECKING:
     from starec_agents import variants as variants
     from starec_agents._trial import check_graph as check_graph
     from starec_agents.agent import UserAgent as UserAgent
-    from starec_agents.balance import Balanced as Balanced
     from starec_agents.graph import Context as Context
     from starec_agents.graph import State as State
     from starec_agents.graph import build_graph as build_graph
     from starec_agents.llm import LangChainChat as LangChainChat
     from starec_agents.llm import ScriptedChat as ScriptedChat
-    from starec_agents.openai_chat import OpenAIChat as OpenAIChat
+    from starec_agents.llm import scripted_user as scripted_user
+    from starec_agents.llm.client import Balanced as Balanced
+    from starec_agents.llm.client import OpenAIChat as OpenAIChat
     from starec_agents.population import arun_population as arun_population
     from starec_agents.population import run_population as run_population
-    from starec_agents.scripted import scripted_user as scripted_user
     from starec_agents.store import read_steps as read_steps
     from starec_agents.store import read_trajectories as read_trajectories
     from starec_agents.variants import append_history as append_history
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "check_graph": "_trial",
     "UserAgent": "agent",
-    "Balanced": "balance",
+    "Balanced": "llm.client",
     "Context": "graph",
     "State": "graph",
     "build_graph": "graph",
     "LangChainChat": "llm",
     "ScriptedChat": "llm",
-    "OpenAIChat": "openai_chat",
+    "OpenAIChat": "llm.client",
     "arun_population": "population",
     "run_population": "population",
-    "scripted_user": "scripted",
+    "scripted_user": "llm",
     "read_steps": "store",
     "read_trajectories": "store",
     "append_history": "variants",

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from starec_agents import variants
 from starec_agents.agent import UserAgent
-from starec_agents.balance import Balanced
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, overview, story
 from starec_env.data.options import data_options, refuse
@@ -104,7 +103,7 @@ def simulate(data: DataSpec, **options: Any) -> int:
     ]
     if len(endpoints) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm = Balanced(endpoints) if len(endpoints) > 1 else OpenAIChat(endpoints[0], cache_dir=options["cache"])
+    llm = OpenAIChat(endpoints, cache_dir=options["cache"])
     asyncio.run(_check(llm))
     run = run_population(
         data.load(),
@@ -135,7 +134,7 @@ _RUN_OPTIONS = (
 )
 
 
-async def _check(llm: OpenAIChat | Balanced) -> None:
+async def _check(llm: OpenAIChat) -> None:
     async with llm:
         await llm.check()
 

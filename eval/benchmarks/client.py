@@ -20,7 +20,7 @@ from canned import spawn
 from rich.console import Console
 from rich.table import Table
 
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_env.types import Endpoint
 
 PROMPT = "word " * 800

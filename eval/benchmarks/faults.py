@@ -30,9 +30,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from starec_agents import openai_chat
 from starec_agents.agent import UserAgent
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm import client as openai_chat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import arun_population
 from starec_agents.store import read_failures, read_steps
 from starec_env.types import Dataset, Endpoint

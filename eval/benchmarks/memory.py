@@ -27,7 +27,7 @@ from langgraph.graph import StateGraph
 
 from starec_agents import ScriptedChat, UserAgent, arun_population, run_population
 from starec_agents.llm import Completion, Message
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_env import load_dataset, prepare
 from starec_env.replay.stream import Stream
 from starec_env.replay.vector_env import UserFeedbackVectorEnv

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from starec_agents.agent import UserAgent
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.serve import local_server
 from starec_agents.store import read_steps

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starec_agents.llm import ChatModel
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import InvalidOption, unknown
 from starec_env.types import Endpoint
 from starec_eval.baselines import BASELINES, Scorer, build

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.prompts import MAX_HISTORY
 from starec_agents.store import read_steps
 from starec_env import load_dataset

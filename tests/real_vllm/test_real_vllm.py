@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from starec_agents.agent import UserAgent
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import Run, arun_population, run_population
 from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, start_server

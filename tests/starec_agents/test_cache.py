@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from starec_agents.cache import AnswerCache
 from starec_agents.llm import Completion
+from starec_agents.llm.cache import AnswerCache
 from starec_env.errors import InvalidOption
 
 ANSWER = Completion(text="Ça va? 😀\n", latency=2.0, token_ids=(1, 2), logprobs=(-0.5, -1.0))
@@ -35,6 +35,15 @@ def test_processes_and_threads_share_it(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert all(shared.get(str(number)) is not None for number in range(200))
+
+
+@pytest.mark.parametrize("row", ['{"text": "cut of', "", "[]", '{"text": 7}', b"\xff\x00", 3])
+def test_a_damaged_row_is_no_answer_and_is_replaced(tmp_path: Path, row: object) -> None:
+    cache = AnswerCache(tmp_path)
+    cache._file.execute("INSERT INTO completions VALUES ('a', ?)", (row,))
+    assert cache.get("a") is None
+    cache.put("a", ANSWER)
+    assert (found := cache.get("a")) and found.text == ANSWER.text
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 50])

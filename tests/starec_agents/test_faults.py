@@ -15,12 +15,11 @@ import pytest
 from fake_endpoint import FakeEndpoint, scripted
 from support import make_dataset
 
-from starec_agents import openai_chat
 from starec_agents.agent import UserAgent
-from starec_agents.llm import ScriptedChat
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm import ScriptedChat, client
+from starec_agents.llm.client import OpenAIChat
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.population import Run, run_population
-from starec_agents.scripted import scripted_user
 from starec_agents.store import read_failures, read_steps
 from starec_env.errors import RunError
 from starec_env.types import Endpoint
@@ -38,8 +37,8 @@ MIXES = {
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_chat, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(openai_chat, "MAX_WAIT_S", 0.1)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(client, "MAX_WAIT_S", 0.1)
 
 
 def simulate(out: Path, llm: Any = None, **options: Any) -> Run:

@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import traceback
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
@@ -9,6 +10,7 @@ from fake_endpoint import FakeEndpoint
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, StateGraph
+from pydantic import SecretStr
 
 from starec_agents.llm import Completion, LangChainChat, ScriptedChat, kind_of_status
 from starec_env.errors import EndpointError
@@ -157,6 +159,48 @@ async def test_a_providers_error_is_known_by_its_status(fault: str) -> None:
     with pytest.raises(EndpointError) as caught:
         await llm.complete(HI)
     assert caught.value.kind == kind_of_status(int(fault))
+
+
+class Keyed(GenericFakeChatModel):
+    api_key: SecretStr = SecretStr("sk-very-secret-0123456789")
+
+
+@pytest.mark.parametrize("bound", [False, True])
+async def test_a_langchain_models_key_is_in_no_error_and_no_answer(
+    bound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_API_KEY", "another-secret-0123")
+    text = f"{'p' * 470} sk-very-secret-0123456789 another-secret-0123"
+    broken: Any = Keyed(messages=raising(RuntimeError(text)))
+    with pytest.raises(EndpointError, match="Keyed failed: RuntimeError") as caught:
+        await LangChainChat(broken.bind(top_k=1) if bound else broken).complete(HI)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "sk-" not in str(caught.value) and "very-secret" not in shown and "another-secret" not in shown
+    echoing: Any = Keyed(messages=itertools.cycle([AIMessage("You have sk-very-secret-0123456789.")]))
+    assert (await LangChainChat(echoing.bind(top_k=1) if bound else echoing).complete(HI)).text == "You have ***."
+
+
+async def test_a_langchain_model_with_bound_arguments_keeps_them_and_does_not_stream() -> None:
+    seen: dict[str, Any] = {}
+
+    class Listening(GenericFakeChatModel):
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+            seen.update(kwargs, streams=not self.disable_streaming)
+            return super()._generate(messages, stop, run_manager)
+
+    model = Listening(messages=itertools.cycle([AIMessage("a")]))
+    await LangChainChat(model.bind(logprobs=True).bind(top_k=1)).complete(HI, temperature=0.5)
+    assert seen == {"logprobs": True, "top_k": 1, "temperature": 0.5, "streams": False}
+    assert model.disable_streaming is False
+
+
+async def test_a_langchain_answer_holds_nothing_that_cannot_be() -> None:
+    used = {"input_tokens": 2**63, "output_tokens": 2, "total_tokens": 9, "input_token_details": {"cache_read": -4}}
+    about = {"stop_reason": "max_tokens", "logprobs": {"content": [{"logprob": float("-inf")}]}}
+    message = AIMessage("x" * 10_000, usage_metadata=used, response_metadata=about)  # type: ignore[arg-type]
+    answer = await langchain(message).complete(HI, max_tokens=10)
+    assert (answer.usage, answer.logprobs, answer.cut_off) == (Usage(completion_tokens=2), None, True)
+    assert len(answer.text) == 16 * 10 + 4096
 
 
 async def test_cancelling_a_langchain_call_passes_through() -> None:

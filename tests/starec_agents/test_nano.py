@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from starec_agents.agent import UserAgent
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.serve import local_server
 from starec_agents.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare

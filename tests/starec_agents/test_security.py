@@ -1,6 +1,8 @@
 """What text in data can't do, and where keys, pickles and open ports must not be."""
 
 import ast
+import base64
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -9,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import FAULTS, FakeEndpoint, scripted
+from aiohttp import web
+from fake_endpoint import FAULTS, FakeEndpoint, Reply, completion, refusal, scripted
 from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Message, ScriptedChat
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.serve import serve_command
 from starec_agents.store import read_failures, read_steps
@@ -109,24 +112,98 @@ def test_a_key_is_in_no_log_record_or_error(
     monkeypatch.setenv("STAREC_TEST_KEY", key)
     caplog.set_level(logging.DEBUG)
     with FakeEndpoint(scripted(), faults={fault: 1.0}, retry_after=0.01) as server:
-        endpoint = Endpoint(base_url=server.url, model="fake", api_key_env="STAREC_TEST_KEY", max_retries=0)
+        options = {"api_key_env": "STAREC_TEST_KEY", "max_retries": 0, "max_wait_s": 0}
+        endpoint = Endpoint(base_url=server.url, model="fake", **options)
         llm = OpenAIChat(endpoint)
         run_population(make_dataset(3), UserAgent.factory(llm), out=tmp_path, users=2, turns=1, progress=False)
         assert server.headers[0]["authorization"] == f"Bearer {key}"
     assert list(read_steps(tmp_path)) or read_failures(tmp_path)
     texts = [caplog.text, repr(llm), *(path.read_text(errors="replace") for path in tmp_path.glob("*.json*"))]
-    assert "openai" in caplog.text and not any(key in text for text in texts)
+    assert not any(key in text for text in texts)
 
 
-def test_a_server_that_echoes_the_key_does_not_bring_it_into_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+KEY = "sk-very-secret-0123456789" * 4
+ENCODED = base64.b64encode(f"Bearer {KEY}".encode()).decode()
+
+
+def echo(server: FakeEndpoint, where: str) -> Reply:
+    """A reply that gives the key away: in an error, an error in an answer of status 200, an answer, or no JSON."""
+    answer = scripted()
+    assert callable(answer)
+
+    def reply(body: dict[str, Any]) -> Any:
+        text = f"{'p' * (len(server.headers) % 180 + 20)} {server.headers[-1]['authorization']} {ENCODED}"
+        if where == "answer":
+            return f"{answer(body)}\n{text}"
+        if where == "thought":
+            return completion(str(answer(body)), reasoning=text)
+        shown = json.dumps({"error": {"message": text, "code": 400}}) if "error" in where else text
+        return web.Response(text=shown, status=400 if where == "error" else 200, content_type="application/json")
+
+    return reply
+
+
+@pytest.mark.parametrize("where", ["error", "error in 200", "no JSON", "answer", "thought"])
+def test_a_server_that_echoes_the_key_brings_no_part_of_it_into_the_record(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("STAREC_TEST_KEY", "sk-very-secret-0123456789")
-    with FakeEndpoint(scripted(), key="another") as server:
-        llm = OpenAIChat(Endpoint(base_url=server.url, model="fake", api_key_env="STAREC_TEST_KEY"))
-        run_population(make_dataset(3), UserAgent.factory(llm), out=tmp_path, users=2, turns=1, progress=False)
-    assert read_failures(tmp_path)[0].kind == "auth" and not list(read_steps(tmp_path))
-    assert not any(b"sk-very" in path.read_bytes() for path in tmp_path.iterdir())
+    monkeypatch.setenv("STAREC_TEST_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    with FakeEndpoint() as server:
+        server.reply = echo(server, where)
+        llm = OpenAIChat(Endpoint(base_url=server.url, model="fake", api_key_env="STAREC_TEST_KEY", max_retries=0))
+        for number in range(20):
+            out = tmp_path / str(number)
+            run_population(make_dataset(3), UserAgent.factory(llm), out=out, users=2, turns=1, progress=False)
+            assert list(read_steps(out)) or read_failures(out)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] + [caplog.text.encode()]
+    assert not any(secret in text for text in written for secret in (b"sk-very", ENCODED[:12].encode()))
+
+
+def test_secrets_in_a_url_are_in_no_log_record_or_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "S3CRETPASS"
+    with FakeEndpoint() as server:
+        host = f"127.0.0.1:{server.port}"
+        server.reply = lambda body: refusal(400, f"no: {server.headers[-1].get('authorization')} {server.urls[-1]}")
+        for number, url in enumerate(
+            (f"http://u:{secret}@{host}/v1", f"http://{host}/v1?key={secret}", f"http://{host}/{secret}/v1#{secret}")
+        ):
+            llm = OpenAIChat(Endpoint(base_url=url, model="fake", max_retries=0))
+            out = tmp_path / str(number)
+            run_population(make_dataset(3), UserAgent.factory(llm), out=out, users=2, turns=1, progress=False)
+            assert read_failures(out)[0].kind == ("not_found" if number == 2 else "bad_request")
+            assert secret not in repr(llm)
+    basic = base64.b64encode(f"u:{secret}".encode()).decode().rstrip("=")
+    logged = [record.getMessage() for record in caplog.records if record.name != "aiohttp.access"]  # the server's own
+    written = [path.read_text() for path in tmp_path.rglob("*.json*")] + logged
+    assert not any(hidden in text for text in written for hidden in (secret, basic))
+
+
+POISON: list[dict[str, Any]] = [
+    {"usage": {"prompt_tokens": 2**63, "completion_tokens": 10**30}},
+    {"usage": {"prompt_tokens": -5, "completion_tokens": 1.5}},
+    {"choice": {"logprobs": {"content": [{"token": "a", "logprob": float("nan")}]}}},
+    {"choice": {"logprobs": {"content": [{"token": "a", "logprob": float("-inf")}]}}},
+    {"choice": {"token_ids": [10**30], "finish_reason": "x" * 10_000}},
+    {"model": "\x1b[2J" + "m" * 10_000, "prompt_token_ids": ["a"]},
+]
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_no_answer_can_make_a_run_unreadable(poison: dict[str, Any], tmp_path: Path) -> None:
+    answer = scripted()
+    assert callable(answer)
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        said = completion(str(answer(body)))
+        said["choices"][0] |= poison.get("choice", {})
+        return {**said, **{name: poison[name] for name in poison if name != "choice"}}
+
+    with FakeEndpoint(reply) as server:
+        agent = UserAgent.factory(OpenAIChat(Endpoint(base_url=server.url, model="fake")), logprobs=True)
+        run = run_population(make_dataset(3), agent, out=tmp_path, users=2, turns=1, progress=False)
+    assert run.metrics["failures"] == 0 and len(list(read_steps(tmp_path))) == 2
 
 
 SOURCES = ("starec_env", "agents", "training", "eval/starec_eval")

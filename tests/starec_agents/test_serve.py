@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_agents.parsing import parse_ranking
 from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, local_server, start_server

@@ -9,7 +9,7 @@ import pytest
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg

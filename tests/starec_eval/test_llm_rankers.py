@@ -9,8 +9,8 @@ from fake_endpoint import FakeEndpoint
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
-from starec_agents.openai_chat import OpenAIChat
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.client import OpenAIChat
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream

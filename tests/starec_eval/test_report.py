@@ -13,8 +13,8 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.population import run_population
-from starec_agents.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import RunError
 from starec_env.metrics import ndcg

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from fake_endpoint import FakeEndpoint
 
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_env.types import Endpoint

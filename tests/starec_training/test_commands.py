@@ -10,7 +10,7 @@ from fake_endpoint import FakeEndpoint
 from support_training import ROOT, kill_when_there, logged, losses
 from trl import GRPOConfig
 
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.data.spec import DataSpec
 from starec_training import commands

@@ -20,7 +20,7 @@ from trl import GRPOConfig
 from trl.generation import vllm_client
 
 from starec_agents.llm import ScriptedChat
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
 from starec_env.types import Dataset, Id

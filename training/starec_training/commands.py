@@ -381,7 +381,7 @@ def _lora(given: ModelArguments) -> Any:
 
 
 def _server(given: TeachArguments, cache: Path) -> Any:
-    from starec_agents.openai_chat import OpenAIChat
+    from starec_agents.llm.client import OpenAIChat
 
     if given.base_url is None or given.model is None:
         raise TrainingError("an LLM teacher needs --base-url and --model")

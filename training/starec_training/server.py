@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from starec_agents.openai_chat import OpenAIChat
+from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import EndpointError, TrainingError
 from starec_env.types import Endpoint
 from starec_training.stage import load_policy

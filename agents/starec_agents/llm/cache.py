@@ -5,7 +5,9 @@ import os
 import sqlite3
 from pathlib import Path
 
-from starec_agents.llm import Completion
+from pydantic import ValidationError
+
+from starec_agents.llm.base import Completion
 from starec_env.errors import InvalidOption
 
 
@@ -34,9 +36,12 @@ class AnswerCache:
             raise InvalidOption(f"cache_dir: {self.path} can't be used ({error}); {mend}") from None
 
     def get(self, key: str) -> Completion | None:
-        """The completion kept under a key, None if there is none; its latency is 0."""
+        """The completion kept under a key, None if there is none or it is damaged; its latency is 0."""
         rows = self._run("SELECT answer FROM completions WHERE key = ?", key)
-        return Completion.model_validate_json(rows[0][0]).model_copy(update={"latency": 0.0}) if rows else None
+        try:
+            return Completion.model_validate_json(rows[0][0]).model_copy(update={"latency": 0.0}) if rows else None
+        except ValidationError:
+            return None
 
     def put(self, key: str, answer: Completion) -> None:
         """Keep a completion under a key."""
