@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -128,7 +129,8 @@ class Tally:
     def __init__(self) -> None:
         self._users: dict[Id, int] = {}
         self._owner, self._ranks, self._liked = array("q"), array("d"), array("b")
-        self._valid = self._prompt = self._completion = 0
+        self._valid = self._profiles = self._valid_profiles = self._prompt = self._completion = 0
+        self._problems: dict[str, Counter[str]] = {"rankings": Counter(), "profiles": Counter()}
 
     def add(self, step: Step) -> dict[str, Any]:
         """Count a step and return its flat row for the table."""
@@ -136,6 +138,11 @@ class Tally:
         self._ranks.append(np.nan if step.feedback.rank is None else step.feedback.rank)
         self._liked.append(step.feedback.liked)
         self._valid += step.ranking.valid
+        updates = [call.report for call in step.calls if call.report]
+        self._profiles += len(updates)
+        self._valid_profiles += sum(report.valid for report in updates)
+        self._problems["rankings"].update(step.ranking.report.kinds)
+        self._problems["profiles"].update(kind for report in updates for kind in report.kinds)
         prompt = sum(call.usage.prompt_tokens for call in step.calls)
         completion = sum(call.usage.completion_tokens for call in step.calls)
         self._prompt += prompt
@@ -169,6 +176,8 @@ class Tally:
         steps = len(self._ranks)
         return result | {
             "valid_share": self._valid / steps if steps else None,
+            "valid_profiles": self._valid_profiles / self._profiles if self._profiles else None,
+            "problems": {task: dict(sorted(kinds.items())) for task, kinds in self._problems.items()},
             "users": len(self._users),
             "scored_users": found.n,
             "steps": steps,

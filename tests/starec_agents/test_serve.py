@@ -16,9 +16,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.parsing import parse_ranking
-from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, local_server, start_server
+from starec_agents.tasks import parse_ranking, rank_messages, ranking_schema, start_memory
 from starec_agents.weights import find_gguf, smollm2_gguf
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning
 from starec_env.replay.stream import Stream

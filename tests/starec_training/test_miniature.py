@@ -11,9 +11,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from starec_agents.parsing import parse_profile, parse_ranking
-from starec_agents.prompts import rank_messages, start_memory
-from starec_agents.titles import item_title
+from starec_agents.tasks import parse_profile, parse_ranking, rank_messages, start_memory
+from starec_agents.tasks.titles import item_title
 from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
