@@ -81,7 +81,7 @@ def test_the_models_own_chat_template_is_used(server: Server) -> None:
 async def test_a_schema_makes_every_answer_a_complete_ranking(server: Server, tiny_dataset: Dataset) -> None:
     stream = Stream(tiny_dataset, n_candidates=12)
     query = stream.turns(int(stream.users[0]))[0].query
-    messages = rank_messages(query, start_memory(query), "compact", structured=True)
+    messages = rank_messages(query, start_memory(query), "scores")
     async with OpenAIChat(server.endpoint) as llm:
         answer = await llm.complete(messages, schema=ranking_schema(12), max_tokens=250)
     assert len(json.loads(answer.text)) == 12

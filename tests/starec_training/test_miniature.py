@@ -112,7 +112,7 @@ def test_training_prompts_are_of_training_users_alone(ground):
 
 def test_titles_and_scores_are_single_tokens_and_the_template_is_what_render_writes(encoder, heldout):
     case = heldout[0][0]
-    messages = rank_messages(case.turn.query, start_memory(case.turn.query), "compact", True, 12)
+    messages = rank_messages(case.turn.query, start_memory(case.turn.query), "scores", 12)
     tokenizer = encoder.tokenizer
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == render(messages)
     assert tokenizer.decode(heldout[1][0].ids) == render(messages) + tokenizer.decode(encoder.skeleton.tolist())
