@@ -162,6 +162,13 @@ async def arun_population(
             StarecWarning,
             stacklevel=2,
         )
+    if store.recorded and (own := getattr(first, "own_keys", ())):
+        warnings.warn(
+            f"{store.out}: users that are under way begin anew with the graph's own state keys ({', '.join(own)}), "
+            "since a run records the memory alone",
+            StarecWarning,
+            stacklevel=2,
+        )
     store.run["sessions"][-1] |= {
         "python": platform.python_version(),
         "concurrency": concurrency,
