@@ -12,7 +12,7 @@ import numpy as np
 
 from starec_agents.agent import OWN_KEYS, UserAgent
 from starec_agents.llm import Message, ScriptedChat
-from starec_agents.scripted import scripted_user
+from starec_agents.llm.scripted import scripted_user
 from starec_env.errors import InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Feedback, Item, Query

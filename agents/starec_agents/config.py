@@ -110,16 +110,45 @@ class RunConfig(_Frozen):
         return {**self.agent, **whole, **self.purpose.model_dump(exclude_none=True)}
 
 
-def check_same(settings: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
-    """Raise RunError, with names and both values, if run.json says anything else than these settings."""
+def check_same(settings: Mapping[str, Any], run: Mapping[str, Any], out: Path, *, urls: bool = True) -> None:
+    """Raise RunError, with names and both values, if run.json says anything else than these settings.
+
+    Args:
+        settings: As `RunConfig.record` has them.
+        run: run.json.
+        out: The run's folder.
+        urls: Whether endpoints must have the same base URLs too; they needn't where nothing is left to ask.
+    """
     wanted = json.loads(json.dumps(settings))
+    if not urls:
+        wanted, run = ({**one, "endpoints": _without_urls(one.get("endpoints"))} for one in (wanted, run))
     different = [name for name in {**wanted, **Purpose().model_dump()} if run.get(name) != wanted.get(name)]
     if different:
-        values = "; ".join(f"{name} was {_short(run.get(name))}, is {_short(wanted.get(name))}" for name in different)
+        values = "; ".join(_difference(name, run.get(name), wanted.get(name)) for name in different)
         raise RunError(
             f"{out} holds another run: its {', '.join(different)} differ ({values}); resume with the same "
             "settings, or choose another folder"
         )
+
+
+def _without_urls(endpoints: Any) -> Any:
+    if not isinstance(endpoints, dict):
+        return endpoints
+    told = {name: [{**one, "base_url": ""} for one in several] for name, several in endpoints.items()}
+    return {
+        name: [one for place, one in enumerate(several) if one not in several[:place]] for name, several in told.items()
+    }
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    """Where two values first differ, down to the number or text."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+        return _difference(f"{name}.{key}", was.get(key), now.get(key))
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        place = next(place for place, (a, b) in enumerate(zip(was, now, strict=True)) if a != b)
+        return _difference(f"{name}[{place}]" if len(was) > 1 else name, was[place], now[place])
+    return f"{name} was {_short(was)}, is {_short(now)}"
 
 
 def _short(value: object) -> str:

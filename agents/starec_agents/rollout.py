@@ -188,7 +188,7 @@ class _Run:
 def _failure(user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) -> Failure:
     name = type(error).__name__
     text = str(error) if isinstance(error, EndpointError) else f"{name}: {error}"
-    trace = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_tb(error.__traceback__))
     return Failure(
         user_id=user_id,
         turn=turn,

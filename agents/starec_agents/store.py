@@ -6,7 +6,7 @@ and `items.parquet` (what was shown), `steps.jsonl` (a line a finished step) wit
 most one torn one.
 
 Worker processes write a file each, `steps-00000.jsonl` and so on, and the files stay as they are: readers put the steps
-in order of user and turn. What a line holds is in `_lines`.
+in order of user and turn. What a line holds is in `lines`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from uuid import uuid4
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from starec_agents._lines import (
+from starec_agents.config import check_same, hash_of
+from starec_agents.lines import (
     Before,
     Outcome,
     check_of,
@@ -40,7 +41,6 @@ from starec_agents._lines import (
     start_check,
     write_line,
 )
-from starec_agents.config import check_same, hash_of
 from starec_env.errors import RunError
 from starec_env.types import Id, Memory, Step, Trajectory
 
@@ -286,6 +286,7 @@ class RunStore:
         users: Sequence[Id] = (),
     ) -> None:
         self.out = Path(out)
+        self._settings = settings
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -295,7 +296,7 @@ class RunStore:
             self.damaged: list[str] = []
             self.failures: dict[Id, Failure] = {}
             with writing(self.out):
-                self._open_run(settings, resume, data, users)
+                self._open_run(resume, data, users)
                 self._failed = os.open(self.out / "failures.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 os.ftruncate(self._failed, 0)
         except BaseException:
@@ -319,36 +320,34 @@ class RunStore:
             if file >= 0:
                 os.close(file)
 
-    def _open_run(
-        self, settings: Mapping[str, Any], resume: bool, data: Mapping[str, Any] | None, users: Sequence[Id]
-    ) -> None:
+    def _open_run(self, resume: bool, data: Mapping[str, Any] | None, users: Sequence[Id]) -> None:
         path = self.out / "run.json"
         if not path.exists():
-            self._open_new(settings, users)
+            self._open_new(users)
         elif not resume:
             raise RunError(f"{self.out} holds a run already: pass resume=True (--resume) or choose another folder")
         else:
-            self._reopen(settings)
+            self._reopen()
         if data is not None or "data" not in self.run:
             self.run["data"] = data
         self.run["sessions"].append({"started": time.time()})
         self._write_run()
 
-    def _open_new(self, settings: Mapping[str, Any], users: Sequence[Id]) -> None:
+    def _open_new(self, users: Sequence[Id]) -> None:
         found = [file.name for file in _step_files(self.out) if file.exists() and file.stat().st_size]
         if found:
             raise RunError(
                 f"{self.out} holds steps ({found[0]}) but no run.json that says of what run: choose another folder, "
                 "or move them away"
             )
-        made = {"format": FORMAT, "id": uuid4().hex, "settings_hash": hash_of(settings), "sessions": []}
-        self.run: dict[str, Any] = {**settings, **made}
+        made = {"format": FORMAT, "id": uuid4().hex, "settings_hash": hash_of(self._settings), "sessions": []}
+        self.run: dict[str, Any] = {**self._settings, **made}
         self.recorded = _new_index(self.run)
         write_text(self.out / "users.json", json.dumps(list(users), ensure_ascii=False) + "\n")
         self.steps_path.touch()
         self.recorded.add_file(self.steps_path)
 
-    def _reopen(self, settings: Mapping[str, Any]) -> None:
+    def _reopen(self) -> None:
         self.run = read_run(self.out)
         if self.run.get("format") != FORMAT:
             raise RunError(
@@ -356,7 +355,7 @@ class RunStore:
                 f"format {self.run.get('format', 1)}, is now {FORMAT}); it can be read, but not gone on with: choose "
                 "another folder"
             )
-        check_same(settings, self.run, self.out)
+        check_same(self._settings, self.run, self.out, urls=False)
         self.recorded = _new_index(self.run)
         self.steps_path.touch()
         for path in _step_files(self.out):
@@ -423,10 +422,10 @@ class RunStore:
         _append(self._failed, self.out / "failures.jsonl", (failure.model_dump_json() + "\n").encode())
 
     def confirm(self, candidates: Mapping[str, Any]) -> None:
-        """Record what is shown, or see that it is what the run showed before.
+        """Record what is shown, or see that it is what the run showed before, and on the same servers if any is asked.
 
         Raises:
-            RunError: It isn't, or the folder is no longer this run's.
+            RunError: It isn't, they aren't, or the folder is no longer this run's.
         """
         self.check_place()
         was, now = self.run.get("candidates_hash"), candidates["candidates_hash"]
@@ -435,6 +434,8 @@ class RunStore:
                 f"{self.out} holds another run: its candidates_hash differ (candidates_hash was {was!r}, is {now!r}): "
                 "the turns or candidates are others; resume with the same stream, or choose another folder"
             )
+        if self.recorded.n_steps < candidates["n_turns"]:
+            check_same(self._settings, self.run, self.out)
         self.run.update(candidates)
         with writing(self.out):
             self._write_run()

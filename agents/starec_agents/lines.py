@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from starec_env.types import Call, Feedback, Memory, Ranking, Step
@@ -179,8 +180,12 @@ def _json(record: Mapping[str, Any]) -> bytes:
     try:
         return to_json(record)
     except (PydanticSerializationError, UnicodeEncodeError):  # half of a surrogate pair, which UTF-8 can't hold
-        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
         return text.encode("utf-8", errors="replace")
+
+
+def _plain(model: BaseModel) -> Any:
+    return model.model_dump(mode="json")
 
 
 def _call_record(call: Call, texts: _Texts, prompt: Callable[[str], str]) -> dict[str, Any]:
