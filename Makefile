@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo miniature test lint test-vllm bench clean
+.PHONY: help install demo miniature test lint test-vllm test-studio bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,7 +34,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
-	$(BIN)/pytest -m 'not vllm and not crosscheck'
+	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck'
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
@@ -44,5 +44,13 @@ test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 test-vllm: install .venv-vllm/.installed  ## drive a real vLLM (its CPU build: 2.6 GB, minutes to install)
 	$(BIN)/pytest -m vllm tests/real_vllm
 
+.venv-studio/.installed: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv .venv-studio
+	.venv-studio/bin/python -m pip install --quiet --disable-pip-version-check -e . 'langgraph-cli[inmem]>=0.4,<1'
+	@touch $@
+
+test-studio: install .venv-studio/.installed  ## drive `langgraph dev`: the schemas, a turn and a thread on its in-memory server
+	$(BIN)/pytest -m studio tests/langgraph_dev
+
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-vllm dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-vllm .venv-studio dist build .mypy_cache .ruff_cache .pytest_cache

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import cache, partial
 from typing import Any, Literal, TypeVar, get_args
 
-from starec_agents._walk import executor_of
+from starec_agents._executor import executor_of
 from starec_agents.graph import Context, Graph, State
 from starec_agents.llm import ChatModel
 from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY, start_memory
@@ -115,6 +115,12 @@ class UserAgent:
     def executor(self) -> Literal["direct", "langgraph"]:
         """What an invocation of the graph runs on now: LangGraph's executor too where callbacks or tracers listen."""
         return self._executor.name if self._direct else "langgraph"
+
+    @property
+    def own_keys(self) -> tuple[str, ...]:
+        """State keys of the graph's own, which are kept from turn to turn."""
+        keys = getattr(self.graph, "output_channels", ())
+        return () if isinstance(keys, str) else tuple(key for key in keys if key not in OWN_KEYS)
 
     @property
     def graph_name(self) -> str:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
 
 from starec_agents.llm.redaction import public
 from starec_env.errors import RunError
@@ -48,7 +48,7 @@ class EndpointConfig(_Frozen):
     temperature: float
     top_p: float
     max_tokens: int
-    extra_body: Mapping[str, JsonValue]
+    extra_body: Mapping[str, Any]
     headers: tuple[str, ...]
     """Their names."""
 
@@ -98,7 +98,7 @@ class RunConfig(_Frozen):
     """Of the memories to begin with; None where users start their own."""
     model: str
     graph: str
-    agent: Mapping[str, JsonValue]
+    agent: Mapping[str, Any]
     """What else the agent says of itself: its `settings`."""
     endpoints: Mapping[str, tuple[EndpointConfig, ...]]
     """Servers and sampling of each chat model, the agent's own as "llm"."""

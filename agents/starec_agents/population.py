@@ -152,6 +152,13 @@ async def arun_population(
     try:
         if store.damaged:
             _warn_of_damage(store)
+        if store.recorded.n_steps and (own := getattr(first, "own_keys", ())):
+            warnings.warn(
+                f"{store.out}: users that are under way begin anew with the graph's own state keys "
+                f"({', '.join(own)}), since a run records the memory alone",
+                StarecWarning,
+                stacklevel=2,
+            )
         store.run["sessions"][-1] |= {
             "python": platform.python_version(),
             "concurrency": concurrency,

@@ -18,7 +18,7 @@ from starec_agents.graph import Context, State, call_model, update_memory
 from starec_agents.planner import planner
 from starec_agents.prompts import start_memory
 from starec_agents.store import read_run
-from starec_env.errors import EndpointError, InvalidOption, UnknownName
+from starec_env.errors import EndpointError, InvalidOption, StarecWarning, UnknownName
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Item, Memory, Ranker, Ranking
 
@@ -363,6 +363,13 @@ async def test_a_trial_finds_what_would_fail_every_user(node, error, message, tm
 @pytest.mark.parametrize("node", [reads_json, asks_for_ever])
 async def test_a_trial_lets_pass_what_only_real_answers_decide(node):
     await check_graph(agent_of(graph=two_halves(node, update_memory)))
+
+
+def test_a_resumed_run_says_which_state_keys_begin_anew(tmp_path):
+    make = UserAgent.factory(ScriptedChat(scripted_user()), graph=planner)
+    run_population(make_dataset(), make, out=tmp_path, users=1, turns=1, progress=False)
+    with pytest.warns(StarecWarning, match=r"graph's own state keys \(plan, facts, critique, drafts\)"):
+        run_population(make_dataset(), make, out=tmp_path, users=1, turns=1, progress=False, resume=True)
 
 
 def test_a_run_says_what_its_graph_ran_on(tmp_path):

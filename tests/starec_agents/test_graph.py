@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 from support import make_dataset
 
+from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, build_graph
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.planner import planner
 from starec_agents.prompts import ranking_schema
+from starec_agents.studio import make_graph
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
-from starec_env.errors import EndpointError
+from starec_env.errors import EndpointError, InvalidOption
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Memory, Usage
 
@@ -170,3 +172,20 @@ def test_langgraphs_tools_can_describe_and_draw_a_graph(graph):
     assert context["properties"]["answer_format"]["default"] == "paper"
     assert json.loads(json.dumps([given, ended, context])) == [given, ended, context]
     assert "fast_rank" in graph().get_graph().draw_mermaid() or graph is planner
+
+
+async def test_a_turn_goes_through_the_graph_for_langgraphs_server_as_json():
+    stream = Stream(make_dataset())
+    graph = make_graph(ScriptedChat(scripted_user()), stream)
+    json.dumps([graph.get_input_jsonschema(), graph.get_output_jsonschema(), graph.get_context_jsonschema()])
+    ended = await graph.ainvoke({"user": "1", "turn": 0}, context={"answer_format": "compact"})
+    agent = UserAgent(ScriptedChat(scripted_user()), answer_format="compact")
+    turn = stream.turns(0)[0]
+    ranking = await agent.arank(turn.query)
+    feedback, reward = judge(turn, ranking)
+    assert (ended["ranking"], ended["feedback"], ended["reward"]) == (ranking, feedback, reward)
+    assert (ended["memory"], ended["calls"]) == (await agent.alearn(feedback), agent.calls)
+    given = await graph.ainvoke({"user": "1", "turn": 1, "memory": {"profile": "Given.", "history": ["before"]}})
+    assert given["memory"].history[0] == "before"
+    with pytest.raises(InvalidOption, match="turn=99: user '1' has the turns 0 to"):
+        await graph.ainvoke({"user": "1", "turn": 99})

@@ -1,6 +1,7 @@
 import asyncio
 import operator
 import re
+import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from inspect import signature
@@ -31,7 +32,7 @@ from support import make_dataset
 from typing_extensions import TypedDict
 
 from starec_agents import ScriptedChat, _walk, build_graph, scripted_user, variants  # noqa: PLC2701
-from starec_agents._walk import Executor  # noqa: PLC2701
+from starec_agents._executor import Executor  # noqa: PLC2701
 from starec_agents.graph import Context
 from starec_agents.planner import planner
 from starec_agents.prompts import start_memory
@@ -285,6 +286,27 @@ async def test_what_langgraph_offers_inside_a_node_is_there():
     assert seen == [(context, context, None, None, None, False, None)] * 2
     with pytest.raises(RuntimeError, match="outside of a runnable context"):
         get_config()
+
+
+@pytest.mark.parametrize("route", [END, [], [END, "second"], ["second", "second"]])
+async def test_a_branch_may_name_the_end_and_one_node(route, caplog):
+    walked, ran = await both(branched(lambda state: route).compile(), {})
+    assert walked == ran
+    assert caplog.messages == []
+
+
+async def test_a_reducer_that_changes_its_argument_does_so_as_often_as_on_the_executor():
+    async def grow(state: State) -> State:
+        return {"grown": [1]}
+
+    async def narrow(state: Narrow) -> str:
+        return "second"
+
+    for route, length in ((narrow, 1), (lambda state: "second", 2)):  # the executor's own view of it, too
+        graph = StateGraph(State).add_node(grow).add_node(second).add_edge(START, "grow")
+        walked, ran = await both(graph.add_conditional_edges("grow", route).compile(), {})
+        assert walked == ran
+        assert walked["grown"] == [1] * length
 
 
 async def test_errors_come_through_as_they_are_and_name_the_node():
@@ -577,3 +599,11 @@ def test_a_part_that_is_not_known_is_left_to_the_executor():
     graph.nodes["first"].writers = None
     assert "its parts can't be read" in Executor(graph).why
     assert Executor(graph).name == "langgraph"
+
+
+async def test_without_the_parts_that_a_walk_reads_every_graph_runs_on_the_executor(monkeypatch):
+    monkeypatch.setitem(sys.modules, "starec_agents._walk", None)
+    graph = line(first).compile()
+    executor = Executor(graph)
+    assert (executor.name, "ModuleNotFoundError" in executor.why) == ("langgraph", True)
+    assert await executor.ainvoke({}, None) == await graph.ainvoke({})
