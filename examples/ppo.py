@@ -31,6 +31,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 import starec_env
+from starec_env.data.splits import split_users
+from starec_env.metrics import mean_and_se, ndcg, paired_difference
 from starec_env.wrappers import ItemFeatures, PickOne, ScoreActions
 
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -81,11 +83,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
-    train, test = split_users(dataset, options.seed)
+    able = gymnasium.make("starec/UserFeedback-v0", dataset=dataset).get_wrapper_attr("stream").users
+    ids = dataset.user_ids[able].tolist()
+    split = split_users(ids, test=len(ids) // 5, seed=options.seed)
+    train, test = split.train, split.test
     print(f"{dataset!r}: {len(train)} users to train on, {len(test)} to test on")
 
-    def watched(users: list[Any], split: str, **more: Any) -> ItemFeatures:
-        env = gymnasium.make("starec/UserFeedback-v0", dataset=dataset, users=users, split=split, **more)
+    def watched(users: tuple[Any, ...], part: str, **more: Any) -> ItemFeatures:
+        env = gymnasium.make("starec/UserFeedback-v0", dataset=dataset, users=users, split=part, **more)
         return ItemFeatures(env, train_users=train)
 
     tested = watched(test, "test", turns=1)
@@ -99,16 +104,11 @@ def main() -> None:
     for _ in range(options.points):
         model.learn(options.steps // options.points, reset_num_timesteps=False)
         learned = report(f"{model.num_timesteps:,} steps", tested, scorer(model), perf_counter() - start)
-    better = 100 * (learned - popular)
-    error = better.std(ddof=1) / np.sqrt(len(better))
-    print(f"PPO less popular first, paired over users: NDCG@10 {better.mean():+.1f} ± {error:.1f}")
-
-
-def split_users(dataset: starec_env.Dataset, seed: int) -> tuple[list[Any], list[Any]]:
-    """Ids of four fifths of the users who have a turn, and of the others."""
-    stream = gymnasium.make("starec/UserFeedback-v0", dataset=dataset).get_wrapper_attr("stream")
-    ids = dataset.user_ids[np.random.default_rng(seed).permutation(stream.users)].tolist()
-    return ids[len(ids) // 5 :], ids[: len(ids) // 5]
+    gap = paired_difference(learned, popular, test)
+    print(
+        f"PPO less popular first, paired over users: NDCG@10 {100 * gap.gap:+.1f} "
+        f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+    )
 
 
 def build(options: argparse.Namespace, env: gymnasium.Env[Any, Any], n_features: int) -> PPO | MaskablePPO:
@@ -144,17 +144,20 @@ def report(name: str, env: ItemFeatures, score: Scorer, seconds: float = 0.0) ->
     Returns:
         Each user's NDCG@10; the users are in the same order each time, as each pass meets all of them once.
     """
-    results = []
+    users, ranks, rewards = [], [], []
     for _ in env.get_wrapper_attr("users"):
-        observation, _ = env.reset()
+        observation, info = env.reset()
+        users.append(info["user_id"])
         _, reward, _, _, info = env.step(np.argsort(-score(observation), kind="stable"))
-        rank = info["feedback"].rank
-        results.append((1 / np.log2(1 + rank) if rank <= 10 else 0.0, reward))
-    mean, error = np.mean(results, axis=0), np.std(results, axis=0, ddof=1) / np.sqrt(len(results))
+        ranks.append(info["feedback"].rank)
+        rewards.append(reward)
+    values = ndcg(ranks, 10)
     after = f"  {seconds:4.0f} s" if seconds else ""
-    ndcg = f"NDCG@10 {100 * mean[0]:5.1f} ± {100 * error[0]:.1f}"
-    print(f"{name:>14}: {ndcg}   reward {mean[1]:+.3f} ± {error[1]:.3f}{after}", flush=True)
-    return np.array(results)[:, 0]
+    mean, error = mean_and_se(values, users)
+    shown = f"NDCG@10 {100 * mean:5.1f} ± {100 * error:.1f}"
+    mean, error = mean_and_se(rewards, users)
+    print(f"{name:>14}: {shown}   reward {mean:+.3f} ± {error:.3f}{after}", flush=True)
+    return values
 
 
 if __name__ == "__main__":

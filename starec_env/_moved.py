@@ -16,10 +16,8 @@ from types import ModuleType
 _MOVED = {
     "starec_agents.balance": "starec_agents.llm.client",
     "starec_agents.cache": "starec_agents.llm.cache",
-    "starec_agents.limiter": "starec_agents.llm.pool",
     "starec_agents.openai_chat": "starec_agents.llm.client",
     "starec_agents.scripted": "starec_agents.llm.scripted",
-    "starec_agents.wire": "starec_agents.llm.wire",
     "starec_env.datasets": "starec_env.data",
     "starec_env.env": "starec_env.replay.env",
     "starec_env.scoring": "starec_env.replay.rewards",

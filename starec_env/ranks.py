@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Id
 
 
@@ -44,10 +45,6 @@ def tie_keys(users: Sequence[Id], lengths: NDArray[np.integer], n: int, seed: in
     return _mix(np.add(keys[:, None], np.arange(n, dtype=np.uint64), dtype=np.uint64))
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014), which wraps round by design.
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):  # it wraps round by design
+        return splitmix64(words + GOLDEN)

@@ -8,8 +8,8 @@ the other.
 
 from __future__ import annotations
 
+import json
 import math
-import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,7 +253,7 @@ class _Items(Protocol):
     def __getitem__(self, index: int, /) -> Item: ...
 
 
-_PICKLE = pickle.PROTO
+_JSON = b"["
 _SMALL = 1300
 
 
@@ -265,8 +265,8 @@ class _Shown:
 
     @cached_property
     def _items(self) -> dict[int, Item]:
-        packed = self._packed if self._packed[:1] == _PICKLE else zlib.decompress(self._packed)
-        indices, *columns = pickle.loads(packed)
+        packed = self._packed if self._packed[:1] == _JSON else zlib.decompress(self._packed)
+        indices, *columns = json.loads(packed)
         return dict(zip(indices, map(Item, *columns), strict=True))
 
     def __getitem__(self, index: int, /) -> Item:
@@ -279,7 +279,7 @@ def _pack(items: _Items, indices: Indices) -> bytes:
     shown = [items[index] for index in places]
     attributes = [i.attributes if type(i.attributes) is dict else dict(i.attributes) for i in shown]
     columns = places, [i.id for i in shown], [i.title for i in shown], attributes
-    packed = pickle.dumps(columns, 5)
+    packed = json.dumps(columns, separators=(",", ":")).encode()
     return packed if len(packed) <= _SMALL else zlib.compress(packed, 1)
 
 

@@ -1,35 +1,25 @@
-"""Reading files that may be damaged or hostile: the one place where bytes are opened, and rows are read of them.
+"""Opening files that may be damaged or hostile: folders, zips and gzip streams, whole or line by line.
 
-Every reader of text goes the same way: `byte_lines` opens a plain or gzipped file, `field_rows`, `csv_rows` or
-`json_rows` make rows of its lines, and `BadRows` counts the rows that can't be read.
+Every reader of text goes the same way: `byte_lines` opens a plain or gzipped file here, `starec_env.data.rows` makes
+rows of its lines.
 """
 
 from __future__ import annotations
 
-import ast
-import csv
 import gzip
-import json
 import math
 import os
 import re
-import reprlib
 import stat
 import struct
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader, BytesIO, TextIOWrapper
-from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from typing import IO
 
-from pydantic_core import from_json
-
-from starec_env.data.times import time_number
 from starec_env.errors import DataError
 
 Line = tuple[int, bytes]
@@ -37,13 +27,10 @@ Line = tuple[int, bytes]
 
 LATEST = 1e15
 """Times since 1970, in seconds or milliseconds, are below this."""
-MOST_BAD = 0.01
-"""The share of a file's rows that may be bad: beyond it the file is refused."""
 _LONGEST_LINE = 1 << 26
 _MOST_BLANK = 1 << 24
 _MOST_BYTES = 2 << 30
 _MOST_RATIO = 200  # text deflates 4 to 10 times; a zip bomb a thousand times
-_MOST_CSV_LINES = 8
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _BUFFER = 1 << 16
@@ -53,76 +40,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-class BadRows:
-    """The rows of a file that can't be read: they are left out and counted, and the first is kept to be shown.
-
-    Examples:
-        >>> bad = BadRows("ratings.csv")
-        >>> bad.add(5, "1,x", "userId,movieId,rating,timestamp")
-        >>> bad.check(1000)
-        >>> bad.notes()[0][:82]
-        '1 of 1,000 rows of ratings.csv could not be read and were left out, first line 5: '
-    """
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.count = 0
-        self._first = ""
-        self._rows = 0
-
-    def add(self, number: int, got: object, wanted: str) -> None:
-        """Count a bad row.
-
-        Args:
-            number: Its 1-based line.
-            got: What it holds: its text, or the values in question.
-            wanted: What it should hold.
-
-        Raises:
-            DataError: It is one of a thousand, and so is every second line up to it: this is no file of that format.
-        """
-        if not self.count:
-            self._first = f"line {number}: got {_shown(got)}, wanted {wanted}"
-        self.count += 1
-        if self.count % 1000 == 0 and 2 * self.count > number:
-            self.check(number)
-
-    def check(self, n_rows: int) -> None:
-        """Take note of how many rows the file has, bad ones included.
-
-        Raises:
-            DataError: More than 1 % of them are bad.
-        """
-        self._rows = n_rows
-        if self.count > MOST_BAD * n_rows:
-            raise DataError(
-                f"{self.where}, {self._first}: correct or remove it ({self.count:,} of {n_rows:,} rows can't be read, "
-                f"and at most {MOST_BAD * 100:g} % may be left out)"
-            )
-
-    def notes(self) -> list[str]:
-        """A note that counts the bad rows and shows the first; none where there are none."""
-        if not self.count:
-            return []
-        count = f"{self.count:,} of {self._rows:,} rows of {self.where}"
-        return [f"{count} could not be read and were left out, first {self._first}"]
-
-
-def bad_line(where: str, number: int, got: object, wanted: str) -> DataError:
-    """Build the error for a line without which nothing can be read, e.g. a header."""
-    return DataError(f"{where}, line {number}: got {_shown(got)}, wanted {wanted}: correct or remove the line")
-
-
-def _shown(got: object) -> str:
-    """At most 80 characters of text, or the repr of anything else with its parts cut short."""
-    if isinstance(got, str):
-        return repr(got if len(got) <= 80 else got[:77] + "...")
-    try:
-        return reprlib.repr(got)
-    except ValueError:  # an int of more digits than Python prints
-        return f"a huge {type(got).__name__}"
 
 
 def is_folder(path: Path, wanted: str) -> bool:
@@ -382,167 +299,3 @@ def check_gzip(file: Path, where: str) -> None:
             f"{where}: not a whole gzip file ({fault}): it was cut off, or something on the way (a login page, a "
             "proxy) answered instead: fetch it again"
         ) from fault
-
-
-def field_rows(
-    lines: Iterable[Line], separator: str, wanted: str, bad: BadRows, *, strict: bool = True
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based line number, fields) of lines of fields that are never quoted; `bad` is checked at the end.
-
-    Args:
-        lines: The lines.
-        separator: What stands between fields.
-        wanted: The fields' names joined by the separator: a line with another number of fields is bad.
-        bad: Collects the lines that can't be read.
-        strict: Whether a line that holds NUL or is no UTF-8 is bad. Else such bytes, which may be in a field that
-            nobody reads, become lone surrogates.
-    """
-    width = wanted.count(separator) + 1
-    n_rows = 0
-    for number, line in lines:
-        n_rows += 1
-        text = _text(line, strict)
-        if text is not None and text.count(separator) == width - 1:
-            yield number, text.split(separator)
-        else:
-            _add_line(bad, number, line, wanted)
-    bad.check(n_rows)
-
-
-def _text(line: bytes, strict: bool) -> str | None:
-    if not strict:
-        return line.decode(errors="surrogateescape")
-    try:
-        return None if b"\0" in line else line.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
-    bad.add(number, printable(line), wanted if _text(line, strict=True) else f"{wanted}, in UTF-8 and without NUL")
-
-
-def printable(line: bytes) -> str:
-    """A line for a message, whatever bytes it holds."""
-    return line[:400].decode(errors="replace")
-
-
-def csv_rows(
-    lines: Iterable[Line], names: Sequence[str], bad: BadRows, *, separator: str = ",", strict: bool = True
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield (1-based number of the first line, fields) of the rows of a CSV file; `bad` is checked at the end.
-
-    A quoted field may hold line breaks. Where a quote isn't closed within 8 lines, the line that opens it is bad and
-    those after it are read for themselves, so that it takes no others with it.
-
-    Args:
-        lines: The lines after the header.
-        names: The header's names: a row with another number of fields is bad.
-        bad: Collects the rows that can't be read.
-        separator: The character between fields.
-        strict: As for `field_rows`.
-    """
-    n_rows = 0
-    stream, ahead = iter(lines), deque[Line]()
-    while first := ahead.popleft() if ahead else next(stream, None):
-        n_rows += 1
-        number, line = first
-        parts = csv_fields(line, separator, strict=strict)
-        if not parts and b'"' in line:
-            ahead.extend(islice(stream, _MOST_CSV_LINES - len(ahead)))
-            parts, used = _joined(line, ahead, separator, strict)
-            for _ in range(used):
-                ahead.popleft()
-        if len(parts) == len(names):
-            yield number, parts
-        else:
-            hint = " (is a quote not closed?)" if b'"' in line else ""
-            _add_line(bad, number, line, f"{separator.join(names)}{hint}")
-    bad.check(n_rows)
-
-
-def csv_fields(line: bytes, separator: str = ",", *, strict: bool = True) -> list[str]:
-    """The fields of one row of CSV; none where it can't be read."""
-    if (text := _text(line, strict)) is None:
-        return []
-    try:
-        return next(csv.reader([text], delimiter=separator, strict=True)) if '"' in text else text.split(separator)
-    except csv.Error:
-        return []
-
-
-def _joined(line: bytes, following: Iterable[Line], separator: str, strict: bool) -> tuple[list[str], int]:
-    """The fields of a row whose quotes close in a later line, and how many later lines it takes."""
-    pieces, quotes = [line], line.count(b'"')
-    for used, (_, more) in enumerate(following, 1):
-        pieces.append(more)
-        quotes += more.count(b'"')
-        if quotes % 2 == 0 and (parts := csv_fields(b"\n".join(pieces), separator, strict=strict)):
-            return parts, used
-    return [], 0
-
-
-def json_rows(lines: Iterable[Line], wanted: str, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (1-based line number, object) of JSON lines; `bad` is checked at the end.
-
-    Read is whatever writers of JSON write: halves of surrogate pairs, raw tabs in strings, NaN, and lines printed by
-    Python, `{'asin': ...}`, as the metadata of 2014 are. Bytes that are no UTF-8 become lone surrogates too.
-
-    Args:
-        lines: The lines.
-        wanted: What a line should hold, for messages.
-        bad: Collects the lines that can't be read.
-    """
-    n_rows = 0
-    for number, line in lines:
-        n_rows += 1
-        try:
-            row = from_json(line)
-        except ValueError:
-            row = _lenient_json(line.strip())
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            bad.add(number, printable(line), wanted)
-    bad.check(n_rows)
-
-
-def _lenient_json(line: bytes) -> Any:
-    try:
-        if line.startswith(b"{'"):
-            return ast.literal_eval(line.decode(errors="replace"))
-        return json.loads(line.decode(errors="surrogateescape"), strict=False)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):  # TypeError: {'a': {[]: 1}}
-        return None
-
-
-def whole_text(text: str) -> str:
-    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def text_id(value: Any) -> str:
-    """An id as text; raises ValueError where it is blank, no text or whole number, or has a character that is lost."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip() or "\0" in value or "\ufffd" in whole_text(value):
-        raise ValueError(value)
-    return whole_text(value)
-
-
-def finite(value: Any) -> float:
-    """A number, or text that is one in ASCII digits; raises ValueError or OverflowError where it is none."""
-    if isinstance(value, str) and (not value.isascii() or "_" in value):
-        raise ValueError(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
-        raise ValueError(value)
-    if not math.isfinite(number := float(value)):
-        raise ValueError(value)
-    return number
-
-
-def clock(value: Any) -> int | float:
-    """A time as `time_number` reads it, in any unit; raises ValueError, TypeError or OverflowError beyond 64 bits."""
-    if abs(number := time_number(value)) >= 2**63:
-        raise ValueError(value)
-    return number

@@ -18,20 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.data.build import Rows, add_item, build, count_notes, movie
-from starec_env.data.files import (
-    LATEST,
-    BadRows,
-    Line,
-    bad_line,
-    byte_lines,
-    csv_fields,
-    csv_rows,
-    decode,
-    field_rows,
-    printable,
-    read_members,
-)
+from starec_env.data.files import LATEST, Line, byte_lines, decode, read_members
 from starec_env.data.ids import is_whole
+from starec_env.data.rows import BadRows, bad_line, csv_fields, csv_rows, field_rows, printable
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

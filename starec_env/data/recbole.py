@@ -23,20 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
-from starec_env.data.files import (
-    BadRows,
-    Line,
-    bad_line,
-    byte_lines,
-    clock,
-    field_rows,
-    finite,
-    is_folder,
-    listed,
-    printable,
-    text_id,
-)
+from starec_env.data.files import Line, byte_lines, is_folder, listed
 from starec_env.data.ids import text_ids
+from starec_env.data.rows import BadRows, bad_line, clock, field_rows, finite, printable, text_id
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

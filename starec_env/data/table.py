@@ -17,21 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.data.build import counted, guess_domain
-from starec_env.data.files import (
+from starec_env.data.files import byte_lines, is_folder
+from starec_env.data.frame import from_frame
+from starec_env.data.ids import text_ids
+from starec_env.data.rows import (
     BadRows,
     bad_line,
-    byte_lines,
     clock,
     csv_fields,
     csv_rows,
     finite,
-    is_folder,
     json_rows,
     printable,
     whole_text,
 )
-from starec_env.data.frame import from_frame
-from starec_env.data.ids import text_ids
 from starec_env.errors import DataError
 from starec_env.types import Dataset
 

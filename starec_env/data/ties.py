@@ -9,6 +9,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Id, Indices
 
 _FEWEST_PAIRS = 20
@@ -61,7 +62,7 @@ def hashed_order(users: Indices, items: Indices, user_ids: Sequence[Id], item_id
         item_ids: The items' ids.
     """
     words = _words(user_ids)[users]
-    words *= np.uint64(0x9E3779B97F4A7C15)
+    words *= GOLDEN
     words += _words(item_ids)[items]
     return splitmix64(words)
 
@@ -69,13 +70,3 @@ def hashed_order(users: Indices, items: Indices, user_ids: Sequence[Id], item_id
 def _words(ids: Sequence[Id]) -> NDArray[np.uint64]:
     hashes = (blake2b(str(i).encode(), digest_size=8, key=_KEY).digest() for i in ids)
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
-
-
-def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix the bits of 64-bit words in place, modulo 2**64 (splitmix64's finaliser), and return them."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words

@@ -249,7 +249,7 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             assert self._order is not None
             users = self._order.take(np.arange(self._visited, self._visited + self._stride), mode="wrap")
             self._ahead = _lay_out(self.stream, users, self.width)[::-1]
-            self._visited, self._stride = self._visited + self._stride, min(64, 2 * self._stride)
+            self._visited, self._stride = self._visited + self._stride, min(32, 2 * self._stride)
         return self._ahead.pop()
 
     def _answer(self, episode: "_Episode") -> tuple[Observation, dict[str, Any]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from starec_env.data.splits import windows_only
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
+from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query, Ranking, Turn
 
 Reward = Callable[[int | None], float]
@@ -29,7 +30,7 @@ Met = Callable[[NDArray[np.int64], NDArray[Any]], NDArray[np.bool_]]
 
 _ROWS_AT_ONCE = 2**15
 _Words = NDArray[np.uint64]
-_GAMMA, _DELTA = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
+_DELTA = np.uint64(0xD1B54A32D192ED03)
 
 
 class Stream:
@@ -346,28 +347,18 @@ def _seed_word(seed: int) -> np.uint64:
 
 def _keys(seed: int, users: NDArray[np.int64], turns: NDArray[np.int64]) -> _Words:
     # Two odd multipliers: no two (user, turn) of any size met in practice have the same sum.
-    return _mix(_seed_word(seed) + _GAMMA * users.astype(np.uint64) + _DELTA * turns.astype(np.uint64))
+    return splitmix64(_seed_word(seed) + GOLDEN * users.astype(np.uint64) + _DELTA * turns.astype(np.uint64))
 
 
 def _draws(keys: _Words, width: int, below: int) -> NDArray[np.int64]:
     # Two draws a word, the low half first on any machine.
-    words = _mix(keys[:, None] + _GAMMA * np.arange(1, width // 2 + 2, dtype=np.uint64))
+    words = splitmix64(keys[:, None] + GOLDEN * np.arange(1, width // 2 + 2, dtype=np.uint64))
     return _below(words.astype("<u8", copy=False).view("<u4")[:, :width], below)
 
 
 def _below(halves: NDArray[Any], n: int) -> NDArray[np.int64]:
     # 32 random bits to 0 .. n - 1, uniform to within n / 2**32.
     return ((halves * np.uint64(n)) >> np.uint64(32)).view(np.int64)
-
-
-def _mix(z: _Words) -> _Words:
-    # splitmix64's finaliser; wraps modulo 2**64.
-    z ^= z >> np.uint64(30)
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
 
 
 class Seen:
@@ -405,7 +396,7 @@ class Seen:
 
     def _slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         # Fibonacci hashing: the product's high bits.
-        return ((keys.view(np.uint64) * _GAMMA) >> self._shift).view(np.int64)
+        return ((keys.view(np.uint64) * GOLDEN) >> self._shift).view(np.int64)
 
     def check(self, users: NDArray[np.int64], n: int) -> None:
         """Raise InvalidOption, naming the user, if one of them has fewer than n items left unseen."""

@@ -242,13 +242,13 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         }
 
     def _info(self) -> dict[str, Any]:
-        info = {"turn": self._numbers(), "user_id": self.dataset.user_ids[self._users]}
+        info: dict[str, Any] = {"turn": self._numbers(), "user_id": self.dataset.user_ids[self._users]}
         if self.queries:
             info["query"] = np.fromiter(map(self.query, range(self.num_envs)), object, self.num_envs)
         info |= {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
         if self._judged.any():
             predicted = (self._rank > 0) & (self._rank <= LIKED_CUTOFF)
-            columns = self._target, self._rank, predicted, self._liked
+            columns: tuple[NDArray[Any], ...] = (self._target, self._rank, predicted, self._liked)
             for key, column in zip(("target", "rank", "predicted_liked", "liked"), columns, strict=True):
                 info[key], info[f"_{key}"] = column.copy(), self._judged.copy()
         return info

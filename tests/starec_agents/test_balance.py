@@ -1,4 +1,4 @@
-"""Several servers as one: the load is shared; one that fails costs no user, and has its share back once it is well."""
+"""Several servers as one: the load is shared; one that fails costs no user, and has its share back when healthy."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from fake_endpoint import FakeEndpoint, refusal, scripted
 from support import make_dataset
 
 from starec_agents.agent import UserAgent
-from starec_agents.llm import OpenAIChat, client
+from starec_agents.llm import OpenAIChat, session
 from starec_agents.population import run_population
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.types import Endpoint
@@ -21,7 +21,7 @@ from starec_env.types import Endpoint
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "")
 
 
@@ -182,6 +182,17 @@ async def test_when_all_stay_down_calls_fail_after_their_patience_with_every_rea
         assert all(isinstance(result, EndpointError) for result in results)
         assert questions(one) + questions(two) < 150
         assert any(one.url in str(result) and two.url in str(result) for result in results)
+
+
+async def test_a_server_that_restarts_is_waited_for_although_the_other_refuses_the_key() -> None:
+    with FakeEndpoint() as one, FakeEndpoint(key="another") as two:
+        async with several(one, two) as llm:
+            await ask(llm, 4)
+            one.stop()
+            asked = asyncio.create_task(ask(llm, 20))
+            await asyncio.sleep(0.1)
+            one.start()
+            await asked
 
 
 async def test_when_all_refuse_the_key_calls_fail_at_once() -> None:

@@ -17,9 +17,7 @@ from fake_endpoint import FakeEndpoint, scripted
 from support import make_dataset
 
 from starec_agents.agent import UserAgent
-from starec_agents.llm import ScriptedChat, client
-from starec_agents.llm.client import OpenAIChat
-from starec_agents.llm.scripted import scripted_user
+from starec_agents.llm import OpenAIChat, ScriptedChat, scripted_user, session
 from starec_agents.population import Run, run_population
 from starec_agents.store import read_failures, read_steps
 from starec_env.errors import RunError
@@ -38,8 +36,8 @@ MIXES = {
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(client, "MAX_WAIT_S", 0.1)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(session, "MAX_WAIT_S", 0.1)
 
 
 def simulate(out: Path, llm: Any = None, **options: Any) -> Run:

@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from aiohttp import web
 from fake_endpoint import FAULTS, FakeEndpoint, completion, refusal
 
-from starec_agents.llm import Completion, client
+from starec_agents.llm import Completion, session
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.server import FILES_BESIDE, allow_files
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
@@ -23,11 +24,12 @@ from starec_env.types import Endpoint, Usage
 
 HI = [{"role": "user", "content": "Hi there"}]
 KEY = "sk-very-secret"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", "")
 
 
@@ -215,7 +217,7 @@ async def test_an_endpoint_that_cannot_be_reached_says_why(server: FakeEndpoint,
 
 
 async def test_a_server_that_is_killed_and_started_again_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.02)
     server = FakeEndpoint(latency=0.05).start()
     async with chat(server) as llm:
         asked = [asyncio.create_task(ask(llm, str(number))) for number in range(20)]
@@ -245,7 +247,7 @@ async def test_what_cannot_be_sent_is_a_bad_request(server: FakeEndpoint) -> Non
 
 
 async def test_an_absurd_retry_after_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_WAIT_S", 0.01)
+    monkeypatch.setattr(session, "MAX_WAIT_S", 0.01)
     with FakeEndpoint(faults=["429-after", "429-date"], retry_after=1e9) as server:
         async with chat(server) as llm:
             assert (await ask(llm)).text == "Hello."
@@ -281,7 +283,7 @@ async def test_concurrency_is_never_exceeded() -> None:
 
 
 async def test_the_limit_settles_on_what_the_server_bears_without_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(session, "FIRST_WAIT_S", 0.02)
     with FakeEndpoint(capacity=8, latency=0.005) as server:
         async with chat(server, concurrency=256) as llm:
             answers = await asyncio.gather(*(ask(llm, str(number)) for number in range(400)))
@@ -531,7 +533,7 @@ async def test_an_empty_account_is_no_limit_to_wait_for() -> None:
         assert server.requests == 1
 
 
-async def test_errors_told_inside_a_good_status_are_retried_as_their_status_says() -> None:
+async def test_errors_inside_a_good_status_are_retried_as_their_status_says() -> None:
     told: list[dict[str, Any]] = [{"error": {"message": "Rate limit", "code": 429}}] * 8
     broken = completion("")
     broken["choices"][0] |= {"finish_reason": "error", "error": {"code": 502, "message": "upstream broke off"}}
@@ -726,7 +728,7 @@ async def test_a_gateway_that_only_streams_is_understood() -> None:
     assert (answer.text, answer.finish_reason, answer.usage) == ("Hello.", "stop", Usage(prompt_tokens=2))
 
 
-@pytest.mark.parametrize("lengths", [[9000], [3000, 4000]])
+@pytest.mark.parametrize("lengths", [[20_000], [3000, 4000]])
 async def test_a_server_that_cuts_prompts_in_silence_is_noticed_once(
     lengths: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -818,7 +820,7 @@ def test_the_limit_of_open_files_is_raised_to_what_the_concurrency_needs(caplog:
 
 
 async def test_more_in_flight_than_files_names_the_limit(server: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "allow_files", lambda connections: None)
+    monkeypatch.setattr(session, "allow_files", lambda connections: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with chat(server, max_retries=0) as llm:
         await ask(llm)
@@ -838,3 +840,10 @@ async def test_equal_calls_at_once_are_one_request(server: FakeEndpoint, tmp_pat
         answers = await asyncio.gather(*(ask(llm) for _ in range(5)))
         assert (server.requests, llm.cache_hits) == (1, 4)
     assert {answer.text for answer in answers} == {"Hello."}
+
+
+def test_the_endpoints_of_the_docs_are_what_the_client_takes() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "servers.md").read_text(), flags=re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert len(made["llm"].endpoints) == 2

@@ -3,6 +3,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from starec_agents.llm.base import Completion
 from starec_agents.llm.faults import Refused, advised_wait, duration, retry_after
@@ -74,6 +76,21 @@ def test_durations_of_rate_limits_are_read(text: str, seconds: float | None) -> 
 )
 def test_what_a_server_advises_is_read_from_any_of_its_headers(headers: dict[str, str], seconds: float | None) -> None:
     assert advised_wait(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Rate limit reached on tokens per min. Please try again in 1m2.5s. Visit", 62.5),
+        ("Please retry after 20 seconds.", 20.0),
+        ("Retry in 250ms", 0.25),
+        ("try again in a while", None),
+        ("try again in 5 days", None),
+    ],
+)
+def test_what_a_server_advises_is_read_from_its_words_where_no_header_says(said: str, seconds: float | None) -> None:
+    assert advised_wait({}, said) == seconds
+    assert advised_wait({"retry-after": "3"}, said) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -190,6 +207,32 @@ def test_what_was_not_asked_for_never_makes_an_answer_bad_and_what_cannot_be_is_
     assert Completion.model_validate_json(answer.model_dump_json()) == answer
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from("type text thinking content logprob code message error".split()), inner)
+    ),
+    max_leaves=8,
+)
+FIELDS = "message finish_reason logprobs token_ids error delta".split()
+ANSWERS = st.fixed_dictionaries(
+    {"choices": JSON | st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON), max_size=2)},
+    optional={name: JSON for name in ("usage", "model", "error", "prompt_token_ids")},
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANSWERS | JSON, st.booleans())
+def test_whatever_json_comes_is_an_answer_that_can_be_recorded_or_a_plain_error(value: Any, streamed: bool) -> None:
+    raw = json.dumps(value).encode()
+    try:
+        answer = read(b"data: " + raw + b"\n\ndata: [DONE]" if streamed else raw)
+    except (EndpointError, Refused):
+        return
+    assert Completion.model_validate_json(answer.model_dump_json()) == answer
+
+
 def test_an_answer_is_as_long_as_its_tokens_allow_and_is_marked_where_it_is_cut() -> None:
     long = read(body("x" * 10_000, message={"reasoning": "y" * 10_000}), max_tokens=10)
     assert (len(long.text), len(long.reasoning or ""), long.finish_reason) == (4256, 4256, "length")
@@ -209,7 +252,7 @@ def test_an_answer_is_as_long_as_its_tokens_allow_and_is_marked_where_it_is_cut(
         ({"choices": [{"error": {"code": 401, "message": "no"}}]}, 401),
     ],
 )
-def test_an_error_told_inside_a_good_status_has_its_own(told: Any, status: int) -> None:
+def test_an_error_inside_a_good_status_has_its_own(told: Any, status: int) -> None:
     with pytest.raises(Refused) as caught:
         read(json.dumps(told).encode())
     assert caught.value.status == status

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starec_env import load_dataset
-from starec_env.data.files import BadRows, byte_lines, csv_rows, finite, json_rows, text_id
+from starec_env.data.files import byte_lines
+from starec_env.data.rows import BadRows, csv_rows, finite, json_rows, text_id
 from starec_env.data.table import read_table
 from starec_env.errors import DataError, StarecError
 from starec_env.types import Dataset

@@ -11,6 +11,7 @@ TRL's, the training's own, and so is --data-seed; what is drawn from the data se
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -21,7 +22,7 @@ import click
 
 from starec_env.data.options import HELP, data_spec
 from starec_env.data.spec import DataSpec
-from starec_env.data.splits import apart_from, read_users, split_users
+from starec_env.data.splits import apart_from, read_users
 from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice
 from starec_env.metrics import ndcg
 from starec_env.renamed import renamed
@@ -408,9 +409,9 @@ def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list
         users = read_users(given.users_file)
         return users["train"], users["heldout"]
     everyone = dataset.user_ids.tolist()
-    split = split_users(everyone, test=0 if given.heldout else len(everyone) // 2, seed=given.sample_seed)
-    heldout = read_users(given.heldout)["heldout"] if given.heldout else list(split.test)
-    train_users = apart_from(split.train, heldout)[: given.n_train]
+    shuffled = random.Random(given.sample_seed).sample(everyone, len(everyone))
+    heldout = read_users(given.heldout)["heldout"] if given.heldout else shuffled[: len(shuffled) // 2]
+    train_users = apart_from(shuffled, heldout)[: given.n_train]
     if not train_users:
         raise InvalidOption("every user is held out: nobody is left to train on")
     return train_users, heldout

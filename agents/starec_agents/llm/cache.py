@@ -32,8 +32,8 @@ class AnswerCache:
             self._connect()
             self._file.execute("CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, answer TEXT)")
         except (OSError, sqlite3.Error) as error:
-            mend = "delete it or name another folder"
-            raise InvalidOption(f"cache_dir: {self.path} can't be used ({error}); {mend}") from None
+            advice = "delete it or name another folder"
+            raise InvalidOption(f"cache_dir: {self.path} can't be used ({error}); {advice}") from None
 
     def get(self, key: str) -> Completion | None:
         """The completion kept under a key, None if there is none or it is damaged; its latency is 0."""

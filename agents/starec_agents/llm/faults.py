@@ -22,7 +22,7 @@ from starec_env.types import Endpoint
 
 
 class Refused(Exception):
-    """A server's error: a status of 300 or more, or one told inside an answer of status 200.
+    """A server's error: a status of 300 or more, or one inside an answer of status 200.
 
     Attributes:
         status: The HTTP status, or the one that the error in the body names.
@@ -65,7 +65,7 @@ class Fault:
 
     error: EndpointError
     retries: float = 0
-    """How often at most it is worth asking again."""
+    """Most times to ask again."""
     congested: bool = False
     """Whether the server shows that it has more requests than it bears."""
     pause: float | None = None
@@ -99,7 +99,7 @@ def understand(error: Exception, server: Asked) -> Fault:
         advice = "raise it, or lower concurrency or max_tokens"
         text = f"{where} gave no whole answer within timeout_s={server.endpoint.timeout_s:g}: {advice}"
         return fault(text, "timeout", congested=True)
-    if isinstance(error, (ValueError, TypeError, RecursionError)) and not isinstance(error, aiohttp.ClientError):
+    if isinstance(error, (ValueError, TypeError, RecursionError)):  # an invalid URL is a ValueError, too
         text = f"the request to {where} can't be sent: {_words(error, server)}"
         return fault(text, "bad_request", retries=0, whose="caller")
     if isinstance(error, aiohttp.ClientResponseError):
@@ -132,17 +132,18 @@ def _refusal(refused: Refused, server: Asked) -> Fault:
         EndpointError(server.secrets.hide(text), kind),
         retries=math.inf if passes else 0,
         congested=status in (408, 429, 503, 529),
-        pause=advised_wait(refused.headers) if passes else None,
+        pause=advised_wait(refused.headers, refused.said) if passes else None,
         whose="request" if kind == "bad_request" else "server",
         down=not passes and kind != "bad_request",
     )
 
 
-def advised_wait(headers: Mapping[str, str]) -> float | None:
+def advised_wait(headers: Mapping[str, str], said: str = "") -> float | None:
     """Seconds that a server asks to wait, None where it doesn't say; 0 or more, may be absurdly large.
 
     Read are retry-after-ms, x-ms-retry-after-ms, Retry-After (seconds or a date) and x-ratelimit-reset-requests and
-    -tokens ("20ms", "1s", "6m0s", or seconds): of the last two the one of which nothing remains, else the longer.
+    -tokens ("20ms", "1s", "6m0s", or seconds): of the last two the one of which nothing remains, else the longer. With
+    none of them, the error's own words: "try again in 20s".
     """
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if (milliseconds := _number(headers.get(name, ""))) is not None:
@@ -156,7 +157,8 @@ def advised_wait(headers: Mapping[str, str]) -> float | None:
         if (seconds := duration(headers.get(f"x-ratelimit-reset-{what}", ""))) is not None
     }
     spent = [resets[what] for what in resets if _number(headers.get(f"x-ratelimit-remaining-{what}", "")) == 0]
-    return max(spent or resets.values(), default=None)
+    in_words = _IN_WORDS.search(said[:2000])
+    return max(spent or resets.values(), default=duration(in_words[1]) if in_words else None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -185,6 +187,9 @@ def duration(text: str) -> float | None:
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_IN_WORDS = re.compile(
+    r"(?:try again|retry)\w*\s+(?:in|after)\s+((?:\d+(?:\.\d+)?(?:ms|[smhd](?![a-z])))+|\d+(?:\.\d+)?(?=\s*sec))", re.I
+)
 
 
 def _number(text: str) -> float | None:

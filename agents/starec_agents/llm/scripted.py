@@ -21,7 +21,7 @@ Reply = str | Sequence[str] | Callable[[Sequence[Message], Mapping[str, Any]], "
 
 
 class ScriptedChat:
-    """A chat model that says what it is told to: for tests, dry runs and measuring everything but the model.
+    """A chat model that says what a script gives it: for tests, dry runs and measuring everything but the model.
 
     Args:
         reply: A text; a sequence of texts, said in the order of the calls and then from the start again; or a function

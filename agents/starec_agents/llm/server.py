@@ -10,7 +10,7 @@ import time
 import zlib
 from asyncio import timeout
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,9 +19,8 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from yarl import URL
 
-from starec_agents.llm.base import Completion
+from starec_agents.llm.base import Completion, Message
 from starec_agents.llm.faults import EXPECTED, Fault, Refused, understand
 from starec_agents.llm.pool import Limit
 from starec_agents.llm.redaction import Address, Secrets, public, read_address, short
@@ -31,7 +30,7 @@ from starec_env.errors import EndpointError, unknown
 from starec_env.types import Endpoint
 
 CONNECT_S = 10.0
-"""Longest wait for a connection."""
+"""Longest wait for a connection, TLS included."""
 MAX_BODY = 2**20
 """Longest answer that is read, in bytes once decompressed; BODY_A_TOKEN more for each token asked for."""
 BODY_A_TOKEN = 1024
@@ -42,6 +41,9 @@ KEEP_ALIVE_S = 4.0
 
 FILES_BESIDE = 256
 """Files that may be open beside the connections."""
+LONGEST_TOKEN = 32
+"""Characters a token above which a prompt is taken for cut: English has 4, but starec-nano's tokenizer, which knows the
+prompts' own sentences, up to 21."""
 
 _MOST_HOPS = 3
 _log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Server:
         headers, hidden = _headers(endpoint, address, self.key)
         self.secrets = Secrets([self.key or "", *address.secrets, *hidden])
         self._proxy, self.route = _proxy(address.base)
-        self._chat, self._models = URL(address.url("/chat/completions")), URL(address.url("/models"))
+        self._chat, self._models = address.url("/chat/completions"), address.url("/models")
         self.limit = Limit(endpoint.concurrency, learned)
         self.faults = self.outs = self.steady = 0
         self.cause = EndpointError("")
@@ -86,7 +88,7 @@ class Server:
     def open(self) -> None:
         """Make the connections possible; call it in the event loop that is to have them."""
         connector = aiohttp.TCPConnector(
-            limit=self.endpoint.concurrency,
+            limit=0,  # the pool has one
             keepalive_timeout=KEEP_ALIVE_S,
             ssl=_trusted() if self._secure else True,
         )
@@ -95,7 +97,7 @@ class Server:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_S, self.endpoint.timeout_s)),
+            timeout=aiohttp.ClientTimeout(total=None, connect=min(CONNECT_S, self.endpoint.timeout_s)),
         )
 
     async def chat(self, body: dict[str, Any], started: float) -> Completion:
@@ -162,7 +164,7 @@ class Server:
             return "yet it lists that model: perhaps one that can't chat"
         return str(unknown("model", self.endpoint.model, models)) if models else "it lists no model at all"
 
-    async def _request(self, method: str, url: URL, data: bytes | None, most: int) -> tuple[str, bytes]:
+    async def _request(self, method: str, url: str, data: bytes | None, most: int) -> tuple[str, bytes]:
         """Send one request; returns the body and its content type."""
         for _ in range(_MOST_HOPS):
             if self.http.closed:
@@ -178,13 +180,13 @@ class Server:
                     raise read_refusal(response.status, body, response.headers)
         raise Refused(310, "it redirects in a circle")
 
-    def _next_hop(self, response: aiohttp.ClientResponse, method: str) -> URL:
+    def _next_hop(self, response: aiohttp.ClientResponse, method: str) -> str:
         """Where a redirect leads; one to another host isn't followed: the prompt is for the host that was named."""
         target = urljoin(str(response.url), response.headers.get("location", ""))
         here, there = urlsplit(str(response.url)), urlsplit(target)
         same = here.hostname == there.hostname and (here.scheme, here.port) == (there.scheme, there.port)
         if same and (response.status in (307, 308) or method == "GET"):
-            return URL(target, encoded=True)
+            return target
         where = public(target.removesuffix("/chat/completions").removesuffix("/models"))
         raise Refused(response.status, f"it redirects to {where}, which isn't followed: if you trust it, give that URL")
 
@@ -201,20 +203,20 @@ class _OddUsage:
     """Notices, by the token counts, a server that cuts prompts in silence; says so once."""
 
     def __init__(self, where: str) -> None:
-        self._where, self._told = where, False
+        self._where, self._warned = where, False
         self._tokens = self._shortest = self._longest = 0
 
     def look(self, messages: Any, tokens: int) -> None:
         """Compare a prompt's characters with the tokens that the server counted."""
-        if self._told or not tokens:
+        if self._warned or not tokens:
             return
         length = sum([len(message["content"]) for message in messages])
         if tokens != self._tokens:
             self._tokens, self._shortest, self._longest = tokens, length, length
         self._shortest, self._longest = min(self._shortest, length), max(self._longest, length)
         alike = tokens >= 128 and self._longest > 1.3 * self._shortest
-        if alike or (length > 2000 and 8 * tokens < length):
-            self._told = True
+        if alike or (length > 2000 and LONGEST_TOKEN * tokens < length):
+            self._warned = True
             what = f"{self._shortest:,} to {self._longest:,}" if alike else f"{length:,}"
             advice = "raise its context length, or lower max_history"
             message = "%s counted %s prompt tokens in %s characters: it may cut prompts to its context in silence; %s"
@@ -224,6 +226,35 @@ class _OddUsage:
 def _most(tokens: object) -> int:
     known = isinstance(tokens, int) and tokens > 0
     return min(MAX_ANY_BODY, MAX_BODY + BODY_A_TOKEN * tokens) if known else MAX_ANY_BODY // 4  # type: ignore[operator]
+
+
+def request_body(endpoint: Endpoint, messages: Sequence[Message], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's JSON."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    schema, logprobs = given.pop("schema", None), given.pop("logprobs", False)
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": [dict(message) for message in messages],
+        "temperature": endpoint.temperature,
+        "top_p": endpoint.top_p,
+        "max_tokens": endpoint.max_tokens,
+        **given,
+    }
+    if logprobs:
+        body |= {"logprobs": True, "return_token_ids": True}
+    body |= endpoint.extra_body
+    if schema is None:
+        body.pop("response_format", None)
+    elif "response_format" not in body:
+        wrapped = {"name": "answer", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def trial_body(endpoint: Endpoint) -> dict[str, Any]:
+    """A request of one token, to find out whether a server answers at all."""
+    body = request_body(endpoint, [{"role": "user", "content": "Hi"}], {})
+    return {**body, **{name: 1 for name in ("max_tokens", "max_completion_tokens") if name in body}}
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:

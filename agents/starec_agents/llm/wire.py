@@ -22,7 +22,7 @@ def read_completion(
 ) -> Completion:
     """Read a chat completion, or the events of a streamed one.
 
-    Content may be text or a list of parts, thoughts may stand in `reasoning` or `reasoning_content`; token counts, ids
+    Content may be text or a list of parts, thoughts may be in `reasoning` or `reasoning_content`; token counts, ids
     and log-probabilities that can't be are left out.
 
     Args:
@@ -34,7 +34,7 @@ def read_completion(
 
     Raises:
         EndpointError: kind "bad_answer": the body isn't a chat completion, has no choice, or says nothing.
-        Refused: The body tells an error.
+        Refused: The body holds an error.
     """
     streamed = "event-stream" in content_type or body[:5] == b"data:"
     try:
@@ -81,23 +81,24 @@ def read_models(body: bytes, secrets: Secrets) -> list[str]:
 def read_refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Refused:
     """Read an error of status 300 or more."""
     try:
-        told = from_json(body)
+        content = from_json(body)
     except ValueError:
-        told = None
-    error = told.get("error") or told.get("message") or told.get("detail") if isinstance(told, dict) else None
+        content = None
+    about = _mapping(content)
+    error = about.get("error") or about.get("message") or about.get("detail")
     if not error:
         return Refused(status, body[:_MOST_SHOWN].decode(errors="replace"), headers=headers)
-    return Refused(status, *_told(error), headers=headers)
+    return Refused(status, *_reason(error), headers=headers)
 
 
-def _told(error: object) -> tuple[str, str]:
+def _reason(error: object) -> tuple[str, str]:
     about = _mapping(error)
     message = about.get("message") or about.get("detail") or error
     return str(message), f"{about.get('code')} {about.get('type')}"
 
 
 def _choice(answer: Any, body: bytes, secrets: Secrets) -> dict[str, Any]:
-    """The first choice, its message a mapping; raises what the answer tells instead."""
+    """The first choice, its message a mapping; raises the error that the answer holds instead."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     error = choice.get("error") or (isinstance(answer, dict) and answer.get("error"))
@@ -109,8 +110,8 @@ def _choice(answer: Any, body: bytes, secrets: Secrets) -> dict[str, Any]:
 
 
 def _error_inside(error: object, body: bytes, secrets: Secrets) -> Exception:
-    """An error told in a body of status 200: with the status that its code stands for, if it stands for one."""
-    said, codes = _told(error)
+    """An error in a body of status 200, with the status that its code names if it names one."""
+    said, codes = _reason(error)
     about = _mapping(error)
     for code in (about.get("code"), about.get("status"), about.get("status_code")):
         if str(code).isdecimal() and 300 <= int(str(code)[:4]) <= 599:
@@ -137,7 +138,8 @@ def _joined(body: bytes) -> dict[str, Any]:
             break
         event = _mapping(from_json(data))
         answer |= {name: value for name, value in event.items() if name != "choices" and value is not None}
-        for part in event.get("choices") or ():
+        parts = event.get("choices")
+        for part in parts if isinstance(parts, list) else ():
             _join(choice, _mapping(part))
     if not done and choice["finish_reason"] is None and "error" not in answer:
         raise ValueError("the stream ended before the answer did")

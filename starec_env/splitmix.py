@@ -1,0 +1,19 @@
+"""The one hash of numbers behind all that is drawn as a pure function: splitmix64 (Steele, Lea, Flood 2014)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The odd step by which splitmix64's state goes on: 2**64 over the golden ratio."""
+
+
+def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix the bits of 64-bit words in place, modulo 2**64 (splitmix64's finaliser), and return them."""
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words
