@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from starec_env.types import Call, Feedback, Memory, Ranking, Step
+from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step
 
 Text = str | list[str | list[int]]
 """A text as it is recorded."""
@@ -244,7 +244,10 @@ class Outcome:
 
     rank: int | None
     liked: bool
-    valid: bool
+    report: ParseReport
+    """On the ranking."""
+    updates: Sequence[ParseReport]
+    """On the memory updates."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -255,7 +258,8 @@ class Outcome:
         return cls(
             step.feedback.rank,
             step.feedback.liked,
-            step.ranking.valid,
+            step.ranking.report,
+            [call.report for call in step.calls if call.report],
             sum(usage.prompt_tokens for usage in used),
             sum(usage.completion_tokens for usage in used),
         )
@@ -269,7 +273,8 @@ def read_outcome(line: bytes) -> Outcome:
     return Outcome(
         ranking.rank_of(record["target"]),
         record["liked"],
-        ranking.valid,
+        ranking.report,
+        [ParseReport.model_validate(call["report"]) for call in record["calls"] if call.get("report")],
         sum(usage.get("prompt_tokens", 0) for usage in used),
         sum(usage.get("completion_tokens", 0) for usage in used),
     )

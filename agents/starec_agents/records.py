@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -185,14 +186,19 @@ class Tally:
     def __init__(self) -> None:
         self._users: dict[Id, int] = {}
         self._owner, self._ranks, self._liked = array("q"), array("d"), array("b")
-        self._valid = self._prompt = self._completion = 0
+        self._valid = self._profiles = self._valid_profiles = self._prompt = self._completion = 0
+        self._problems: dict[str, Counter[str]] = {"rankings": Counter(), "profiles": Counter()}
 
     def add(self, user: Id, outcome: Outcome) -> None:
         """Count a user's step."""
         self._owner.append(self._users.setdefault(user, len(self._users)))
         self._ranks.append(np.nan if outcome.rank is None else outcome.rank)
         self._liked.append(outcome.liked)
-        self._valid += outcome.valid
+        self._valid += outcome.report.valid
+        self._profiles += len(outcome.updates)
+        self._valid_profiles += sum(report.valid for report in outcome.updates)
+        self._problems["rankings"].update(outcome.report.kinds)
+        self._problems["profiles"].update(kind for report in outcome.updates for kind in report.kinds)
         self._prompt += outcome.prompt_tokens
         self._completion += outcome.completion_tokens
 
@@ -206,6 +212,8 @@ class Tally:
         steps = len(self._ranks)
         return result | {
             "valid_share": self._valid / steps if steps else None,
+            "valid_profiles": self._valid_profiles / self._profiles if self._profiles else None,
+            "problems": {task: dict(sorted(kinds.items())) for task, kinds in self._problems.items()},
             "users": len(self._users),
             "scored_users": found.n,
             "steps": steps,

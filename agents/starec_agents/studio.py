@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from starec_agents.graph import Context, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ChatModel, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.prompts import start_memory
+from starec_agents.tasks import start_memory
 from starec_env import load_dataset, prepare
 from starec_env.errors import InvalidOption
 from starec_env.replay.stream import Stream, judge
@@ -95,7 +95,7 @@ def make_graph(llm: ChatModel | None = None, stream: Stream | None = None) -> An
     graph.add_node("judge", judge_ranking)
     graph.add_node("compare", as_here(compare))
     graph.add_node("reflect", as_here(reflect, asks=True))
-    graph.add_node("update_memory", as_here(update_memory))
+    graph.add_node("update_memory", as_here(update_memory, asks=True))
     names = [START, *graph.nodes, END]
     for start, end in zip(names, names[1:], strict=False):
         graph.add_edge(start, end)

@@ -24,7 +24,7 @@ from starec_env.data import load_dataset
 from starec_env.data.preparation import prepare
 from starec_env.errors import InvalidOption, RunError, StarecWarning
 from starec_env.replay.stream import Stream
-from starec_env.types import Call, Dataset, Endpoint, Feedback, Memory, Ranking, Step, Usage
+from starec_env.types import Call, Dataset, Endpoint, Feedback, Memory, ParseReport, Ranking, Step, Usage
 
 DATA = make_dataset()
 N_STEPS = 14
@@ -68,7 +68,8 @@ def steps_of(seed: int, n: int = 6) -> list[Step]:
             latency=rng.random(),
         )
         order = tuple(rng.sample(range(4), rng.randrange(5)))
-        ranking = Ranking(order=order, text=rng.choice([call.completion, text()]))
+        report = ParseReport(missing=rng.randrange(2))
+        ranking = Ranking(order=order, report=report, text=rng.choice([call.completion, text()]))
         feedback = Feedback(item_id=12, rank=ranking.rank_of(2), predicted_liked=True, liked=bool(turn % 2))
         after: Memory = memory.updated(profile=rng.choice([None, text(), call.completion]), event=text())
         after = rng.choice([after, memory, Memory(profile="new"), Mood(profile=text(), mood="glad")])
@@ -98,7 +99,7 @@ def test_every_field_of_a_call_is_recorded() -> None:
     call = Call(
         kind="rank", messages=({"role": "user", "content": "Rank."},), completion="A", reasoning="so", latency=0.5,
         finish_reason="stop", usage=Usage(cached_tokens=1), token_ids=(1,), prompt_token_ids=(2,), logprobs=(-1.0,),
-        stepped_down=("seed",),
+        stepped_down=("seed",), report=ParseReport(empty=True),
     )  # fmt: skip
     assert {*call.model_dump(exclude_defaults=True)} == {*Call.model_fields}
     step = steps_of(0)[0].model_copy(update={"calls": (call,)})

@@ -35,7 +35,7 @@ from starec_agents import ScriptedChat, _walk, build_graph, scripted_user, varia
 from starec_agents._executor import Executor  # noqa: PLC2701
 from starec_agents.graph import Context
 from starec_agents.planner import planner
-from starec_agents.prompts import start_memory
+from starec_agents.tasks import start_memory
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Ranking
 from starec_training.blind import BlindTeacher
