@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Protocol, Self, overload, runtime_checkable
+from typing import Annotated, Any, Protocol, Self, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -626,21 +626,24 @@ class Memory(BaseModel):
         return self.model_copy(update=changes)
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Usage(BaseModel):
     """Tokens that a call cost."""
 
     model_config = ConfigDict(frozen=True)
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    cached_tokens: _Count = 0
     """Prompt tokens that the server says it took from its prefix cache."""
 
 
 class Call(BaseModel):
     """One request to a chat model, and its answer."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     kind: str
     """Which task asked: "rank" or "reflect" in our graphs; a user's graph may name its own."""
@@ -653,10 +656,12 @@ class Call(BaseModel):
     usage: Usage = Usage()
     latency: float = 0.0
     """Seconds from first attempt to answer."""
-    token_ids: tuple[int, ...] | None = None
-    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[_Count, ...] | None = None
+    prompt_token_ids: tuple[_Count, ...] | None = None
     logprobs: tuple[float, ...] | None = None
     """Natural-log probability of each completion token, where the server gives them."""
+    stepped_down: tuple[str, ...] = ()
+    """What the server had refused, and so was left out of or changed in the request."""
     report: ParseReport | None = None
     """How a memory update was read; None for other calls. A ranking's report is with the ranking."""
 
@@ -677,9 +682,9 @@ def whole_answer(text: str, reasoning: str | None) -> str:
 
 
 class Step(BaseModel):
-    """One finished turn of one user, with ids as in the data set's own files: a line of steps.jsonl."""
+    """One finished turn of one user, with ids as in the data set's own files."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     user_id: Id
     turn: int

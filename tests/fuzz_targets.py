@@ -144,13 +144,13 @@ def whole_record(folder: Path) -> dict[str, bytes]:
     """The files of a small finished run."""
     agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
     run_population(make_dataset(4), agent, out=folder, turns=2, progress=False)
-    names = ("run.json", "steps.jsonl", "failures.jsonl")
+    names = ("run.json", "steps.jsonl", "prompts.jsonl", "failures.jsonl")
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def check_record(files: dict[str, bytes], folder: Path, rng: random.Random) -> None:
     """Read and reopen a damaged record: only errors of ours, and whatever it holds after reopening can be read."""
-    damaged = rng.choice(("run.json", "steps.jsonl", "steps.jsonl", "steps.jsonl"))
+    damaged = rng.choice(("run.json", "prompts.jsonl", "steps.jsonl", "steps.jsonl", "steps.jsonl"))
     (folder / "steps.damaged").unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(mutated(data, rng) if name == damaged else data)
@@ -165,6 +165,7 @@ def check_record(files: dict[str, bytes], folder: Path, rng: random.Random) -> N
     except StarecError:
         return
     store.close()
+    list(read_steps(folder))
     read_failures(folder)
 
 

@@ -51,6 +51,8 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
         f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
         f"Results are in {out} (starec show {out} --user ID tells a user's story)."
     )
+    if missing := metrics.get("missing_steps"):
+        note += f"\n{missing:,} of the planned steps are missing, those of the users that failed."
     if unscored := metrics["users"] - metrics.get("scored_users", metrics["users"]):
         note += f"\nDisliked targets are not scored: {unscored:,} users had no other."
     note += "".join(f"\n{text}" for text in run.get("notes", ()))

@@ -108,7 +108,7 @@ async def test_a_call_keeps_all_that_the_model_returned():
     ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
     call = ranked["calls"][0]
     assert call.completion == FIRST
-    ours, theirs = {"kind", "messages", "completion", "report"}, {"text", "model", "stepped_down"}
+    ours, theirs = {"kind", "messages", "completion", "report"}, {"text", "model"}
     assert call.model_dump(exclude=ours) == answer.model_dump(exclude=theirs)
     assert [message["role"] for message in call.messages] == ["system", "user"]
     assert ranked["ranking"].text == f"<think>\nhm\n</think>\n{FIRST}"

@@ -23,6 +23,7 @@ from safetensors.torch import load_model
 from trl import GRPOConfig, GRPOTrainer
 
 from starec_agents.agent import UserAgent
+from starec_agents.config import Purpose
 from starec_agents.llm import ChatModel
 from starec_agents.population import run_population
 from starec_agents.records import Turns
@@ -365,7 +366,7 @@ def _collected(
             users=users[state.process_index :: state.num_processes],
             **settings,
             stream=stream,
-            about={"hard": hard, "hard_kind": rounds.hard_kind} if hard else None,
+            purpose=Purpose(hard=hard, hard_kind=rounds.hard_kind) if hard else None,
             concurrency=max(64, 2 * rounds.batch_size),
             resume=(mine / "run.json").exists(),
             progress=state.is_main_process,

@@ -161,10 +161,7 @@ class Session:
             self.pool.give_up(error, call.answers, DOWN_S)
             raise error
         call.limited += 1
-        own = min(FIRST_WAIT_S * 2.0 ** min(call.limited - 1, 20), LIMIT_WAIT_S, MAX_WAIT_S) * random.uniform(
-            0.75, 1.25
-        )
-        return max(own, _advised(fault))
+        return max(min(_wait(call.limited), LIMIT_WAIT_S), _advised(fault))
 
     def _use_up(self, call: _Call, error: EndpointError, retries: float = math.inf) -> None:
         """Count one retry more; raise the error if there is none left."""
@@ -258,7 +255,7 @@ class Session:
 
 def _wait(number: int) -> float:
     """Seconds before the retry of that number, 1-based."""
-    return min(FIRST_WAIT_S * 4.0 ** max(number - 1, 0), MAX_WAIT_S) * random.uniform(0.75, 1.25)
+    return min(FIRST_WAIT_S * 4.0 ** min(max(number - 1, 0), 20), MAX_WAIT_S) * random.uniform(0.75, 1.25)
 
 
 def _advised(fault: Fault) -> float:
