@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Protocol, Self, overload, runtime_checkable
+from typing import Annotated, Any, Protocol, Self, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -520,6 +520,48 @@ class Turn:
         return self.query.candidates[self.target]
 
 
+class ParseReport(BaseModel):
+    """What was wrong with a model's answer, a ranking or a new profile. Ties are noted, not wrong."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cut_off: bool = False
+    """It ended at the most tokens allowed, or within its thought: an unfinished answer is none."""
+    empty: bool = False
+    """There is no text, or none beside the thought."""
+    no_answer: bool = False
+    """There is text, but nothing in it that could be an entry of a ranking, or a profile."""
+    too_long: bool = False
+    """Only the beginning was read."""
+    missing: int = 0
+    """Candidates that it doesn't rank; 0 where it ranks none at all."""
+    repeated: int = 0
+    """Entries that name a candidate once more; the first counts."""
+    invented: int = 0
+    """Entries that name no candidate."""
+    tied: int = 0
+    """Candidates whose score equals an earlier one's; they are in the order shown."""
+    other: str = ""
+    """What else was wrong, in words."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether nothing was wrong."""
+        return not any(value for name, value in self if name != "tied")
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of what was found, ties included."""
+        return [name for name, value in self if value]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was found, in words: "cut off", "missing: 3"."""
+        found = ((name.replace("_", " "), value) for name, value in self if value and name != "other")
+        counted = (name if value is True else f"{name}: {value}" for name, value in found)
+        return (*counted, self.other) if self.other else tuple(counted)
+
+
 class Ranking(BaseModel):
     """Candidate positions, best first; may be partial."""
 
@@ -529,8 +571,8 @@ class Ranking(BaseModel):
     """Distinct 0-based candidate positions, best first."""
     text: str = ""
     """The answer it was read from, rationale included; empty for rankers that don't write."""
-    problems: tuple[str, ...] = ()
-    """What was wrong with the answer, e.g. "missing: 3", "repeated: 1", "invented: 2". Ties are noted, not wrong."""
+    report: ParseReport = ParseReport()
+    """What was wrong with the answer."""
 
     def rank_of(self, position: int) -> int | None:
         """1-based rank of a candidate position; None when the ranking doesn't hold it."""
@@ -540,9 +582,14 @@ class Ranking(BaseModel):
             return None
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """What was wrong with the answer, in words, e.g. "missing: 3", "repeated: 1"; see `report`."""
+        return self.report.problems
+
+    @property
     def valid(self) -> bool:
         """Whether the answer ranked each candidate exactly once and nothing else."""
-        return all(problem.startswith("tied") for problem in self.problems)
+        return self.report.valid
 
 
 class Feedback(BaseModel):
@@ -579,21 +626,24 @@ class Memory(BaseModel):
         return self.model_copy(update=changes)
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Usage(BaseModel):
     """Tokens that a call cost."""
 
     model_config = ConfigDict(frozen=True)
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    cached_tokens: _Count = 0
     """Prompt tokens that the server says it took from its prefix cache."""
 
 
 class Call(BaseModel):
     """One request to a chat model, and its answer."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     kind: str
     """Which task asked: "rank" or "reflect" in our graphs; a user's graph may name its own."""
@@ -606,16 +656,35 @@ class Call(BaseModel):
     usage: Usage = Usage()
     latency: float = 0.0
     """Seconds from first attempt to answer."""
-    token_ids: tuple[int, ...] | None = None
-    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[_Count, ...] | None = None
+    prompt_token_ids: tuple[_Count, ...] | None = None
     logprobs: tuple[float, ...] | None = None
     """Natural-log probability of each completion token, where the server gives them."""
+    stepped_down: tuple[str, ...] = ()
+    """What the server had refused, and so was left out of or changed in the request."""
+    report: ParseReport | None = None
+    """How a memory update was read; None for other calls. A ranking's report is with the ranking."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the answer ended at the most tokens allowed."""
+        return self.finish_reason == "length"
+
+    @property
+    def answer(self) -> str:
+        """The whole answer, with thoughts that came apart put before it between <think> tags."""
+        return whole_answer(self.completion, self.reasoning)
+
+
+def whole_answer(text: str, reasoning: str | None) -> str:
+    """An answer with thoughts that came apart put before it, between <think> tags."""
+    return f"<think>\n{reasoning}\n</think>\n{text}" if reasoning else text
 
 
 class Step(BaseModel):
-    """One finished turn of one user, with ids as in the data set's own files: a line of steps.jsonl."""
+    """One finished turn of one user, with ids as in the data set's own files."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     user_id: Id
     turn: int

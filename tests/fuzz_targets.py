@@ -10,18 +10,18 @@ import numpy as np
 from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user
-from starec_agents.parsing import parse_profile, parse_ranking
 from starec_agents.store import RunStore, read_failures, read_steps, read_trajectories
+from starec_agents.tasks import ANSWER_FORMATS, parse_ranking, profile_format
 from starec_env import load_dataset
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning
 from starec_env.replay.env import UserFeedbackEnv
-from starec_env.types import Candidates, Dataset, Item
+from starec_env.types import Candidates, Dataset, Item, ParseReport
 
 PIECES = [
     *("<think>", "</think>", "<THINK >", "1. ", "2) ", "3: ", "- ", "Heat (1995)", "Alien", "Matrix, The (1999)"),
     *("The Matrix", "Alien (1979)", " - ", "\n", "\r\n", "A", "B ", "c", "D>", "[", "]", "{", "}", '"A": 3', ", "),
     *('"B": 1e400', '"', "**", "`", "Updated User description:", "\u202e", "\0", "(", ")", ": ", "|", "\ud800"),
-    *("é", "e\u0301", "🎬", "9" * 30),
+    *("<description>", "</description>", "Changes:", "é", "e\u0301", "🎬", "9" * 30),
 ]
 INSERTS = (b"\n", b"\t", b"::", b",", b'"', b"\0", b"nan", b"1e999", b"-1", b"\xff\xfe", b"{}", b"[" * 500)
 FOUR = Candidates(
@@ -39,13 +39,22 @@ def random_text(rng: random.Random) -> str:
 
 
 def check_parsers(text: str) -> None:
-    """A ranking is made of distinct positions and valid exactly when whole; a profile is text or None."""
-    for answer_format in ("paper", "compact"):
+    """A ranking is made of distinct positions and valid exactly when whole; a profile is text, or its report says why.
+
+    Nothing is read of an answer that was cut off.
+    """
+    for answer_format in ANSWER_FORMATS:
         ranking = parse_ranking(text, FOUR, answer_format)
         assert len(set(ranking.order)) == len(ranking.order) and set(ranking.order) <= {0, 1, 2, 3}
         assert not ranking.valid or len(ranking.order) == 4
-    profile = parse_profile(text)
-    assert profile is None or (profile.strip() and len(profile) <= 2_000)
+        assert ranking.report == ParseReport.model_validate_json(ranking.report.model_dump_json())
+        assert bool(ranking.problems) == bool(ranking.report.kinds)
+        profile, report = profile_format(answer_format).parse(text)
+        assert (profile is None) == any((report.cut_off, report.empty, report.no_answer))
+        assert profile is None or (profile.strip() and len(profile) <= 2_000)
+        cut = parse_ranking(text, FOUR, answer_format, cut_off=True)
+        assert cut.order == () and cut.report.kinds[0] == "cut_off"
+        assert profile_format(answer_format).parse(text, cut_off=True).text is None
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -135,13 +144,13 @@ def whole_record(folder: Path) -> dict[str, bytes]:
     """The files of a small finished run."""
     agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
     run_population(make_dataset(4), agent, out=folder, turns=2, progress=False)
-    names = ("run.json", "steps.jsonl", "failures.jsonl")
+    names = ("run.json", "steps.jsonl", "prompts.jsonl", "failures.jsonl")
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def check_record(files: dict[str, bytes], folder: Path, rng: random.Random) -> None:
     """Read and reopen a damaged record: only errors of ours, and whatever it holds after reopening can be read."""
-    damaged = rng.choice(("run.json", "steps.jsonl", "steps.jsonl", "steps.jsonl"))
+    damaged = rng.choice(("run.json", "prompts.jsonl", "steps.jsonl", "steps.jsonl", "steps.jsonl"))
     (folder / "steps.damaged").unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(mutated(data, rng) if name == damaged else data)
@@ -156,6 +165,7 @@ def check_record(files: dict[str, bytes], folder: Path, rng: random.Random) -> N
     except StarecError:
         return
     store.close()
+    list(read_steps(folder))
     read_failures(folder)
 
 

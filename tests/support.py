@@ -1,6 +1,7 @@
 """Functions that several test files import: `from support import shared_data, make_dataset`."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,11 @@ def make_dataset(n_users: int = 12, n_items: int = 60, length: int = 14, seed: i
         timestamps=np.tile(np.arange(length), n_users).astype(np.int64),
         demographics=[{"gender": "F" if u % 2 else "M", "age": "25-34"} for u in range(n_users)],
     )
+
+
+def record(out: Path) -> str:
+    """A run's steps, a line each, without what tells the time."""
+    from starec_agents.store import read_steps
+
+    lines = [step.model_dump_json() for step in read_steps(out)]
+    return "".join(re.sub(r'"latency":[0-9.e-]+', '"latency":0', line) + "\n" for line in lines)

@@ -53,7 +53,7 @@ def test_simulate_prints_the_table_and_writes_the_files(endpoint: FakeEndpoint, 
     done = starec(*simulate_args(endpoint, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "NDCG@10" in done.stdout and "run" in done.stdout
-    for name in ("run.json", "steps.jsonl", "candidates.parquet", "metrics.json", "trajectories.parquet"):
+    for name in ("run.json", "steps.jsonl", "candidates.parquet", "metrics.json", "prompts.jsonl", "users.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
 

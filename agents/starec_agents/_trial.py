@@ -8,14 +8,11 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from starec_agents.agent import OWN_KEYS, UserAgent
-from starec_agents.llm import Message, ScriptedChat
-from starec_agents.llm.scripted import scripted_user
+from starec_agents.llm import Message, ScriptedChat, scripted_user
+from starec_agents.tasks.wording import made_up_turn
 from starec_env.errors import InvalidOption, UnknownName
-from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Feedback, Item, Query
+from starec_env.types import Feedback, Query
 
 _MOST_REQUESTS = 100
 
@@ -35,7 +32,7 @@ async def check_graph(agent: UserAgent, query: Query | None = None) -> None:
         InvalidOption: The graph ends without a ranking, or reads while ranking what only learning has.
         UnknownName: A node asks a model that the agent doesn't have.
     """
-    query = query or _made_up()
+    query = query or made_up_turn().query
     trial, ranked = _scripted(agent), False
     try:
         await trial.arank(query)
@@ -64,14 +61,3 @@ def _scripted(agent: UserAgent) -> UserAgent:
     chat, trial = ScriptedChat(reply), copy(agent)
     trial._context = replace(agent._context, llm=chat, models=dict.fromkeys(agent.models, chat))
     return trial
-
-
-def _made_up() -> Query:
-    n = 8
-    films = [Item(number, f"Film {number}", {"year": "1999", "genres": "Drama"}) for number in range(1, n + 1)]
-    rows = np.arange(n - 1)
-    dataset = Dataset(
-        name="made up", domain="movie", items=films, user_ids=np.array([1]), indptr=np.array([0, n - 1]),
-        item_indices=rows.astype(np.int32), ratings=np.full(n - 1, 5, np.float32), timestamps=rows,
-    )  # fmt: skip
-    return Stream(dataset, n_candidates=2, min_history=1).turns(0)[-1].query

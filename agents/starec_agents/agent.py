@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 from starec_agents._executor import executor_of
 from starec_agents.graph import Context, Graph, State
 from starec_agents.llm import ChatModel
-from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY, start_memory
+from starec_agents.tasks import MAX_HISTORY, Prompts, ranking_format, start_memory
 from starec_agents.variants import reflect_always
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.types import Call, Feedback, Memory, Query, Ranking
@@ -34,11 +34,13 @@ class UserAgent:
         llm: Answers the prompts.
         graph: A compiled graph over `starec_agents.graph.State`: one of `variants`, or your own; or a function that
             makes one, called once a process, which an agent needs that is sent to workers. None for `reflect_always`.
-        answer_format: "paper": numbered titles with explanations after a thought; "compact": candidate labels alone.
-        structured: With "compact", have the server enforce a JSON object of scores.
+        answer_format: "paper": numbered titles with explanations after a thought; "labels": candidates' labels alone;
+            "scores": a JSON object of scores, which the server enforces. "compact" is the old name of "labels".
+        structured: With "compact": "scores".
         memory: The memory to begin with; None starts one from the first query (`start_memory`).
         max_history: Interactions shown in prompts.
         models: Chat models by name, for nodes that ask another than `llm`.
+        prompts: The wording, as functions; None for that of `starec_agents.tasks`.
         executor: "auto" walks a straight graph directly and runs any other on LangGraph's executor; the result is the
             same. "langgraph" always uses that executor; "direct" refuses a graph that isn't straight.
         sampling: Goes with every request: temperature, top_p, max_tokens, seed, stop, logprobs.
@@ -61,13 +63,12 @@ class UserAgent:
         memory: Memory | None = None,
         max_history: int = MAX_HISTORY,
         models: Mapping[str, ChatModel] | None = None,
+        prompts: Prompts | None = None,
         executor: Executors = "auto",
         **sampling: Any,
     ) -> None:
-        check_choice("answer_format", answer_format, ANSWER_FORMATS)
+        answer_format = ranking_format(answer_format, structured).name
         check_choice("executor", executor, get_args(Executors))
-        if structured and answer_format != "compact":
-            raise InvalidOption("structured=True enforces the compact format: add answer_format='compact'")
         if max_history < 1:
             raise InvalidOption(f"max_history={max_history}: at least one interaction must be shown")
         made: Any = graph if hasattr(graph, "ainvoke") else _made(graph or reflect_always)
@@ -81,7 +82,7 @@ class UserAgent:
         self.graph: Graph = made
         self.memory = memory
         self.calls: list[Call] = []
-        self._context = Context(llm, answer_format, structured, max_history, sampling, models or {})
+        self._context = Context(llm, answer_format, max_history, sampling, models or {}, prompts or Prompts())
         self._executor = executor_of(made)
         self._direct = executor != "langgraph"
         if executor == "direct" and self._executor.why:
@@ -136,7 +137,7 @@ class UserAgent:
             "models": {name: model_name(llm) for name, llm in sorted(context.models.items())},
             "graph": self.graph_name,
             "answer_format": context.answer_format,
-            "structured": context.structured,
+            "prompts": context.prompts.fingerprint(context.answer_format, context.max_history),
             "max_history": context.max_history,
             "sampling": dict(context.sampling),
         }

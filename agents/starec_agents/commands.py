@@ -17,6 +17,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, overview, story
+from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, unknown
@@ -57,8 +58,7 @@ def load_graph(name: str) -> Any:
 @click.option("--model", required=True, help="The model's name at the endpoint.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
-@click.option("--answer-format", type=click.Choice(["paper", "compact"]), default="paper", show_default=True)
-@click.option("--structured/--free", default=False, show_default=True, help="Hold compact answers to a JSON schema.")
+@format_options
 @click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
 @click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items to rank a turn.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
@@ -107,7 +107,7 @@ def simulate(data: DataSpec, **options: Any) -> int:
     asyncio.run(_check(llm))
     run = run_population(
         data.load(),
-        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"], structured=options["structured"]),
+        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"]),
         progress=not options["quiet"],
         **{key: options[key] for key in _RUN_OPTIONS},
     )

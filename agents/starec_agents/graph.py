@@ -22,8 +22,16 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
-from starec_agents.parsing import parse_profile, parse_ranking
-from starec_agents.prompts import MAX_HISTORY, event_line, rank_messages, ranking_schema, reflect_messages
+from starec_agents.tasks import (
+    MAX_HISTORY,
+    ProfileFormat,
+    Prompts,
+    RankingFormat,
+    event_line,
+    profile_format,
+    ranking_format,
+    target_position,
+)
 from starec_env.errors import unknown
 from starec_env.types import Call, Candidates, Feedback, Memory, Query, Ranking
 
@@ -52,16 +60,27 @@ class Context:
 
     llm: Annotated[ChatModel, _OPAQUE]
     answer_format: str = "paper"
-    structured: bool = False
+    """One of ANSWER_FORMATS: "paper", "labels" or "scores"."""
     max_history: int = MAX_HISTORY
     sampling: Mapping[str, Any] = field(default_factory=dict)
     models: Annotated[Mapping[str, ChatModel], _OPAQUE] = field(default_factory=dict)
     """Chat models by name, for nodes that ask another than `llm`."""
+    prompts: Annotated[Prompts, _OPAQUE] = field(default_factory=Prompts)
+    """The wording of both tasks."""
 
     @property
-    def asks_scores(self) -> bool:
-        """Whether the answer is a JSON object of scores that the server enforces."""
-        return self.structured and self.answer_format == "compact"
+    def ranking_format(self) -> RankingFormat:
+        """The format of rankings."""
+        return ranking_format(self.answer_format)
+
+    @property
+    def profile_format(self) -> ProfileFormat:
+        """The format of new profiles."""
+        return profile_format(self.answer_format)
+
+    def rank_messages(self, query: Query, memory: Memory) -> list[Message]:
+        """The ranking task's prompt."""
+        return self.prompts.rank(query, memory, self.answer_format, self.max_history)
 
     def chat(self, model: str | None = None) -> ChatModel:
         """The chat model of that name, or `llm` without one.
@@ -117,20 +136,16 @@ async def ask_ranking(
         EndpointError: No usable answer could be had.
         UnknownName: The context has no model of that name.
     """
-    if context.asks_scores:
-        sampling = {"schema": ranking_schema(len(candidates)), **sampling}
+    if schema := context.ranking_format.schema(len(candidates)):
+        sampling = {"schema": schema, **sampling}
     call = await call_model(context, "rank", messages, model=model, **sampling)
-    ranking = parse_ranking(call.completion, candidates, context.answer_format)
-    if call.reasoning:
-        ranking = ranking.model_copy(update={"text": f"<think>\n{call.reasoning}\n</think>\n{ranking.text}"})
-    return ranking, call
+    return context.ranking_format.parse(call.answer, candidates, call.cut_off), call
 
 
 async def fast_rank(state: State, runtime: Runtime[Context]) -> State:
     """Rank the candidates by the memory (4.1.2)."""
     context, query = runtime.context, state["query"]
-    messages = rank_messages(query, state["memory"], context.answer_format, context.asks_scores, context.max_history)
-    ranking, call = await ask_ranking(context, query.candidates, messages)
+    ranking, call = await ask_ranking(context, query.candidates, context.rank_messages(query, state["memory"]))
     return {"ranking": ranking, "calls": (call,)}
 
 
@@ -143,14 +158,17 @@ async def reflect(state: State, runtime: Runtime[Context]) -> State:
     """Have the model rewrite the profile (4.1.3, self-reflection)."""
     context = runtime.context
     asked = (state["query"], state["memory"], state["ranking"], state["feedback"])
-    messages = reflect_messages(*asked, context.answer_format, context.max_history)
+    messages = context.prompts.reflect(*asked, context.answer_format, context.max_history)
     call = await call_model(context, "reflect", messages)
-    return {"profile": parse_profile(call.completion), "calls": (call,)}
+    profile = context.profile_format.parse(call.answer, call.cut_off)
+    return {"profile": profile.text, "calls": (call.model_copy(update={"report": profile.report}),)}
 
 
 async def update_memory(state: State) -> State:
     """Put the new profile, if there is one, and the turn's line into the memory (4.1.3, last sentence)."""
-    event = event_line(state["query"], state["feedback"])
+    query, feedback = state["query"], state["feedback"]
+    target, ranked = target_position(query.candidates, feedback), state.get("ranking", Ranking(order=()))
+    event = event_line(query, feedback, ranking_format("paper").reason(ranked, query.candidates, target))
     return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
 
 

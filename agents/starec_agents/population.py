@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, ParamSpec
 
 import numpy as np
 
 from starec_agents._trial import check_graph
 from starec_agents.agent import UserAgent
+from starec_agents.config import DataConfig, Purpose, RunConfig, endpoints_of, ids_hash, memories_hash, versions
 from starec_agents.progress import RunProgress
 from starec_agents.records import Turns, finish, write_candidates
 from starec_agents.rollout import Agent as Agent
@@ -28,6 +30,8 @@ from starec_agents.workers import run_shares, start_engine
 from starec_env.errors import InvalidOption, StarecWarning, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id, Memory, Step
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,6 @@ class Run:
         return metrics_text(self.metrics, self.out)
 
 
-def run_population(dataset: Dataset, agent: Callable[[], Agent], **options: Any) -> Run:
-    """Run a population and return when it is done; `arun_population` has the options.
-
-    From a notebook or other running event loop, `await arun_population(...)` instead.
-    """
-
-    async def run() -> Run:
-        try:
-            return await arun_population(dataset, agent, **options)
-        finally:
-            await close(agent)
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(run())
-    raise InvalidOption("run_population was called in a running event loop: use `await arun_population(...)` there")
-
-
 async def arun_population(
     dataset: Dataset,
     agent: Callable[[], Agent],
@@ -73,19 +58,19 @@ async def arun_population(
     turns: int | None = None,
     seed: int = 0,
     n_candidates: int = 20,
-    targets: str = "liked",
-    split: str = "test",
+    targets: Literal["liked", "all"] = "liked",
+    split: Literal["test", "train"] = "test",
     min_history: int = 5,
     concurrency: int = 64,
     resume: bool = False,
     progress: bool = True,
     stream: Turns | None = None,
-    about: Mapping[str, Any] | None = None,
+    purpose: Purpose | None = None,
     memories: Mapping[Id, Memory] | None = None,
     learn_last: bool = True,
     on_step: Callable[[Step], object] | None = None,
     workers: int | None = None,
-    engine: str = "local",
+    engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
 ) -> Run:
     """Run user agents through their streams and record every step.
@@ -106,7 +91,7 @@ async def arun_population(
         progress: Show a progress bar on stderr.
         stream: Turns to use instead of drawing them; `turns`, `n_candidates`, `targets`, `split` and `min_history`
             then only describe.
-        about: More that makes this run itself (JSON types): recorded, and compared on resuming.
+        purpose: Which part of a larger job this run is: recorded, and compared on resuming.
         memories: Memories to begin with, by user id; users without one start their own.
         learn_last: Whether agents learn from their last turn too, which no later ranking can gain from.
         on_step: Called with each finished step; not with several workers.
@@ -141,58 +126,99 @@ async def arun_population(
     first = agent()
     if isinstance(first, UserAgent):
         await check_graph(first, stream.turns(chosen[0])[0].query)
-    settings = {
-        "starec": version("starec"),
-        "dataset": {"name": dataset.name, "domain": dataset.domain, **_counts(dataset), "hash": dataset.hash},
-        "users": len(chosen),
-        "users_from": "ids" if isinstance(users, Sequence) else "seed",
-        "turns": turns,
-        "seed": seed,
-        "n_candidates": n_candidates,
-        "targets": targets,
-        "split": split,
-        "min_history": min_history,
-        **first.settings,
-        **(about or {}),
-    }
-    store = RunStore(out, settings, resume=resume, data=dataset.source)
-    if store.damaged:
-        warnings.warn(
-            f"{store.out}: {', '.join(store.damaged)} could not be read; moved to steps.damaged, to be done again",
-            StarecWarning,
-            stacklevel=2,
-        )
-    if store.recorded and (own := getattr(first, "own_keys", ())):
-        warnings.warn(
-            f"{store.out}: users that are under way begin anew with the graph's own state keys ({', '.join(own)}), "
-            "since a run records the memory alone",
-            StarecWarning,
-            stacklevel=2,
-        )
-    store.run["sessions"][-1] |= {
-        "python": platform.python_version(),
-        "concurrency": concurrency,
-        "executor": getattr(first, "executor", None),
-    }
-    rollout = Rollout(stream, agent, concurrency, learn_last, on_step)
-    fields: dict[str, Any] = {}
+    ids = [dataset.user(user).id for user in chosen]
+    said = dict(first.settings)
+    config = RunConfig(
+        **{**versions(), "starec": version("starec")},
+        dataset=DataConfig.of(dataset),
+        users=len(chosen),
+        users_from="ids" if isinstance(users, Sequence) else "seed",
+        users_hash=ids_hash(ids),
+        turns=turns,
+        n_candidates=n_candidates,
+        targets=targets,
+        split=split,
+        min_history=min_history,
+        learn_last=learn_last,
+        memories_hash=memories_hash(memories),
+        seed=seed,
+        model=said.pop("model"),
+        graph=said.pop("graph"),
+        agent=said,
+        endpoints=endpoints_of(_models(first)),
+        purpose=purpose or Purpose(),
+    )
+    store = RunStore(out, config.record(), resume=resume, data=dataset.source, users=ids)
     try:
-        if "candidates_hash" not in store.run:
-            with writing(store.out):
-                fields |= await asyncio.to_thread(write_candidates, store.out, dataset, stream, chosen)
-                fields["notes"] = list(getattr(stream, "notes", ()))
+        if store.damaged:
+            _warn_of_damage(store)
+        if store.recorded.n_steps and (own := getattr(first, "own_keys", ())):
+            warnings.warn(
+                f"{store.out}: users that are under way begin anew with the graph's own state keys "
+                f"({', '.join(own)}), since a run records the memory alone",
+                StarecWarning,
+                stacklevel=2,
+            )
+        store.run["sessions"][-1] |= {
+            "python": platform.python_version(),
+            "concurrency": concurrency,
+            "executor": getattr(first, "executor", None),
+        }
+        plan = await asyncio.to_thread(write_candidates, store, dataset, stream, chosen)
+        rollout = Rollout(stream, agent, concurrency, learn_last, on_step)
         with RunProgress(total=len(chosen), visible=progress, store=store) as shown:
             if alone:
-                share = Share(chosen, store.steps_path, store.recorded, memories or {})
-                await rollout.run(share, shown.add)
+                await rollout.run(Share(chosen, store.own_shard(), store.recorded, memories or {}), shown.add)
             else:
                 async with start_engine(engine, rollout, workers, ray_address) as (run_share, n):
                     await run_shares(run_share, n, dataset, chosen, memories or {}, store, shown.add)
         with writing(store.out):
-            metrics = await asyncio.to_thread(finish, store, dataset, chosen)
-        return Run(store.out, metrics)
+            return Run(store.out, await asyncio.to_thread(finish, store, plan))
     finally:
-        store.close(**fields)
+        store.close()
+
+
+def _warn_of_damage(store: RunStore) -> None:
+    some = ", ".join(store.damaged[:10]) + (f" and {len(store.damaged) - 10:,} more" if store.damaged[10:] else "")
+    warnings.warn(
+        f"{store.out}: {some} could not be read; moved to steps.damaged, to be done again", StarecWarning, stacklevel=3
+    )
+
+
+def _models(agent: Agent) -> dict[str, object]:
+    """The chat models of an agent, its own as "llm"."""
+    return {**getattr(agent, "models", {}), "llm": getattr(agent, "llm", None)}
+
+
+def _waits(run: Callable[P, Coroutine[Any, Any, Run]]) -> Callable[P, Run]:
+    """A coroutine function's twin that runs it to its end, in an event loop of its own."""
+    made = signature(run)
+
+    def run_population(*args: P.args, **options: P.kwargs) -> Run:
+        agent = made.bind(*args, **options).arguments["agent"]
+
+        async def whole() -> Run:
+            try:
+                return await run(*args, **options)
+            finally:
+                await close(agent)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(whole())
+        raise InvalidOption("run_population was called in a running event loop: use `await arun_population(...)` there")
+
+    run_population.__doc__ = (
+        "Run a population and return when it is done; `arun_population` has the options.\n\n"
+        "From a notebook or other running event loop, `await arun_population(...)` instead."
+    )
+    run_population.__qualname__ = "run_population"
+    run_population.__signature__ = made.replace(return_annotation="Run")  # type: ignore[attr-defined]
+    return run_population
+
+
+run_population = _waits(arun_population)
 
 
 def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, seed: int) -> list[int]:
@@ -211,7 +237,3 @@ def _choose(dataset: Dataset, stream: Turns, users: int | Sequence[Id] | None, s
         raise InvalidOption(f"users={users}: {dataset.name} has {len(able)} users with a turn")
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0x5553])))  # "US": apart from negatives
     return [int(user) for user in order.permutation(able)[:users]]
-
-
-def _counts(dataset: Dataset) -> dict[str, int]:
-    return {"n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": dataset.n_interactions}

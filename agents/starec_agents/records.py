@@ -1,10 +1,11 @@
-"""What a run writes beside its steps: the candidates before, the metrics and the flat table after."""
+"""What a run writes beside its steps: the candidates before, the metrics after."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.store import RunStore, read_steps, tabled, write_parquet, write_text
+from starec_agents.lines import Outcome
+from starec_agents.store import RunStore, read_index, tabled, temporary, write_tables, write_text, writing
+from starec_env.errors import RunError
 from starec_env.metrics import METRICS, estimate, scored
-from starec_env.types import Dataset, Id, Step, Turn
+from starec_env.types import Dataset, Id, Turn
 
 _USERS_AT_ONCE = 1_000
 
@@ -32,12 +35,32 @@ class Turns(Protocol):
         ...
 
 
-def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence[int]) -> dict[str, Any]:
+Plan = dict[Id, "array[int]"]
+"""The turns' numbers of each user of a run."""
+
+
+def write_candidates(store: RunStore, dataset: Dataset, stream: Turns, users: Sequence[int]) -> Plan:
     """Save what every user will be shown: `candidates.parquet`, and the items' titles and more in `items.parquet`.
 
-    Returns:
-        `candidates_hash` (16 hex digits over users, turns, targets and candidates in order) and `n_turns`.
+    run.json gets their `candidates_hash` (16 hex digits over users, turns, targets and candidates in order), `n_turns`
+    and the stream's notes.
+
+    Raises:
+        RunError: A resumed run showed others, or the folder can't be written.
     """
+    with writing(store.out):
+        with temporary(store.out / "candidates.parquet") as path:
+            plan, shown, digest = _write_candidates(path, dataset, stream, users)
+            n_turns, notes = sum(map(len, plan.values())), list(getattr(stream, "notes", ()))
+            store.confirm({"candidates_hash": digest, "n_turns": n_turns, "notes": notes})
+        _write_items(store.out / "items.parquet", dataset, shown)
+    return plan
+
+
+def _write_candidates(
+    path: Path, dataset: Dataset, stream: Turns, users: Sequence[int]
+) -> tuple[Plan, NDArray[np.bool_], str]:
+    """Write the table of turns; returns the plan, which items are shown, and the hash."""
     import pyarrow as pa
 
     user_type, id_type = _id_types(dataset)
@@ -55,10 +78,9 @@ def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence
     )
     shown = np.zeros(dataset.n_items, bool)
     digest = blake2b(digest_size=8)
-    count = 0
+    plan: Plan = {}
 
     def tables() -> Iterator[Any]:
-        nonlocal count
         for first in range(0, len(users), _USERS_AT_ONCE):
             turns = [turn for user in users[first : first + _USERS_AT_ONCE] for turn in stream.turns(user)]
             queries = [turn.query for turn in turns]
@@ -77,16 +99,24 @@ def write_candidates(out: Path, dataset: Dataset, stream: Turns, users: Sequence
             ]
             shown[histories] = shown[candidates] = True
             digest.update(repr([columns[place].to_pylist() for place in (1, 2, 5, 6)]).encode())
-            count += len(turns)
+            for turn in turns:
+                plan.setdefault(turn.query.user.id, array("i")).append(turn.number)
             yield pa.Table.from_arrays(columns, schema=schema)
 
-    write_parquet(out / "candidates.parquet", tables(), schema)
+    write_tables(path, tables(), schema)
+    return plan, shown, digest.hexdigest()
+
+
+def _write_items(path: Path, dataset: Dataset, shown: NDArray[np.bool_]) -> None:
+    import pyarrow as pa
+
     items = (dataset.items[i] for i in np.flatnonzero(shown).tolist())
-    told = ({"id": item.id, "title": item.title, "attributes": list(item.attributes.items())} for item in items)
+    rows = ({"id": item.id, "title": item.title, "attributes": list(item.attributes.items())} for item in items)
+    _, id_type = _id_types(dataset)
     text = pa.string()
-    about = pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
-    write_parquet(out / "items.parquet", tabled(told, about), about)
-    return {"candidates_hash": digest.hexdigest(), "n_turns": count}
+    schema = pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
+    with temporary(path) as new:
+        write_tables(new, tabled(rows, schema), schema)
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int32]]:
@@ -111,15 +141,43 @@ def read_titles(out: str | Path) -> dict[Id, str]:
     return dict(zip(table["id"].to_pylist(), table["title"].to_pylist(), strict=True))
 
 
-def finish(store: RunStore, dataset: Dataset, users: Sequence[int]) -> dict[str, Any]:
-    """Sort the steps, and write `metrics.json` and `trajectories.parquet`; returns the metrics."""
-    store.sort_steps({dataset.user(user).id: place for place, user in enumerate(users)})
+def finish(store: RunStore, plan: Plan) -> dict[str, Any]:
+    """See that all planned turns are there, and write `metrics.json`; returns the metrics.
+
+    Raises:
+        RunError: Turns lack of users that didn't fail, a line can't be read, or the folder is no longer this run's.
+    """
+    store.check_place()
+    index = read_index(store.out)
+    missing = {user: len(turns) - len(index.turns(user)) for user, turns in plan.items()}
+    missing = {user: n for user, n in missing.items() if n}
+    lost = {user: n for user, n in missing.items() if user not in store.failures}
+    if lost or index.places.keys() - plan.keys():
+        raise RunError(_not_whole(store.out, plan, lost, index.places.keys() - plan.keys()))
     tally = Tally()
-    schema = _trajectory_schema(*_id_types(dataset))
-    write_parquet(store.out / "trajectories.parquet", tabled(map(tally.add, read_steps(store.out)), schema), schema)
-    metrics = {**tally.metrics(), "failures": len(store.failures), "wall_s": round(store.wall_s, 3)}
+    for user in plan:
+        for outcome in index.outcomes(user):
+            tally.add(user, outcome)
+    metrics = {
+        **tally.metrics(),
+        "missing_steps": sum(missing.values()),
+        "failures": len(store.failures),
+        "wall_s": round(store.wall_s, 3),
+    }
+    store.check_place()
     write_text(store.out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
+
+
+def _not_whole(out: Path, plan: Plan, lost: Mapping[Id, int], foreign: Collection[Id]) -> str:
+    if foreign:
+        return f"{out} has steps of users that aren't in this run, e.g. {next(iter(foreign))!r}: choose another folder"
+    some = ", ".join(f"user {user!r} lacks {n} of {len(plan[user])}" for user, n in list(lost.items())[:5])
+    return (
+        f"{out} is not whole: {sum(lost.values()):,} planned turns of {len(lost):,} users are not recorded ({some}"
+        f"{', ...' if len(lost) > 5 else ''}), though no failure is: was it changed meanwhile? Go on with resume=True "
+        "(--resume)"
+    )
 
 
 class Tally:
@@ -128,36 +186,21 @@ class Tally:
     def __init__(self) -> None:
         self._users: dict[Id, int] = {}
         self._owner, self._ranks, self._liked = array("q"), array("d"), array("b")
-        self._valid = self._prompt = self._completion = 0
+        self._valid = self._profiles = self._valid_profiles = self._prompt = self._completion = 0
+        self._problems: dict[str, Counter[str]] = {"rankings": Counter(), "profiles": Counter()}
 
-    def add(self, step: Step) -> dict[str, Any]:
-        """Count a step and return its flat row for the table."""
-        self._owner.append(self._users.setdefault(step.user_id, len(self._users)))
-        self._ranks.append(np.nan if step.feedback.rank is None else step.feedback.rank)
-        self._liked.append(step.feedback.liked)
-        self._valid += step.ranking.valid
-        prompt = sum(call.usage.prompt_tokens for call in step.calls)
-        completion = sum(call.usage.completion_tokens for call in step.calls)
-        self._prompt += prompt
-        self._completion += completion
-        return {
-            "user_id": step.user_id,
-            "turn": step.turn,
-            "candidates": step.candidates,
-            "target": step.candidates[step.target],
-            "order": [step.candidates[position] for position in step.ranking.order],
-            "rank": step.feedback.rank,
-            "liked": step.feedback.liked,
-            "predicted_liked": step.feedback.predicted_liked,
-            "reward": step.reward,
-            "problems": step.ranking.problems,
-            "answer": step.ranking.text,
-            "profile_before": step.memory_before.profile,
-            "profile": step.memory.profile,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "latency": sum(call.latency for call in step.calls),
-        }
+    def add(self, user: Id, outcome: Outcome) -> None:
+        """Count a user's step."""
+        self._owner.append(self._users.setdefault(user, len(self._users)))
+        self._ranks.append(np.nan if outcome.rank is None else outcome.rank)
+        self._liked.append(outcome.liked)
+        self._valid += outcome.report.valid
+        self._profiles += len(outcome.updates)
+        self._valid_profiles += sum(report.valid for report in outcome.updates)
+        self._problems["rankings"].update(outcome.report.kinds)
+        self._problems["profiles"].update(kind for report in outcome.updates for kind in report.kinds)
+        self._prompt += outcome.prompt_tokens
+        self._completion += outcome.completion_tokens
 
     def metrics(self) -> dict[str, Any]:
         """Each metric in 0..1 with its standard error over users (None below two users), and counts."""
@@ -169,35 +212,11 @@ class Tally:
         steps = len(self._ranks)
         return result | {
             "valid_share": self._valid / steps if steps else None,
+            "valid_profiles": self._valid_profiles / self._profiles if self._profiles else None,
+            "problems": {task: dict(sorted(kinds.items())) for task, kinds in self._problems.items()},
             "users": len(self._users),
             "scored_users": found.n,
             "steps": steps,
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
         }
-
-
-def _trajectory_schema(user_type: Any, id_type: Any) -> Any:
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.int64()
-    return pa.schema(
-        [
-            ("user_id", user_type),
-            ("turn", pa.int32()),
-            ("candidates", pa.list_(id_type)),
-            ("target", id_type),
-            ("order", pa.list_(id_type)),
-            ("rank", pa.int32()),
-            ("liked", pa.bool_()),
-            ("predicted_liked", pa.bool_()),
-            ("reward", pa.float64()),
-            ("problems", pa.list_(text)),
-            ("answer", text),
-            ("profile_before", text),
-            ("profile", text),
-            ("prompt_tokens", number),
-            ("completion_tokens", number),
-            ("latency", pa.float64()),
-        ]
-    )

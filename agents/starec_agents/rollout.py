@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from starec_agents.records import Turns
-from starec_agents.store import Failure, Recorded, Shard
+from starec_agents.store import Failure, Index, Shard, UserRecord
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import judge
 from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Step, Turn
 
 _TELL_EVERY_S = 0.2
+_MOST_MESSAGE, _MOST_TRACEBACK = 2_000, 4_000
 
 
 class Agent(Protocol):
@@ -61,7 +63,8 @@ class Share:
     """0-based indices, in the order they are begun."""
     path: Path
     """The file of steps that it writes."""
-    recorded: Sequence[Recorded] = ()
+    recorded: Index
+    """What is on record of them."""
     memories: Mapping[Id, Memory] = field(default_factory=dict)
 
 
@@ -141,26 +144,24 @@ class _Run:
 
     async def run_user(self, turns: Sequence[Turn]) -> None:
         user_id = turns[0].query.user.id
-        done, memory = self.shard.done(user_id, [turn.number for turn in turns])
+        record = self.shard.user(user_id, [turn.number for turn in turns])
         agent = self.rollout.agent()
-        agent.memory = memory or self.share.memories.get(user_id)
+        agent.memory = record.memory or self.share.memories.get(user_id)
         turn = turns[0]
         try:
-            for turn in turns[done:]:
-                await asyncio.sleep(
-                    0
-                )  # a model that answers at once would leave no other user, and no Ctrl-C, a chance
+            for turn in turns[record.done :]:
+                await asyncio.sleep(0)  # nor other users, or Ctrl-C, between two turns
                 learns = self.rollout.learn_last or turn is not turns[-1]
-                self.record(await _step(agent, turn, learns))
+                self.record(record, await _step(agent, turn, learns))
         except RunError:
             raise
         except Exception as error:
-            self.fail(user_id, turn.number, error)
+            self.fail(user_id, turn.number, error, agent.calls)
         self.news.users += 1
         self.tell_at_times()
 
-    def record(self, step: Step) -> None:
-        self.shard.append(step)
+    def record(self, record: UserRecord, step: Step) -> None:
+        record.append(step)
         self.failed_in_a_row = 0
         self.news.steps += 1
         self.news.tokens += sum(call.usage.prompt_tokens + call.usage.completion_tokens for call in step.calls)
@@ -168,21 +169,41 @@ class _Run:
             self.rollout.on_step(step)
         self.tell_at_times()
 
-    def fail(self, user_id: Id, turn: int, error: Exception) -> None:
-        kind = error.kind if isinstance(error, EndpointError) else "agent"
-        text = str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
-        self.news.failures.append(Failure(user_id=user_id, turn=turn, kind=kind, message=text))
+    def fail(self, user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) -> None:
+        failure = _failure(user_id, turn, error, calls)
+        self.news.failures.append(failure)
         self.failed_in_a_row += 1
         if self.hopeless:
             raise RunError(
-                f"{self.failed_in_a_row} users in a row failed, the last with: {text}. What was done is kept in "
-                f"{self.share.path.parent}; mend the cause and go on with resume=True (--resume)"
+                f"{self.failed_in_a_row} users in a row failed, the last with: {failure.message}. What was done is "
+                f"kept in {self.share.path.parent}; mend the cause and go on with resume=True (--resume)"
             )
 
     def tell_at_times(self) -> None:
         if time.monotonic() - self.told > _TELL_EVERY_S:
             news, self.news, self.told = self.news, News(), time.monotonic()
             self.tell(news)
+
+
+def _failure(user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) -> Failure:
+    name = type(error).__name__
+    text = str(error) if isinstance(error, EndpointError) else f"{name}: {error}"
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    return Failure(
+        user_id=user_id,
+        turn=turn,
+        kind=error.kind if isinstance(error, EndpointError) else "agent",
+        message=_encodable(text[:_MOST_MESSAGE]),
+        type=name,
+        traceback=_encodable(trace[-_MOST_TRACEBACK:]),
+        calls=len(calls),
+        prompt_tokens=sum(call.usage.prompt_tokens for call in calls),
+        completion_tokens=sum(call.usage.completion_tokens for call in calls),
+    )
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode()
 
 
 async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:

@@ -38,11 +38,11 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
     run = read_run(out)
     title = f"{run['graph']} ({run['model']}) on {run['dataset']['name']}, candidates {run['candidates_hash']}"
     table = Table(title=plain(title), title_justify="left")
-    for name in (*map(str.upper, SHOWN), "valid", "users"):
+    for name in (*map(str.upper, SHOWN), "valid", "profiles", "users"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
         *(_percent(metrics[name], metrics[f"{name}_se"]) for name in SHOWN),
-        "-" if metrics["valid_share"] is None else f"{metrics['valid_share']:.0%}",
+        *(_share(metrics.get(name)) for name in ("valid_share", "valid_profiles")),
         f"{metrics['users']:,}",
     )
     note = (
@@ -51,15 +51,39 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
         f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
         f"Results are in {out} (starec show {out} --user ID tells a user's story)."
     )
+    if missing := metrics.get("missing_steps"):
+        note += f"\n{missing:,} of the planned steps are missing, those of the users that failed."
     if unscored := metrics["users"] - metrics.get("scored_users", metrics["users"]):
         note += f"\nDisliked targets are not scored: {unscored:,} users had no other."
     note += "".join(f"\n{text}" for text in run.get("notes", ()))
-    if metrics["valid_share"] is not None and metrics["valid_share"] < _FEW_VALID:
-        note += (
-            "\nMost answers could not be read as whole rankings: starec show has their texts. "
-            "Small models manage --answer-format compact --structured."
-        )
+    note += "".join(_remedies(metrics))
     return Group(table, plain(note))
+
+
+def _remedies(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What to do where most answers of a task could not be read, by their commonest fault."""
+    for task, share in (("rankings", "valid_share"), ("profiles", "valid_profiles")):
+        if metrics.get(share) is None or metrics[share] >= _FEW_VALID:
+            continue
+        found = metrics.get("problems", {}).get(task, {})
+        worst = max((kind for kind in found if kind != "tied"), key=lambda kind: found[kind], default="")
+        counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in found.items())
+        yield (
+            f"\nMost answers could not be read as whole {task} ({counts}): starec show has their texts. "
+            f"{_REMEDIES.get(worst, _SIMPLER)}"
+        )
+
+
+_SIMPLER = "Small models manage --answer-format scores (or compact with --structured, its old name)."
+_REMEDIES = {
+    "cut_off": "They ended before the answer did: raise --max-tokens, or switch the model's thinking off.",
+    "empty": "They have no text, or all of it came as reasoning: raise --max-tokens, or start the server with another "
+    "reasoning parser, or none.",
+}
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _percent(mean: float | None, error: float | None) -> str:
@@ -128,6 +152,9 @@ def step_panel(step: Step, titles: Mapping[Id, str]) -> Panel:
         parts.append(Text("The answer had problems: " + "; ".join(map(clean, step.ranking.problems)), style="yellow"))
     for call in step.calls:
         thought = "\n".join(part for part in (call.reasoning, call.completion) if part)
+        if call.report and not call.report.valid:
+            problems = "; ".join(call.report.problems)
+            parts.append(Text(f"The answer to {clean(call.kind)} had problems: {problems}", style="yellow"))
         parts.append(Panel(plain(_shorten(thought)), title=f"the model's answer ({clean(call.kind)})", style="dim"))
     parts.append(Panel(difference(step.memory_before.profile, step.memory.profile), title="memory after learning"))
     parts.extend(plain(f"remembers: {event}") for event in step.memory.history[len(step.memory_before.history) :])

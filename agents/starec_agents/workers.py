@@ -60,9 +60,8 @@ async def run_shares(
         idle = 0
         while idle < _IDLE_DEATHS:
             ids = [dataset.user(user).id for user in left]
-            recorded = [part.only(ids) for part in store.recorded]
             known = {user: memories[user] for user in ids if user in memories}
-            share, finished = Share(left, store.new_shard(), recorded, known), 0
+            share, finished = Share(left, store.new_shard(), store.recorded.only(ids), known), 0
 
             def pass_on(news: News) -> None:
                 nonlocal finished

@@ -161,7 +161,7 @@ def invalid_answers(steps: Sequence[Step]) -> dict[str, float]:
     """Share of answers with each kind of problem ("missing", "invented", ...), and of those with any ("invalid")."""
     kinds: Counter[str] = Counter()
     for step in steps:
-        kinds.update({problem.partition(":")[0] for problem in step.ranking.problems})
+        kinds.update(kind.replace("_", " ") for kind in step.ranking.report.kinds)
         kinds["invalid"] += not step.ranking.valid
     return {kind: count / max(1, len(steps)) for kind, count in sorted(kinds.items())}
 

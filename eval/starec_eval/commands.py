@@ -10,7 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from starec_agents.prompts import ANSWER_FORMATS, MAX_HISTORY
+from starec_agents.tasks import MAX_HISTORY
+from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, explicit, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, RunError, unknown
@@ -63,8 +64,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--base-url", help="An OpenAI-compatible endpoint, for the agents.")
 @click.option("--model", help="The model's name at the endpoint.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
-@click.option("--answer-format", type=click.Choice(ANSWER_FORMATS), default="paper", show_default=True)
-@click.option("--structured/--free", default=False, show_default=True, help="Hold compact answers to a JSON schema.")
+@format_options
 @click.option(
     "--warmup", type=click.IntRange(0, 39), default=0, show_default=True, help="Turns agents learn from first."
 )
@@ -104,7 +104,7 @@ def eval_command(data: DataSpec, **options: Any) -> int:
 
         if options["tables"] or options["figures"]:
             return _section5(options, report)
-        asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "structured", "max_history")}
+        asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "max_history")}
         rankers = build_methods(methods, _endpoints(options), **asking)
         runs = open_runs(options["runs"]) if options["runs"] else []
         against = _row(options["against"], methods, runs)
@@ -123,7 +123,7 @@ def eval_command(data: DataSpec, **options: Any) -> int:
 
 _DRAWING = ("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed")
 _PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
-_AGENTS = ("answer_format", "structured", "warmup", "max_history", "concurrency")
+_AGENTS = ("answer_format", "warmup", "max_history", "concurrency")
 _ENDPOINT = ("base_url", "model", "api_key_env", "timeout", "max_retries", "max_tokens")
 _OF_SECTION5 = ("tables", "figures", "config", "out", "resume", "quiet")
 

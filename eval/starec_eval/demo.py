@@ -50,9 +50,7 @@ def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
     console.print(f"Serving {model} on loopback ...")
     with local_server(model=model) as endpoint:
         console.print(f"{count} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
-        agent = UserAgent.factory(
-            OpenAIChat(endpoint), answer_format="compact", structured=True, **_SAMPLING.get(model, _LOOPING)
-        )
+        agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="scores", **_SAMPLING.get(model, _LOOPING))
         run = run_population(dataset, agent, users=chosen, turns=turns, out=out, concurrency=endpoint.concurrency)
     console.print(metrics_table(run.metrics, run.out))
     if model == SMOLLM2:

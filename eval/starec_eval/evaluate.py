@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from starec_env.cases import Cases
 from starec_env.data.splits import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
-from starec_env.types import Dataset, Query, Ranker, Ranking
+from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
 from starec_eval.llm_rankers.recorded import LLMRanker
 from starec_eval.protocol import Protocol
@@ -168,18 +168,18 @@ def score_ranks(scorer: Scorer, cases: Cases) -> NDArray[np.float64]:
     return ranks_of(scores, cases.targets, batch, scorer.seed)
 
 
-def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, tuple[str, ...]]:
+def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, ParseReport]:
     """The target's 1-based rank in a ranking, None if missing, and what was wrong with the ranking.
 
     A ranking that repeats a position or names one that doesn't exist ranks nothing. What is missing is noted.
     """
     order = ranking.order
     if len(set(order)) < len(order) or any(not 0 <= position < n for position in order):
-        return None, (*ranking.problems, f"not a ranking of {n}: {list(order)}")
-    problems = ranking.problems
-    if len(order) < n and not any(problem.startswith(("missing", "no answer")) for problem in problems):
-        problems = (*problems, f"missing: {n - len(order)}")
-    return ranking.rank_of(target), problems
+        return None, ranking.report.model_copy(update={"other": f"not a ranking of {n}: {list(order)}"})
+    report = ranking.report
+    if order or report.valid:
+        report = report.model_copy(update={"missing": n - len(order)})
+    return ranking.rank_of(target), report
 
 
 class _Log:
@@ -192,7 +192,7 @@ class _Log:
         self.ranks = np.full(n, np.nan)
         self.finished = np.zeros(n, bool)
         self.seconds = 0.0
-        self._problems: dict[int, tuple[str, ...]] = {}
+        self._reports: dict[int, ParseReport] = {}
         self._file: TextIO | None = None
         if out is None:
             return
@@ -216,7 +216,7 @@ class _Log:
         self.seconds = max((line["seconds"] for line in lines[1:] if "seconds" in line), default=0.0)
         kept = [line for line in lines[1:] if "seconds" not in line]
         for line in kept:
-            self._set(line["case"], line["rank"], tuple(line["problems"]))
+            self._set(line["case"], line["rank"], ParseReport(**line.get("report", {})))
         return kept
 
     @property
@@ -238,20 +238,20 @@ class _Log:
                 f"the ranker returned a {type(ranking).__name__} for user {cases.user_ids[case]!r}: wanted "
                 "starec_env.types.Ranking(order=...), candidate positions best first"
             )
-        rank, problems = judged(ranking, int(cases.targets[case]), cases.candidates.shape[1])
-        self._set(case, rank, problems)
-        self._write({"case": case, "rank": rank, "problems": problems})
+        rank, report = judged(ranking, int(cases.targets[case]), cases.candidates.shape[1])
+        self._set(case, rank, report)
+        self._write({"case": case, "rank": rank, "report": report.model_dump(exclude_defaults=True)})
 
     def all(self, ranks: NDArray[np.float64]) -> None:
         self.ranks, self.finished = ranks, np.ones(len(ranks), bool)
         for case, rank in enumerate(ranks.tolist()):
-            self._write({"case": case, "rank": int(rank), "problems": []})
+            self._write({"case": case, "rank": int(rank), "report": {}})
 
-    def _set(self, case: int, rank: int | None, problems: tuple[str, ...]) -> None:
+    def _set(self, case: int, rank: int | None, report: ParseReport) -> None:
         self.ranks[case] = np.nan if rank is None else rank
         self.finished[case] = True
-        if problems:
-            self._problems[case] = problems
+        if not report.valid:
+            self._reports[case] = report
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file:
@@ -260,9 +260,8 @@ class _Log:
 
     def violations(self, cases: Cases) -> list[str]:
         return [
-            f"user {cases.user_ids[case]!r}, repetition {cases.repetition[case]}: {'; '.join(problems)}"
-            for case, problems in sorted(self._problems.items())
-            if any(not problem.startswith("tied") for problem in problems)
+            f"user {cases.user_ids[case]!r}, repetition {cases.repetition[case]}: {'; '.join(report.problems)}"
+            for case, report in sorted(self._reports.items())
         ]
 
     def close(self) -> None:

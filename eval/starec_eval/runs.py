@@ -202,9 +202,9 @@ def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:
     found = [judged(step.ranking, step.target, n) for step in steps]
     ranks = np.array([np.nan if rank is None else rank for rank, _ in found], dtype=np.float64)
     violations = [
-        f"user {step.user_id!r}, turn {step.turn}: {'; '.join(problems)}"
-        for step, (_, problems) in zip(steps, found, strict=True)
-        if any(not problem.startswith("tied") for problem in problems)
+        f"user {step.user_id!r}, turn {step.turn}: {'; '.join(report.problems)}"
+        for step, (_, report) in zip(steps, found, strict=True)
+        if not report.valid
     ]
     seconds = sum(session.get("wall_s", 0.0) for session in run.about["sessions"])
     return Scored(run.row, ranks, seconds, violations)

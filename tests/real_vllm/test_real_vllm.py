@@ -18,9 +18,9 @@ import pytest
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.population import Run, arun_population, run_population
-from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, start_server
 from starec_agents.store import read_steps
+from starec_agents.tasks import rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Endpoint
@@ -84,7 +84,7 @@ async def test_token_ids_and_logprobs_come_with_each_token(endpoint: Endpoint, t
 
 async def test_a_schema_is_kept_without_white_space(endpoint: Endpoint, tiny_dataset: Dataset) -> None:
     query = first_query(tiny_dataset)
-    messages = rank_messages(query, start_memory(query), "compact", structured=True)
+    messages = rank_messages(query, start_memory(query), "scores")
     async with OpenAIChat(endpoint) as llm:
         answer = await llm.complete(messages, schema=ranking_schema(10), temperature=1.0, seed=1)
     scores = json.loads(answer.text)
@@ -123,7 +123,7 @@ def test_a_structured_population_is_always_valid_and_hits_the_prefix_cache(
     endpoint: Endpoint, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     before = metric(endpoint, "prefix_cache_hits_total")
-    agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="compact", structured=True)
+    agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="scores")
     run = run_population(tiny_dataset, agent, out=tmp_path / "run", concurrency=4, **POPULATION)
     check_complete(run)
     assert run.metrics["valid_share"] == 1.0

@@ -9,15 +9,15 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.store.memory import InMemoryStore
-from support import make_dataset
+from support import make_dataset, record
 from typing_extensions import TypedDict
 
 import starec_agents
 from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, run_population, scripted_user, variants
 from starec_agents.graph import Context, State, call_model, update_memory
 from starec_agents.planner import planner
-from starec_agents.prompts import start_memory
 from starec_agents.store import read_run
+from starec_agents.tasks import Prompts, start_memory
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning, UnknownName
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Item, Memory, Ranker, Ranking
@@ -74,7 +74,10 @@ async def test_an_agent_steps_through_its_stream(turns):
     await agent.arank(turns[1].query)
     assert [call.kind for call in agent.calls] == ["rank"]
     assert learned.profile in agent.calls[0].messages[1]["content"]
-    assert learned.history[0] in agent.calls[0].messages[1]["content"]
+    title, predicted = learned.history[0].split(": ")
+    shown = f" - liked (you predicted: {predicted.removesuffix(', liked')})"
+    (line,) = [line for line in agent.calls[0].messages[1]["content"].split("\n") if line.endswith(shown)]
+    assert line.startswith(title)
 
 
 async def test_sync_calls_work_inside_a_running_loop_and_share_one_loop(turns):
@@ -377,8 +380,7 @@ def test_a_run_says_what_its_graph_ran_on(tmp_path):
         make = UserAgent.factory(ScriptedChat(scripted_user()), executor=executor)
         run_population(make_dataset(), make, out=out, users=2, turns=1, progress=False)
         assert read_run(out)["sessions"][0]["executor"] == out.name
-    steps = [(tmp_path / name / "steps.jsonl").read_text() for name in ("direct", "langgraph")]
-    assert steps[0] == steps[1]
+    assert record(tmp_path / "direct") == record(tmp_path / "langgraph")
 
 
 def test_a_graph_that_does_not_rank_is_told_so(turns):
@@ -425,8 +427,8 @@ def test_settings_tell_an_agent_in_json():
         "model": "ScriptedChat",
         "models": {},
         "graph": "mine",
-        "answer_format": "compact",
-        "structured": False,
+        "answer_format": "labels",
+        "prompts": Prompts().fingerprint("labels", 40),
         "max_history": 40,
         "sampling": {"temperature": 0.5, "max_tokens": 9},
     }

@@ -2,6 +2,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from prompts_page import prompts_page
+
 import starec_agents.planner as planner
 from starec_agents.graph import Context, State
 
@@ -25,6 +27,11 @@ def test_the_code_of_the_page_on_agents_runs():
 
 def test_the_page_shows_the_planner_graph_as_it_is():
     assert Path(planner.__file__).read_text() in BLOCKS
+
+
+def test_the_page_shows_what_an_agent_sees():
+    shown = AGENTS.split("<!-- prompts: begin -->\n")[1].split("<!-- prompts: end -->")[0]
+    assert shown == prompts_page()
 
 
 def test_the_page_has_all_keys_of_state_and_context():

@@ -10,12 +10,12 @@ from starec_agents.graph import Context, build_graph
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.planner import planner
-from starec_agents.prompts import ranking_schema
 from starec_agents.studio import make_graph
+from starec_agents.tasks import ranking_schema
 from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Memory, Usage
+from starec_env.types import Memory, ParseReport, Usage
 
 MEMORY = Memory(profile="Old.", history=("before",))
 TURN = Stream(make_dataset()).turns(0)[0]
@@ -25,7 +25,8 @@ REFLECTION = "<think>so</think>Updated User description: New."
 
 async def run_turn(graph, *replies, turn=TURN, **context):
     """Both halves with scripted replies; returns the states they end with."""
-    context = Context(ScriptedChat(replies), **context)
+    said = iter(replies)
+    context = Context(ScriptedChat(lambda messages, sampling: next(said)), **context)
     ranked = await graph.ainvoke({"query": turn.query, "memory": MEMORY}, context=context)
     feedback = judge(turn, ranked["ranking"])[0]
     given = {key: ranked[key] for key in ("query", "memory", "ranking")}
@@ -95,7 +96,7 @@ async def test_a_call_keeps_all_that_the_model_returned():
     answer = Completion(
         text=FIRST,
         reasoning="hm",
-        finish_reason="length",
+        finish_reason="stop",
         usage=Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1),
         latency=0.5,
         model="m",
@@ -107,9 +108,8 @@ async def test_a_call_keeps_all_that_the_model_returned():
     ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
     call = ranked["calls"][0]
     assert call.completion == FIRST
-    assert call.model_dump(exclude={"kind", "messages", "completion"}) == answer.model_dump(
-        exclude={"text", "model", "stepped_down"}
-    )
+    ours, theirs = {"kind", "messages", "completion", "report"}, {"text", "model"}
+    assert call.model_dump(exclude=ours) == answer.model_dump(exclude=theirs)
     assert [message["role"] for message in call.messages] == ["system", "user"]
     assert ranked["ranking"].text == f"<think>\nhm\n</think>\n{FIRST}"
     assert ranked["ranking"].order == (TURN.target,)
@@ -118,10 +118,40 @@ async def test_a_call_keeps_all_that_the_model_returned():
 async def test_a_ranking_in_the_servers_reasoning_is_no_answer():
     context = Context(ScriptedChat(lambda messages, sampling: Completion(text="", reasoning=FIRST)))
     ranked = await reflect_always().ainvoke({"query": TURN.query, "memory": MEMORY}, context=context)
-    assert (ranked["ranking"].order, ranked["ranking"].problems) == ((), ("no answer",))
+    assert (ranked["ranking"].order, ranked["ranking"].problems) == ((), ("empty",))
 
 
-@pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("compact", False), ("compact", True)])
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+@pytest.mark.parametrize(("text", "reasoning"), [(f"hm</think>{FIRST}", None), (FIRST, "hm"), (FIRST, None)])
+async def test_an_answer_that_was_cut_off_is_none_wherever_its_thought_is(text, reasoning, finish_reason):
+    said = Completion(text=text, reasoning=reasoning, finish_reason=finish_reason)
+    ranked, learned = await run_turn(reflect_always(), said, Completion(text="", finish_reason="stop"))
+    cut = finish_reason == "length"
+    assert ranked["ranking"].order == (() if cut else (TURN.target,))
+    assert (ranked["ranking"].report.cut_off, ranked["ranking"].report.missing) == (cut, 0 if cut else 19)
+    assert learned["calls"][0].report == ParseReport(empty=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"), [("<think>hm</think>\nNew.", None), ("hm\n</think>\nNew.", None), ("\nNew.", "hm")]
+)
+async def test_a_reflection_is_read_alike_however_the_server_hands_over_its_thought(text, reasoning):
+    for finish_reason, profile in (("stop", "New."), ("length", "Old.")):
+        said = Completion(text=text, reasoning=reasoning, finish_reason=finish_reason)
+        _, learned = await run_turn(reflect_always(), FIRST, said)
+        assert learned["memory"].profile == profile
+        assert learned["calls"][0].report == ParseReport(cut_off=finish_reason == "length")
+
+
+async def test_the_agents_own_reason_is_shown_to_its_reflection_and_kept():
+    _, learned = await run_turn(reflect_always(), f"{FIRST} - it is tense", REFLECTION)
+    assert (
+        "ranked 1 of 20, so predicted liked. Reason given: it is tense." in learned["calls"][0].messages[1]["content"]
+    )
+    assert learned["memory"].history[-1] == f'{TURN.target_item.title}: ranked 1 of 20 ("it is tense"), liked'
+
+
+@pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("labels", False), ("scores", True)])
 async def test_sampling_goes_with_every_call_and_a_schema_with_structured_rankings_alone(answer_format, structured):
     seen = []
 
@@ -129,7 +159,7 @@ async def test_sampling_goes_with_every_call_and_a_schema_with_structured_rankin
         seen.append(dict(sampling))
         return REFLECTION
 
-    context = Context(ScriptedChat(reply), answer_format, structured, sampling={"temperature": 0.7, "seed": 3})
+    context = Context(ScriptedChat(reply), answer_format, sampling={"temperature": 0.7, "seed": 3})
     graph = reflect_always()
     state = {"query": TURN.query, "memory": MEMORY}
     ranked = await graph.ainvoke(state, context=context)

@@ -9,10 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import shared_data
 
-from starec_agents.parsing import MAX_CHARS, MAX_LINES, parse_profile, parse_ranking
-from starec_agents.prompts import MAX_PROFILE, labels
-from starec_agents.titles import candidate_titles
-from starec_env.types import Candidates, Item
+from starec_agents.tasks import (
+    ANSWER_FORMATS,
+    MAX_CHARS,
+    MAX_LINES,
+    MAX_PROFILE,
+    candidate_lines,
+    labels,
+    parse_profile,
+    parse_ranking,
+    profile_format,
+    ranking_format,
+)
+from starec_agents.tasks.titles import candidate_titles
+from starec_env.errors import InvalidOption
+from starec_env.types import Candidates, Item, ParseReport
 
 FILMS = ("Heat (1995)", "Alien (1979)", "Star Wars: Episode IV - A New Hope (1977)", "Matrix, The (1999)")
 
@@ -175,11 +186,11 @@ def test_a_hostile_or_odd_title_changes_nothing_but_its_own_line(title):
         ("<think>1. Heat</think><think>2. Heat</think>1. Alien", (1,), ("missing: 3",)),
         ("<THINK>1. Heat</THINK>1. Alien", (1,), ("missing: 3",)),
         ("<thinking>1. Heat</thinking>1. Alien", (1,), ("missing: 3",)),
-        ("<think>never closed\n1. Heat - x", (), ("unfinished thought",)),
-        ("1. Heat - x\n<think>again", (0,), ("unfinished thought", "missing: 3")),
-        ("", (), ("no answer",)),
-        (" \n\t\n", (), ("no answer",)),
-        ("<think>a</think>", (), ("no answer",)),
+        ("<think>never closed\n1. Heat - x", (), ("cut off",)),
+        ("1. Heat - x\n<think>again", (), ("cut off",)),
+        ("", (), ("empty",)),
+        (" \n\t\n", (), ("empty",)),
+        ("<think>a</think>", (), ("empty",)),
         ("I'm sorry, I can't help with that.", (), ("no answer",)),
         ("Heat (1995)\nAlien (1979)", (), ("no answer",)),
         ("1. Heat\n1. Heat\n2. Alien\n3. Heat", (0, 1), ("missing: 2", "repeated: 2")),
@@ -203,7 +214,7 @@ def test_an_endless_answer_is_read_to_the_limits():
     assert (chars.order, chars.problems) == ((0,), ("too long", "missing: 3"))
     assert len(chars.text) == MAX_CHARS
     blank = parse_ranking("\n" * 3 * MAX_CHARS + "1. Heat", FOUR)
-    assert (blank.order, blank.problems) == ((), ("no answer", "too long"))
+    assert (blank.order, blank.problems) == ((), ("empty", "too long"))
     for text in ("<think>" * MAX_LINES, "(" * MAX_CHARS, "[" * MAX_CHARS, "{" * MAX_CHARS, '{"A":' * MAX_LINES):
         assert parse_ranking(text, FOUR).order == parse_ranking(text, FOUR, "compact").order == ()
 
@@ -254,8 +265,8 @@ def test_a_compact_answer_is_read_however_it_is_set(text):
 @pytest.mark.parametrize(
     ("text", "order", "problems"),
     [
-        ("", (), ("no answer",)),
-        ("<think>C A D B", (), ("unfinished thought",)),
+        ("", (), ("empty",)),
+        ("<think>C A D B", (), ("cut off",)),
         ("A good film is what I would take.", (), ("no answer",)),
         ("a", (), ("no answer",)),
         ("I would rank C, A and D", (), ("no answer",)),
@@ -285,6 +296,8 @@ def test_ties_leave_a_ranking_valid():
 def test_reciting_the_candidates_as_shown_is_no_answer():
     recited = "\n".join(f"{label}. {item.title}" for label, item in zip(labels(20), TWENTY, strict=True))
     assert parse_ranking(recited, TWENTY, "compact").problems == ("no answer",)
+    numbered = "\n".join(candidate_lines(TWENTY, "paper"))
+    assert parse_ranking(f"Here they are:\n{numbered}", TWENTY).problems == ("no answer",)
     assert parse_ranking("\n".join(item.title for item in TWENTY), TWENTY).problems == ("no answer",)
 
 
@@ -315,10 +328,96 @@ def test_more_than_26_candidates_are_labelled_by_numbers():
         ("<think>so</think>\n", None),
         ("", None),
         ("Updated User description: Likes \u202enoir\u202c\x00.", "Likes noir."),
+        ("<description>Likes noir.</description>", "Likes noir."),
+        ("so</think><description>\nLikes\nnoir.\n</description>\nI removed the westerns.", "Likes noir."),
+        ("<description>A draft.</description>\nBetter:\n<DESCRIPTION>Likes noir.</DESCRIPTION>", "Likes noir."),
+        ("<description>Likes noir.</description><description>...</description>", "Likes noir."),
+        ("<description>Likes noir.", "Likes noir."),
+        ("<description>Updated User description: Likes noir.</description>", "Likes noir."),
+        ("<description></description>\nUpdated User description: Likes noir.", "Likes noir."),
+        ("<think><description>Not yet.</description></think>", None),
+        ("<think><description>Not yet.</description>", None),
+        ("### Updated User Description\n\nLikes noir.", "Likes noir."),
+        ("**Updated User Description**\nLikes noir.", "Likes noir."),
+        ("The Updated User Description (98 words):\nLikes noir.", "Likes noir."),
+        ("The Updated User description: should mention noir\nUpdated User description: Likes noir.", "Likes noir."),
+        ("Updated User description: Likes noir.\n\n**Explanation of changes:** I removed it.", "Likes noir."),
+        ("Updated User description: Likes noir. Explanation of changes: I removed it.", "Likes noir."),
+        ("Updated User description: Likes noir. Note: 2 words.", "Likes noir."),
     ],
 )
 def test_a_profile_is_what_follows_its_heading(text, profile):
     assert parse_profile(text) == profile
+
+
+@pytest.mark.parametrize(
+    ("text", "cut_off", "report"),
+    [
+        ("<description>Likes noir.</description>", False, ParseReport()),
+        ("<description>Likes noir.</description>", True, ParseReport(cut_off=True)),
+        ("<think>Let me see", False, ParseReport(cut_off=True)),
+        ("<think>Let me see</think>\n", False, ParseReport(empty=True)),
+        ("I'd rather not.", False, ParseReport(no_answer=True)),
+        ("<description></description>", False, ParseReport(no_answer=True)),
+    ],
+)
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
+def test_a_reflections_report_says_why_there_is_no_profile(answer_format, text, cut_off, report):
+    profile = profile_format(answer_format).parse(text, cut_off)
+    assert profile.report == report
+    assert (profile.text is not None) == report.valid
+
+
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
+@pytest.mark.parametrize("thought", ["", "He likes 1. crime."])
+def test_what_a_format_writes_it_reads(answer_format, thought):
+    form, order = ranking_format(answer_format), (2, 0, 3, 1)
+    said = form.render(FOUR, order, {2: "it is - as they say - good", 0: "tense"}, thought)
+    ranking = form.parse(said, FOUR)
+    assert (ranking.order, ranking.report, ranking.text) == (order, ParseReport(), said)
+    reasons = [form.reason(ranking, FOUR, position) for position in range(4)]
+    assert reasons == (["tense", "", "it is - as they say - good", ""] if form.thinks else [""] * 4)
+    assert form.parse(said, FOUR, cut_off=True).report == ParseReport(cut_off=True)
+    profile = profile_format(answer_format)
+    assert profile.parse(profile.render("Likes noir.", thought)) == ("Likes noir.", ParseReport())
+
+
+WARS = "Star Wars: Episode IV - A New Hope"
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "text"),
+    [
+        ("paper", f"1. Heat\n2. Alien\n3. The Matrix\n4. {WARS}\n\nOn second thoughts:\n"
+                  f"1. {WARS}\n2. Heat\n3. The Matrix\n4. Alien"),
+        ("paper", f"1. {WARS}\n2. Heat\n3. The Matrix\n4. Alien\n\nNotes:\n1. I weighed it.\n2. Heat is long."),
+        ("paper", f"1. Heat\n2. Alien\n\nNo:\n1. {WARS}\n1. Heat\n1. The Matrix\n1. Alien"),
+        ("paper", f"- Heat\n- Alien\n\nNo:\n- {WARS}\n- Heat\n- The Matrix\n- Alien"),
+        ("labels", "A B C D\nNo, rather:\nC A D B"),
+        ("labels", "A\nB\n\nNo:\nC\nA\nD\nB"),
+        ("scores", '{"A": 9, "B": 8, "C": 7, "D": 6}\nNo:\n{"A": 70, "B": 0, "C": 99, "D": 12}'),
+        ("scores", '{"A": 70, "B": 0, "C": 99, "D": 12}\nMost of all {"C": 99}'),
+    ],
+)  # fmt: skip
+def test_the_last_list_that_ranks_all_counts_and_not_a_draft(answer_format, text):
+    ranking = parse_ranking(text, FOUR, answer_format)
+    assert (ranking.order, ranking.report) == ((2, 0, 3, 1), ParseReport())
+
+
+def test_a_candidates_own_number_may_be_copied_but_no_other():
+    text = f"1. 3. {WARS} - so\n2. 1. Heat (1995)\n3. 4. The Matrix\n4. 2. Alien"
+    assert parse_ranking(text, FOUR).order == (2, 0, 3, 1)
+    assert parse_ranking(text, FOUR).valid
+    assert parse_ranking("1. 4. Heat", FOUR).report == ParseReport(missing=4, invented=1)
+
+
+def test_the_old_names_of_formats_are_known():
+    assert ranking_format("compact") is ranking_format("labels")
+    assert ranking_format("compact", True) is ranking_format("scores")
+    with pytest.raises(InvalidOption, match="answer_format='scores'"):
+        ranking_format("paper", True)
+    with pytest.raises(InvalidOption, match="did you mean 'labels'"):
+        ranking_format("label")
 
 
 def test_a_profile_is_bounded():

@@ -5,7 +5,7 @@ from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, scripted_user
 from starec_agents.planner import item_facts, planner
-from starec_agents.titles import candidate_titles
+from starec_agents.tasks.titles import candidate_titles
 from starec_env.replay.stream import Stream, judge
 
 TURNS = Stream(make_dataset()).turns(0)

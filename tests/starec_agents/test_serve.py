@@ -16,9 +16,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.parsing import parse_ranking
-from starec_agents.prompts import rank_messages, ranking_schema, start_memory
 from starec_agents.serve import Server, local_server, start_server
+from starec_agents.tasks import parse_ranking, rank_messages, ranking_schema, start_memory
 from starec_agents.weights import find_gguf, smollm2_gguf
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning
 from starec_env.replay.stream import Stream
@@ -82,7 +81,7 @@ def test_the_models_own_chat_template_is_used(server: Server) -> None:
 async def test_a_schema_makes_every_answer_a_complete_ranking(server: Server, tiny_dataset: Dataset) -> None:
     stream = Stream(tiny_dataset, n_candidates=12)
     query = stream.turns(int(stream.users[0]))[0].query
-    messages = rank_messages(query, start_memory(query), "compact", structured=True)
+    messages = rank_messages(query, start_memory(query), "scores")
     async with OpenAIChat(server.endpoint) as llm:
         answer = await llm.complete(messages, schema=ranking_schema(12), max_tokens=250)
     assert len(json.loads(answer.text)) == 12

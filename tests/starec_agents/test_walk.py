@@ -35,7 +35,7 @@ from starec_agents import ScriptedChat, _walk, build_graph, scripted_user, varia
 from starec_agents._executor import Executor  # noqa: PLC2701
 from starec_agents.graph import Context
 from starec_agents.planner import planner
-from starec_agents.prompts import start_memory
+from starec_agents.tasks import start_memory
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Ranking
 from starec_training.blind import BlindTeacher
@@ -217,7 +217,7 @@ def shipped() -> list[Any]:
 
 
 @pytest.mark.parametrize("graph", shipped(), ids=lambda graph: graph.name)
-@pytest.mark.parametrize("options", [{}, {"answer_format": "compact", "structured": True}])
+@pytest.mark.parametrize("options", [{}, {"answer_format": "scores"}])
 async def test_every_graph_that_we_ship_is_walked_with_the_same_states(graph, options):
     context = Context(ScriptedChat(scripted_user()), **options)
     state = {"query": TURN.query, "memory": start_memory(TURN.query)}

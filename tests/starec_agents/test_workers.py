@@ -1,7 +1,6 @@
 """Several processes: the same result as one, whatever dies."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint, scripted
-from support import make_dataset
+from support import make_dataset, record
 from worker_parts import Deadly, Refusing
 
 from starec_agents.agent import UserAgent
@@ -31,10 +30,6 @@ from starec_env.types import Endpoint
 def simulate(out: Path, llm: Any = None, **options: Any) -> Run:
     agent = UserAgent.factory(llm or ScriptedChat(scripted_user()), graph=options.pop("graph", None))
     return run_population(make_dataset(20), agent, **{"out": out, "turns": 3, "progress": False, **options})
-
-
-def record(out: Path) -> str:
-    return re.sub(r'"latency":[0-9.e-]+', '"latency":0', (out / "steps.jsonl").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +60,7 @@ def test_a_worker_killed_in_mid_run_is_replaced_and_nothing_is_lost_or_doubled(
     assert len(list(deaths.iterdir())) == 2 and caplog.text.count("a worker died") == 2
     assert record(run.out) == whole
     assert run.metrics["failures"] == 0
-    assert not list(run.out.glob("steps-*"))
+    assert len(list(run.out.glob("steps-*"))) >= 3  # they stay, and are read together
 
 
 def test_workers_share_an_endpoint_and_a_graph_is_made_in_each(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_steps
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
-from starec_env.types import Call, Feedback, Memory, Ranking, Step, Usage
+from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step, Usage
 from starec_eval import analysis
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import build_llm
@@ -22,7 +22,7 @@ from starec_eval.memories import claims, contradictions, memory_curves, repetiti
 from starec_eval.protocol import Protocol, Reading
 
 
-def step(user=1, turn=0, rank=1, *, n=20, target=0, liked=True, before="", after="", problems=(), calls=(), order=None):
+def step(user=1, turn=0, rank=1, *, n=20, target=0, liked=True, before="", after="", report=None, calls=(), order=None):
     """A step whose target was given a rank; other candidates follow in the order shown."""
     others = [place for place in range(n) if place != target]
     if order is None:
@@ -33,7 +33,7 @@ def step(user=1, turn=0, rank=1, *, n=20, target=0, liked=True, before="", after
         turn=turn,
         candidates=tuple(range(n)),
         target=target,
-        ranking=Ranking(order=tuple(order), problems=tuple(problems)),
+        ranking=Ranking(order=tuple(order), report=ParseReport(**report or {})),
         feedback=feedback,
         reward=0.0,
         calls=tuple(calls),
@@ -119,10 +119,10 @@ def test_the_position_slope_is_least_squares_and_zero_without_bias():
 
 def test_invalid_and_invented_answers_are_shares_of_answers():
     steps = [
-        step(problems=["invented: 3", "missing: 1"]),
-        step(problems=["tied: 4"]),
+        step(report={"invented": 3, "missing": 1}),
+        step(report={"tied": 4}),
         step(),
-        step(problems=["no answer"]),
+        step(report={"no_answer": True}),
     ]
     assert analysis.invalid_answers(steps) == {
         "invalid": 0.5,

@@ -14,7 +14,7 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
-from starec_env.types import Endpoint, Ranking
+from starec_env.types import Endpoint, ParseReport, Ranking
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, build_llm
 from starec_eval.llm_rankers.llmrank import llmrank_messages, merge
@@ -207,7 +207,7 @@ async def test_bootstrapping_undoes_a_model_that_answers_in_the_order_shown(prot
 
 def test_answers_are_merged_by_mean_place_and_what_none_names_is_missing():
     orders = [[0, 1, 2, 3], [3, 2, 1, 0]]
-    merged = merge([Ranking(order=(0, 1)), Ranking(order=(3, 2), problems=("missing: 2", "invented: 1"))], orders)
+    merged = merge([Ranking(order=(0, 1)), Ranking(order=(3, 2), report=ParseReport(missing=2, invented=1))], orders)
     assert merged.order == (0, 1) and merged.problems == ("missing: 2", "invented: 1")
     assert merge([Ranking(order=(2, 0, 1, 3))], [[0, 1, 2, 3]]).order == (2, 0, 1, 3)
 

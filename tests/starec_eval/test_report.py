@@ -60,8 +60,8 @@ def dataset():
 
 def answer(messages, sampling):
     said = scripted_user()(messages, sampling)
-    if "Updated User" in said:
-        return f"Updated User description: {SAID} {said[-9:]}"
+    if "<description>" in said:
+        return f"<description>{SAID} {said[-30:-14]}</description>"
     return said
 
 

@@ -11,9 +11,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from starec_agents.parsing import parse_profile, parse_ranking
-from starec_agents.prompts import rank_messages, start_memory
-from starec_agents.titles import item_title
+from starec_agents.tasks import parse_profile, parse_ranking, rank_messages, start_memory
+from starec_agents.tasks.titles import item_title
 from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
@@ -113,7 +112,7 @@ def test_training_prompts_are_of_training_users_alone(ground):
 
 def test_titles_and_scores_are_single_tokens_and_the_template_is_what_render_writes(encoder, heldout):
     case = heldout[0][0]
-    messages = rank_messages(case.turn.query, start_memory(case.turn.query), "compact", True, 12)
+    messages = rank_messages(case.turn.query, start_memory(case.turn.query), "scores", 12)
     tokenizer = encoder.tokenizer
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == render(messages)
     assert tokenizer.decode(heldout[1][0].ids) == render(messages) + tokenizer.decode(encoder.skeleton.tolist())

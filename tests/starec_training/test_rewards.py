@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from starec_agents.llm import Message, ScriptedChat
-from starec_agents.prompts import labels
+from starec_agents.llm import Completion, Message, ScriptedChat
+from starec_agents.tasks import labels
 from starec_env.errors import TrainingError
 from starec_env.types import Item, User
-from starec_training.rewards import memory_reward, ndcg_reward, ranking_reward, served
+from starec_training.rewards import Ending, memory_reward, ndcg_reward, ranking_reward, served
 from starec_training.rows import Case, Shown, Snapshot
 
 FILMS = tuple(Item(n, f"Film {n:02d} (1990)", {"genres": "Drama"}) for n in range(1, 23))
@@ -59,6 +59,49 @@ def test_a_place_beyond_twenty_earns_what_a_missing_one_does() -> None:
 def test_an_unfinished_thought_and_a_made_up_list_earn_nothing_by_guess() -> None:
     texts = ["<think>\n1. Film 01 (1990) - first", "1. Some other film - the best", ""]
     assert ranking_reward()(completions=list(map(said, texts)), snapshot=[ranking(20)] * 3) == [-1.0, -1.0, -1.0]
+
+
+ENDED, CUT = [5, 6, 2], [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "ending", "earned"),
+    [
+        (listing(1), ENDED, Ending(frozenset({2})), 1.0),
+        (listing(1), CUT, Ending(frozenset({2})), -1.0),
+        (listing(1), [], Ending(frozenset({2})), -1.0),
+        (listing(1), CUT, None, 1.0),
+        (listing(1), None, Ending(frozenset({2})), 1.0),
+        (listing(1).removeprefix("<think>\n"), ENDED, Ending(frozenset({2}), opened=True), 1.0),
+        (listing(1).partition("</think>\n")[2], ENDED, Ending(frozenset({2}), opened=True), -1.0),
+        (listing(1).partition("</think>\n")[2], ENDED, Ending(frozenset({2})), 1.0),
+        (listing(1).partition("</think>\n")[2] + "\nBut which of these would the user", None, None, -1.0),
+        (listing(1).partition("</think>\n")[0], None, None, -1.0),
+    ],
+)
+def test_a_completion_that_was_cut_off_earns_what_a_missing_positive_does(
+    text: str, ids: list[int] | None, ending: Ending | None, earned: float
+) -> None:
+    passed: dict[str, Any] = {} if ids is None else {"completion_ids": [ids]}
+    ranked = ranking_reward(ending=ending)
+    assert ranked(completions=[said(text)], snapshot=[ranking(20)], **passed) == [earned]
+
+
+def test_a_profile_that_was_cut_off_and_a_ranking_that_was_earn_nothing_by_it() -> None:
+    text = said("Updated User description: likes Film 04.")
+    ending = Ending(frozenset({2}))
+    updated = memory_reward(by_profile, ending=ending)
+    assert updated(completions=[text] * 2, snapshot=[update(3)] * 2, completion_ids=[ENDED, CUT]) == [1.0, -1.0]
+
+
+async def test_a_servers_answer_that_was_cut_off_ranks_no_follow_up() -> None:
+    def reply(messages: Sequence[Message], sampling: Any) -> Completion:
+        return Completion(text="A B", reasoning="r", finish_reason=messages[0]["content"])
+
+    server = ScriptedChat(reply)
+    rank = served(server)
+    prompts = [[{"role": "user", "content": reason}] for reason in ("stop", "length")]
+    assert list(rank(prompts)) == ["<think>\nr\n</think>\nA B", ""]
 
 
 def test_ndcg_as_the_reward_has_no_plateaus() -> None:

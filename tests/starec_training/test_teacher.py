@@ -43,7 +43,7 @@ def update_row(completion: str, target: int = 0) -> Row:
         (rank_row(GOOD, target=4), None),
         (rank_row(listing()), "no rationale"),
         (rank_row("<think>\n\n</think>\n" + listing()), "no rationale"),
-        (rank_row("<think>\nThe user took three dramas" + listing()), "unfinished thought"),
+        (rank_row("<think>\nThe user took three dramas" + listing()), "cut off"),
         (rank_row(THOUGHT + "I can't rank these."), "no answer"),
         (rank_row(THOUGHT + listing(range(1, 20))), "missing"),
         (rank_row(THOUGHT + listing([*range(20), 3])), "repeated"),
@@ -102,8 +102,8 @@ def test_rethinking_is_bounded() -> None:
     llm, seen = asked_again([THOUGHT] * 9)
     kept, report = teach(Rows([rank_row(THOUGHT)]), llm, rethinks=3)
     assert (len(kept), len(seen)) == (0, 3)
-    assert report.tasks["rank"].lost == {"no answer": 1}
-    assert kept.dropped == {"screened: no answer": 1}
+    assert report.tasks["rank"].lost == {"empty": 1}
+    assert kept.dropped == {"screened: empty": 1}
 
 
 def test_a_rethought_answer_that_tells_of_the_hint_is_not_taught() -> None:

@@ -6,7 +6,6 @@ have said is written here. So its trajectories become rows like any other's, and
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +18,8 @@ from langgraph.runtime import Runtime
 from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, Graph, State, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ScriptedChat
-from starec_agents.prompts import labels, target_position
-from starec_agents.titles import candidate_titles, item_title
+from starec_agents.tasks import profile_format, ranking_format, target_position
+from starec_agents.tasks.titles import candidate_titles, item_title
 from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking
 from starec_training.evidence import Evidence, kinds_of
 
@@ -69,8 +68,7 @@ class BlindTeacher:
 
         async def rank(state: State, runtime: Runtime[Context]) -> State:
             context = runtime.context
-            structured = context.structured and context.answer_format == "compact"
-            said = self.ranking(state["query"], state["memory"], context.answer_format, structured)
+            said = self.ranking(state["query"], state["memory"], context.answer_format)
             return await fast_rank(state, self._saying(runtime, said))
 
         async def learn(state: State, runtime: Runtime[Context]) -> State:
@@ -97,19 +95,13 @@ class BlindTeacher:
 
     # The ranking task ------------------------------------------------------------------------------------------------
 
-    def ranking(self, query: Query, memory: Memory, answer_format: str = "paper", structured: bool = False) -> str:
+    def ranking(self, query: Query, memory: Memory, answer_format: str = "paper") -> str:
         """What it answers to the ranking prompt, in any of the formats."""
         order = self.order(query)
-        names = labels(len(order))
-        if structured:
-            return json.dumps({names[position]: 99 - place for place, position in enumerate(order[:100])})
-        thought = f"<think>\n{self._thought(query, memory, order)}\n</think>\n"
-        if answer_format == "compact":
-            return (thought if self.thinks else "") + " ".join(names[position] for position in order)
-        titles, reasons = candidate_titles(query.candidates), self._reasons(query, order)
-        return thought + "\n".join(
-            f"{place}. {titles[position]} - {reasons[position]}" for place, position in enumerate(order, 1)
-        )
+        form = ranking_format(answer_format)
+        thinks = form.thinks or (self.thinks and form.name != "scores")  # a schema leaves no room for a thought
+        thought = self._thought(query, memory, order) if thinks else ""
+        return form.render(query.candidates, order, self._reasons(query, order) if form.thinks else None, thought)
 
     def _thought(self, query: Query, memory: Memory, order: Sequence[int]) -> str:
         liked = _liked(query)
@@ -156,10 +148,10 @@ class BlindTeacher:
         place = "not ranked" if feedback.rank is None else f"ranked {feedback.rank} of {len(query.candidates)}"
         outcome = f"{item_title(target)} was {place} and {'liked' if feedback.liked else 'disliked'}."
         lesson = self._lesson(target, feedback)
-        thought = f"<think>\n{outcome} {lesson or 'The prediction held.'}\n</think>\n"
+        thought = f"{outcome} {lesson or 'The prediction held.'}"
         profile = " ".join([*self._profile(query, target, feedback), lesson]).strip()
-        shows = answer_format == "paper" or self.thinks
-        return f"{thought if shows else ''}Updated User description: {profile}"
+        form = profile_format(answer_format)
+        return form.render(profile, thought if form.thinks or self.thinks else "")
 
     def _lesson(self, target: Item, feedback: Feedback) -> str:
         if feedback.agrees:

@@ -23,6 +23,7 @@ from safetensors.torch import load_model
 from trl import GRPOConfig, GRPOTrainer
 
 from starec_agents.agent import UserAgent
+from starec_agents.config import Purpose
 from starec_agents.llm import ChatModel
 from starec_agents.population import run_population
 from starec_agents.records import Turns
@@ -31,8 +32,8 @@ from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
 from starec_training.evidence import Evidence
 from starec_training.negatives import KINDS, HarderTurns
-from starec_training.policy import LocalChat, ranker
-from starec_training.rewards import REWARDS, RankPrompts, memory_reward, ranking_reward, served
+from starec_training.policy import LocalChat, ends_of, ranker
+from starec_training.rewards import REWARDS, Ending, RankPrompts, memory_reward, ranking_reward, served
 from starec_training.rows import (
     Rows,
     check_apart,
@@ -196,10 +197,11 @@ def train_grpo(
         max_tokens=most,
         batch_size=config.per_device_train_batch_size,
     )
+    ending = Ending.of(tokenizer, ends_of(policy, tokenizer), **(config.chat_template_kwargs or {}))
     trainer = _trainer_class(algorithm)(
         model=policy,
         args=config,
-        reward_funcs=[ranking_reward(worth), memory_reward(follow, worth)],
+        reward_funcs=[ranking_reward(worth, ending), memory_reward(follow, worth, ending)],
         train_dataset=to_dataset(rows).remove_columns("completion"),
         processing_class=tokenizer,
         peft_config=adapter,
@@ -364,7 +366,7 @@ def _collected(
             users=users[state.process_index :: state.num_processes],
             **settings,
             stream=stream,
-            about={"hard": hard, "hard_kind": rounds.hard_kind} if hard else None,
+            purpose=Purpose(hard=hard, hard_kind=rounds.hard_kind) if hard else None,
             concurrency=max(64, 2 * rounds.batch_size),
             resume=(mine / "run.json").exists(),
             progress=state.is_main_process,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starec_agents.llm import Completion, Message
 from starec_env.errors import EndpointError
 from starec_env.types import Usage
-from starec_training.rewards import RankPrompts
+from starec_training.rewards import RankPrompts, whole
 from starec_training.rows import check_chat_template
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def generate(
             for place, tokens in zip(places, batch, strict=True):
                 answers[place] = Completion(
                     text=tokenizer.decode(tokens, skip_special_tokens=True),
-                    finish_reason="stop" if tokens[-1] in _ends(model, tokenizer) else "length",
+                    finish_reason="stop" if tokens[-1] in ends_of(model, tokenizer) else "length",
                     usage=Usage(prompt_tokens=len(ids[place]), completion_tokens=len(tokens)),
                     latency=latency,
                     token_ids=tuple(tokens),
@@ -122,7 +122,7 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[Sequence[int]], **opti
     longest = max(map(len, batch))
     inputs = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
     options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(input_ids=inputs, attention_mask=mask, pad_token_id=pad, eos_token_id=ends, **options)
     found = []
@@ -132,8 +132,8 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[Sequence[int]], **opti
     return found
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    # Every end that the model declares, e.g. of a turn, and the tokenizer's: as TRL does.
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Every end that the model declares, e.g. of a turn, and the tokenizer's: as TRL does."""
     declared = model.generation_config.eos_token_id
     ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return sorted({*ends, tokenizer.eos_token_id})
@@ -147,7 +147,7 @@ def ranker(policy: Callable[[], Any], tokenizer: Any, **options: Any) -> RankPro
         tokenizer: Its tokenizer.
         options: Of `generate`; at the default temperature 0 a follow-up adds no noise of its own.
     """
-    return lambda prompts: [answer.text for answer in generate(policy(), tokenizer, prompts, **options)]
+    return lambda prompts: [whole(answer) for answer in generate(policy(), tokenizer, prompts, **options)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,15 @@ row's reward. Advantages are normalised within each prompt's group, so the two t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from starec_agents.llm import ChatModel, Message
-from starec_agents.parsing import parse_profile
+from starec_agents.llm import ChatModel, Completion, Message
+from starec_agents.tasks import profile_format, ranking_format, split_thought
 from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import position_reward
@@ -22,10 +23,9 @@ from starec_env.replay.stream import Reward
 from starec_training.rows import Snapshot, read_snapshot
 
 RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]
-"""Answers ranking prompts by the current policy: prompts in, texts out, in order."""
+"""Answers ranking prompts by the current policy: prompts in, whole answers out, in order; "" for one cut off."""
 
 Conversation = Sequence[Message]
-
 
 RewardFunction = Callable[..., list[float | None]]
 """TRL's reward function for conversations; None stands for "not my task"."""
@@ -40,15 +40,57 @@ REWARDS: dict[str, Reward] = {"position": position_reward, "ndcg": ndcg_reward}
 """Rewards of a rank by name; the paper's is "position"."""
 
 
-def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
-    """The reward of rankings: what the place of the true item is worth; an item that isn't ranked has no place."""
+@dataclass(frozen=True)
+class Ending:
+    """How a completion that has ended is told from one that was cut off, which is no answer and earns nothing by it.
+
+    Without either, a completion counts as cut off only if it leaves a thought open, or if its format asks for a
+    thought, it closes none, and its last line ranks nothing.
+    """
+
+    ends: frozenset[int] = frozenset()
+    """Token ids that end a completion; none: they aren't known, or TRL passes no token ids."""
+    opened: bool = False
+    """Whether the chat template opens a thought, so that an answer without a closing tag is all thought."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, ends: Iterable[int], **template: Any) -> Ending:
+        """How completions end by a tokenizer's chat template, with its own arguments, and the ending tokens."""
+        asked = [{"role": "user", "content": "Rank."}]
+        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False, **template)
+        return cls(frozenset(ends), split_thought(prompt)[1])
+
+    def cut_off(self, text: str, ids: Sequence[int] | None, state: Snapshot) -> bool:
+        """Whether a completion isn't whole."""
+        if self.ends and ids is not None and (not len(ids) or int(ids[-1]) not in self.ends):
+            return True
+        answer, unfinished = split_thought(text)
+        if unfinished or len(answer) < len(text):
+            return unfinished
+        if self.opened:
+            return True
+        thinks = state.task == "rank" and ranking_format(state.answer_format).thinks
+        last = text.rstrip().splitlines()[-1:]
+        return thinks and bool(last) and not state.shown.parse(last[0], state.answer_format).order
+
+
+def ranking_reward(reward: Reward = position_reward, ending: Ending | None = None) -> RewardFunction:
+    """The reward of rankings: what the place of the true item is worth; an item that isn't ranked has no place.
+
+    Args:
+        reward: Of the true item's 1-based rank, None if it isn't ranked or the completion was cut off.
+        ending: How to tell whether a completion was cut off.
+    """
+    ending = ending or Ending()
 
     def ranking(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
         ranks, valid = [], []
         for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
             if (state := read_snapshot(text)).task == "rank":
-                answer = state.shown.parse(completion[-1]["content"], state.answer_format)
+                said = completion[-1]["content"]
+                cut_off = ending.cut_off(said, _ids(trl, place), state)
+                answer = state.shown.parse(said, state.answer_format, cut_off)
                 rank = answer.rank_of(state.shown.target)
                 given[place] = _finite(reward(rank), state)
                 ranks.append(rank)
@@ -59,16 +101,18 @@ def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
     return ranking
 
 
-def memory_reward(rank: RankPrompts, reward: Reward = position_reward) -> RewardFunction:
+def memory_reward(rank: RankPrompts, reward: Reward = position_reward, ending: Ending | None = None) -> RewardFunction:
     """The reward of memory updates: what the follow-up rankings with the new profile are worth, averaged (4.2.2).
 
     All updates of a group are followed by the same rankings, and differ in the profile alone. An answer that holds no
-    profile earns what an unranked positive does; the paper doesn't say.
+    profile, as one that was cut off, earns what an unranked positive does; the paper doesn't say.
 
     Args:
         rank: The current policy: `starec_training.policy.ranker`, or `served` with the server that holds it.
         reward: Of the follow-up's rank.
+        ending: How to tell whether a completion was cut off.
     """
+    ending = ending or Ending()
 
     def memory(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
@@ -78,7 +122,9 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward) -> Reward
         for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
             if (state := read_snapshot(text)).task != "reflect":
                 continue
-            profile = parse_profile(completion[-1]["content"])
+            said = completion[-1]["content"]
+            cut_off = ending.cut_off(said, _ids(trl, place), state)
+            profile = profile_format(state.answer_format).parse(said, cut_off).text
             usable.append(float(profile is not None))
             if profile is None:
                 given[place] = _finite(reward(None), state)
@@ -111,6 +157,11 @@ def _follow_up_ranks(
     ]
 
 
+def _ids(trl: Mapping[str, Any], place: int) -> Sequence[int] | None:
+    ids = trl.get("completion_ids")
+    return None if ids is None else ids[place]
+
+
 def _finite(value: float, state: Snapshot) -> float:
     if not isfinite(value):
         raise TrainingError(
@@ -126,6 +177,11 @@ def _log(trl: dict[str, Any], metrics: dict[str, list[float]]) -> None:
         for name, values in metrics.items():
             if values:
                 log(name, fmean(values))
+
+
+def whole(completion: Completion) -> str:
+    """A model's whole answer, as `RankPrompts` gives it: "" if it was cut off."""
+    return "" if completion.cut_off else completion.answer
 
 
 def served(llm: ChatModel, **sampling: Any) -> RankPrompts:
@@ -144,6 +200,6 @@ def served(llm: ChatModel, **sampling: Any) -> RankPrompts:
 
     async def ask(prompts: Sequence[Conversation]) -> list[str]:
         answers = await asyncio.gather(*(llm.complete(prompt, **sampling) for prompt in prompts))
-        return [answer.text for answer in answers]
+        return [whole(answer) for answer in answers]
 
     return lambda prompts: thread.submit(lambda: runner.run(ask(prompts))).result()

@@ -19,10 +19,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from starec_agents.llm import Message
-from starec_agents.parsing import parse_ranking
-from starec_agents.prompts import MAX_HISTORY, rank_messages
 from starec_agents.records import Turns
 from starec_agents.store import read_run, read_steps, write_text
+from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
@@ -59,15 +58,14 @@ class Shown(BaseModel):
         """What a turn showed."""
         return cls(candidates=tuple(turn.query.candidates), target=turn.target)
 
-    def parse(self, text: str, answer_format: str) -> Ranking:
-        """Read a ranking of these candidates from a model's answer."""
-        return parse_ranking(
-            text, Candidates(self.candidates, np.arange(len(self.candidates), dtype=np.int32)), answer_format
-        )
+    def parse(self, text: str, answer_format: str, cut_off: bool = False) -> Ranking:
+        """Read a ranking of these candidates from a model's whole answer; one that was cut off ranks nothing."""
+        candidates = Candidates(self.candidates, np.arange(len(self.candidates), dtype=np.int32))
+        return parse_ranking(text, candidates, answer_format, cut_off)
 
-    def rank(self, text: str, answer_format: str) -> int | None:
+    def rank(self, text: str, answer_format: str, cut_off: bool = False) -> int | None:
         """1-based rank that an answer gives to the true item; None if it doesn't rank it."""
-        return self.parse(text, answer_format).rank_of(self.target)
+        return self.parse(text, answer_format, cut_off).rank_of(self.target)
 
 
 class Case(Shown):
@@ -120,7 +118,6 @@ class Snapshot(BaseModel):
     """0-based number of the turn in the user's whole stream."""
     shown: Shown
     answer_format: str = "paper"
-    structured: bool = False
     max_history: int = MAX_HISTORY
     memory: Memory = Memory()
     """As it was when the prompt was made."""
@@ -128,6 +125,11 @@ class Snapshot(BaseModel):
     """Memory update: the line that the turn added to the memory's history."""
     follow_ups: tuple[Case, ...] = ()
     """Memory update: the user's next turns, which the new profile is to help with."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, given: Any) -> Any:
+        return formats_of(given) if isinstance(given, Mapping) else given
 
     @property
     def key(self) -> tuple[str, Id, int]:
@@ -137,10 +139,15 @@ class Snapshot(BaseModel):
     def follow_up_prompts(self, profile: str) -> list[list[Message]]:
         """The ranking prompts of the follow-ups, with a new profile in the memory (4.2.2)."""
         memory = self.memory.updated(profile=profile, event=self.event)
-        return [
-            rank_messages(case.query(), memory, self.answer_format, self.structured, self.max_history)
-            for case in self.follow_ups
-        ]
+        return [rank_messages(case.query(), memory, self.answer_format, self.max_history) for case in self.follow_ups]
+
+
+def formats_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the answer format under its present name; "compact" and `structured` are the old ones."""
+    rest = {name: value for name, value in given.items() if name != "structured"}
+    if "answer_format" in rest:
+        rest["answer_format"] = ranking_format(rest["answer_format"], bool(given.get("structured"))).name
+    return rest
 
 
 @lru_cache(maxsize=4096)
@@ -282,7 +289,7 @@ def run_rows(
     settings = ("n_candidates", "seed", "split", "targets", "turns", "min_history")
     stream = stream or Stream(dataset, **{name: run[name] for name in settings})
     formats = ("answer_format", "structured", "max_history")
-    common: dict[str, Any] = {name: run[name] for name in formats if name in run}
+    common = formats_of({name: run[name] for name in formats if name in run})
     lineage = {"run": Path(out).name, "model": run["model"], "graph": run["graph"]}
     rows = Rows()
     for user_id, steps in sorted(_by_user(read_steps(out)), key=lambda found: dataset.user_index(found[0])):
@@ -332,10 +339,8 @@ def _add(
             follow_ups=tuple(map(Case.of, later)) if updates else (),
             **common,
         )
-        thought = f"<think>\n{call.reasoning}\n</think>\n" if call.reasoning else ""
-        rows.rows.append(
-            Row(prompt=call.messages, completion=thought + call.completion, snapshot=snapshot, lineage=lineage)
-        )
+        marked = {**lineage, "cut_off": True} if call.cut_off else lineage  # no answer to learn, but a prompt to try
+        rows.rows.append(Row(prompt=call.messages, completion=call.answer, snapshot=snapshot, lineage=marked))
 
 
 def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
@@ -373,6 +378,8 @@ def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_le
         prompt = _length(tokenizer, row.prompt, add_generation_prompt=True)
         if max_prompt is not None and prompt > max_prompt:
             goes[place] = f"prompt over {max_prompt} tokens"
+        elif max_length is not None and row.lineage.get("cut_off"):
+            goes[place] = "the answer was cut off"
         elif max_length is not None:
             answer = {"role": "assistant", "content": row.completion}
             if prompt > max_length or _length(tokenizer, [*row.prompt, answer]) > max_length:

@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from starec_agents.llm import ChatModel, Message
-from starec_agents.parsing import parse_profile, split_thought
-from starec_agents.titles import item_title
+from starec_agents.llm import ChatModel, Completion, Message
+from starec_agents.tasks import profile_format, split_thought
+from starec_agents.tasks.titles import item_title
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import LIKED_CUTOFF
@@ -55,6 +55,9 @@ class Flaw:
 
     kind: str
     feedback: str
+
+
+_CUT_OFF = Flaw("cut off", "Your answer was cut off before its end: keep it shorter.")
 
 
 class TaskReport(BaseModel):
@@ -179,28 +182,28 @@ class _Teacher:
     async def taught(self, row: Row) -> tuple[Row | None, list[str]]:
         """The row with the first answer that passes, or None, and the flaws of those that did not."""
         flaws, rejected = list[str](), list[str]()
-        text = row.completion
+        text, cut_off = row.completion, bool(row.lineage.get("cut_off"))
         while True:
-            flaw = await self.flaw(row, text)
+            flaw = _CUT_OFF if cut_off else await self.flaw(row, text)
             if flaw is None and flaws and _HINTED.search(text):
                 flaw = Flaw("mentions the hint", "Your answer speaks of my remark. Write it as if there had been none.")
             if flaw is None:
-                lineage = {**row.lineage, "attempt": len(flaws), "flaws": flaws, "rejected": rejected}
+                lineage = {**row.lineage, "cut_off": False, "attempt": len(flaws), "flaws": flaws, "rejected": rejected}
                 return row.model_copy(update={"completion": text, "lineage": lineage}), flaws
             flaws.append(flaw.kind)
             rejected.append(text)
             if self.llm is None or len(flaws) > self.rethinks:
                 return None, flaws
-            text = await self._rethought(self.llm, row, text, flaw)
+            answer = await self._rethought(self.llm, row, text, flaw)
+            text, cut_off = answer.answer, answer.cut_off
 
-    async def _rethought(self, llm: ChatModel, row: Row, text: str, flaw: Flaw) -> str:
+    async def _rethought(self, llm: ChatModel, row: Row, text: str, flaw: Flaw) -> Completion:
         asked: list[Message] = [
             *row.prompt,
             {"role": "assistant", "content": text},
             {"role": "user", "content": f"{flaw.feedback} Rethink, and answer again in full, in the same format."},
         ]
-        answer = await llm.complete(asked, **self.sampling)
-        return f"<think>\n{answer.reasoning}\n</think>\n{answer.text}" if answer.reasoning else answer.text
+        return await llm.complete(asked, **self.sampling)
 
     async def flaw(self, row: Row, text: str) -> Flaw | None:
         """What is wrong with an answer; None if it may teach."""
@@ -211,7 +214,7 @@ class _Teacher:
     def _rationale_flaw(self, row: Row, text: str) -> Flaw | None:
         answer, unfinished = split_thought(text)
         if unfinished:
-            return Flaw("unfinished thought", "Your thought was never closed by </think>, so there was no answer.")
+            return Flaw("cut off", "Your thought was never closed by </think>, so there was no answer.")
         wanted = row.snapshot.answer_format == "paper" if self.screening.rationale is None else self.screening.rationale
         words = len(text.removesuffix(answer).replace("<think>", " ").replace("</think>", " ").split())
         if wanted and words < self.screening.min_rationale:
@@ -223,8 +226,10 @@ class _Teacher:
         ranking = shown.parse(text, row.snapshot.answer_format)
         if not ranking.valid:
             problems = ", ".join(ranking.problems)
-            kind = ranking.problems[0].split(":")[0]
-            return Flaw(kind, f"Your ranking is not one of all {len(shown.candidates)} candidates ({problems}).")
+            return Flaw(
+                ranking.report.kinds[0].replace("_", " "),
+                f"Your ranking is not one of all {len(shown.candidates)} candidates ({problems}).",
+            )
         rank = ranking.rank_of(shown.target)
         if ndcg(rank, 10) >= self.screening.min_ndcg:
             return None
@@ -236,9 +241,9 @@ class _Teacher:
         )
 
     async def _update_flaw(self, row: Row, text: str) -> Flaw | None:
-        profile = parse_profile(text)
+        profile = profile_format(row.snapshot.answer_format).parse(text).text
         if profile is None:
-            return Flaw("no profile", 'Your answer held no description after "Updated User description:".')
+            return Flaw("no profile", "Your answer held no description in the format asked for.")
         if not _PREFERENCE.search(profile):
             return Flaw("no preference", "Your description says nothing of what the user likes or dislikes.")
         if len(profile.split()) > self.screening.max_profile:
@@ -249,7 +254,7 @@ class _Teacher:
         prompts = snapshot.follow_up_prompts(profile)
         answers = await asyncio.gather(*(self.llm.complete(prompt, **self.sampling) for prompt in prompts))
         ranks = [
-            case.rank(answer.text, snapshot.answer_format)
+            case.rank(answer.answer, snapshot.answer_format, answer.cut_off)
             for case, answer in zip(snapshot.follow_ups, answers, strict=True)
         ]
         if ndcg(ranks, 10).mean() >= self.screening.min_ndcg:

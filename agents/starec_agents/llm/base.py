@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from starec_env.types import Usage
+from starec_env.types import Usage, whole_answer
 
 Message = Mapping[str, str]
 """A prompt's message: "role" ("system", "user" or "assistant") and "content"."""
@@ -43,6 +43,11 @@ class Completion(BaseModel):
     def cut_off(self) -> bool:
         """Whether the answer ended at max_tokens: an unfinished answer is none, whatever can be read in it."""
         return self.finish_reason == "length"
+
+    @property
+    def answer(self) -> str:
+        """The whole answer, with thoughts that came apart put before it between <think> tags."""
+        return whole_answer(self.text, self.reasoning)
 
     @property
     def only_thought(self) -> bool:

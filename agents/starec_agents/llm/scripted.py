@@ -62,7 +62,10 @@ def _reply(seed: int, messages: Sequence[Message], sampling: Mapping[str, Any]) 
     digest = blake2b(f"{seed}\n{prompt}".encode(), digest_size=8).hexdigest()
     listed = _CANDIDATES.findall(prompt)
     if not listed:
-        return f"<think>\nLet me compare.\n</think>\nUpdated User description: Has moods, of late mood {digest}."
+        profile = f"Has moods, of late mood {digest}."
+        marked = "<description>" in messages[0]["content"]
+        said = f"<description>{profile}</description>" if marked else f"Updated User description: {profile}"
+        return f"<think>\nLet me compare.\n</think>\n{said}"
     lines = listed[-1].split("\n")
     Random(digest).shuffle(lines)
     compact = "labels" in messages[0]["content"]
@@ -70,7 +73,7 @@ def _reply(seed: int, messages: Sequence[Message], sampling: Mapping[str, Any]) 
         return json.dumps({_label(line): len(lines) - place for place, line in enumerate(lines)})
     if compact:
         return " ".join(map(_label, lines))
-    titles = [line.split(" | ")[0] for line in lines]
+    titles = [line.split(". ", 1)[1].split(" | ")[0] for line in lines]
     ranked = "\n".join(f"{place}. {title} - suits mood {digest}" for place, title in enumerate(titles, 1))
     return f"<think>\nMood {digest}.\n</think>\n{ranked}"
 

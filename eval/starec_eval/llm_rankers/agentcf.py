@@ -16,9 +16,9 @@ import numpy as np
 from starec_agents.agent import model_name
 from starec_agents.graph import Context, ask_ranking, call_model
 from starec_agents.llm import ChatModel, Message
-from starec_agents.parsing import parse_profile, split_thought
-from starec_agents.prompts import MAX_PROFILE, candidate_lines, nouns_of, ranking_rules, start_memory
-from starec_agents.titles import candidate_titles, clean, item_line, visible
+from starec_agents.tasks import MAX_PROFILE, nouns_of, parse_profile, ranking_format, start_memory
+from starec_agents.tasks.answers import read_answer
+from starec_agents.tasks.titles import candidate_titles, clean, item_line, visible
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Turn
 from starec_eval.llm_rankers.recorded import MOST_WARMUP, CaseTurns, LLMRanker
@@ -59,8 +59,8 @@ def agentcf(
         llm: Answers all prompts.
         name: In tables.
         warmup: Rounds: the last so many turns of each user's history, 1 to 39.
-        answer_format: "paper" or "compact", of rankings.
-        structured: With "compact", have the server enforce a JSON object of scores.
+        answer_format: "paper", "labels" or "scores", of rankings.
+        structured: With "compact", the old name of "labels": "scores".
         seed: Which of the turn's negatives is shown, and in which order.
         sampling: Goes with every request.
 
@@ -69,7 +69,7 @@ def agentcf(
     """
     if not 1 <= warmup <= MOST_WARMUP:
         raise InvalidOption(f"warmup={warmup}: AgentCF learns in 1 to {MOST_WARMUP} rounds")
-    training = _Training(Context(llm, answer_format, structured, sampling=sampling), warmup, seed)
+    training = _Training(Context(llm, ranking_format(answer_format, structured).name, sampling=sampling), warmup, seed)
     return LLMRanker(name, training.agent, prepare=training.prepare)
 
 
@@ -95,8 +95,7 @@ class _Training:
     @property
     def settings(self) -> Mapping[str, Any]:
         about = {"model": model_name(self.context.llm), "graph": "agentcf", "rounds": self.rounds, "seed": self.seed}
-        formats = {"answer_format": self.context.answer_format, "structured": self.context.structured}
-        return {**about, **formats, "sampling": dict(self.context.sampling)}
+        return {**about, "answer_format": self.context.answer_format, "sampling": dict(self.context.sampling)}
 
     async def prepare(self, protocol: Protocol, out: Path, concurrency: int) -> Mapping[Id, Memory]:
         turns = CaseTurns(protocol, warmup=self.rounds)
@@ -134,10 +133,10 @@ class _Training:
         if (found := journal.done(key)) is None:
             choose = self._choose_messages(query, memory, pair)
             first = await call_model(self.context, "choose", choose)
-            chose = _CHOICE.findall(split_thought(first.completion)[0])
+            chose = _CHOICE.findall(read_answer(first.answer, first.cut_off).text)
             guess = pair["AB".index(chose[-1].upper())] if chose else None
             second = await call_model(self.context, "reflect", _truth_messages(query, choose, pair, turn.target, guess))
-            found = parse_profile(second.completion) or memory.profile
+            found = parse_profile(second.answer, second.cut_off) or memory.profile
             journal.add(key, found, [first, second], right=guess == turn.target)
         return meeting, Memory(profile=found)
 
@@ -163,7 +162,7 @@ class _Training:
         key = ["item", number, item]
         if (found := journal.done(key)) is None:
             call = await call_model(self.context, "item", self._item_messages(item, line, domain, heard))
-            told = _ITEM.split(split_thought(call.completion)[0])[1:]
+            told = _ITEM.split(read_answer(call.answer, call.cut_off).text)[1:]
             found = visible(told[-1])[:MAX_ITEM_MEMORY] if told else self.items.get(item, "")
             journal.add(key, found, [call])
         return item, found
@@ -184,14 +183,14 @@ class _Training:
 
     def rank_messages(self, query: Query, memory: Memory) -> list[Message]:
         """The ranking prompt: the user agent's memory, and the candidates with their agents' memories."""
-        nouns, format_ = nouns_of(query.domain), self.context.answer_format
+        nouns, form = nouns_of(query.domain), self.context.ranking_format
         system = (
             f"You are a person who picks {nouns.many} by your own taste, which your description tells. Rank the "
-            f"candidates by how likely you are to choose them next.\n{ranking_rules(format_, self.context.asks_scores)}"
+            f"candidates by how likely you are to choose them next.\n{form.instructions()}"
         )
         lines = [
             line + self._line(query, *pair).removeprefix(item_line(*pair))
-            for line, pair in zip(candidate_lines(query.candidates, format_), _titled(query), strict=True)
+            for line, pair in zip(form.lines(query.candidates), _titled(query), strict=True)
         ]
         listed = "\n".join([f"Candidate {nouns.many}:", *lines])
         about = f"Your description: {clean(memory.profile, MAX_PROFILE)}"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.agent import UserAgent
+from starec_agents.config import Purpose
 from starec_agents.llm import ChatModel
 from starec_agents.store import read_steps
 from starec_agents.variants import rank_only
@@ -65,5 +66,5 @@ async def sample(
     """
     memories = {step.user_id: step.memory_before for step in read_steps(warmed_up)}
     agent = UserAgent.factory(llm, graph=rank_only(), temperature=temperature, **options)
-    about = {"method": "best-of", "samples": samples}
-    await run_turns(protocol, agent, _Samples(protocol, samples), out, about, memories, concurrency)
+    purpose = Purpose(method="best-of", samples=samples)
+    await run_turns(protocol, agent, _Samples(protocol, samples), out, purpose, memories, concurrency)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 from starec_agents.agent import model_name
 from starec_agents.graph import Context, ask_ranking
 from starec_agents.llm import ChatModel, Message
-from starec_agents.prompts import MAX_HISTORY, candidate_lines, nouns_of, ranking_rules
-from starec_agents.titles import item_title
+from starec_agents.tasks import MAX_HISTORY, nouns_of, ranking_format
+from starec_agents.tasks.titles import item_title
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Call, Candidates, Feedback, Memory, Query, Ranking
+from starec_env.types import Call, Candidates, Feedback, Memory, ParseReport, Query, Ranking
 
 PROMPTS = ("sequential", "recency", "in-context")
 """What the paper calls sequential prompting, recency-focused prompting and in-context learning."""
@@ -37,8 +36,8 @@ class LLMRank:
         prompt: "sequential": the history in order; "recency": and its last item named once more; "in-context": the
             history but for its last item, that item as the example of a right recommendation, and the task after it.
         bootstrap: Answers for each query.
-        answer_format: "paper" or "compact".
-        structured: With "compact", have the server enforce a JSON object of scores.
+        answer_format: "paper", "labels" or "scores".
+        structured: With "compact", the old name of "labels": "scores".
         max_history: Interactions shown.
         seed: Of the shuffles.
         sampling: Goes with every request.
@@ -63,7 +62,7 @@ class LLMRank:
         if bootstrap < 1:
             raise InvalidOption(f"bootstrap={bootstrap}: at least one answer is needed")
         self.llm, self.prompt, self.bootstrap, self.seed = llm, prompt, bootstrap, seed
-        self.context = Context(llm, answer_format, structured, max_history, sampling)
+        self.context = Context(llm, ranking_format(answer_format, structured).name, max_history, sampling)
         self.memory: Memory | None = None
         self.calls: list[Call] = []
 
@@ -75,7 +74,6 @@ class LLMRank:
             "graph": f"llmrank-{self.prompt}",
             "bootstrap": self.bootstrap,
             "answer_format": self.context.answer_format,
-            "structured": self.context.structured,
             "max_history": self.context.max_history,
             "sampling": dict(self.context.sampling),
         }
@@ -108,11 +106,11 @@ def llmrank_messages(query: Query, shown: Candidates, prompt: str, context: Cont
         parts.append(f"Note that the {nouns.one} I chose most recently is {last}.")
     elif prompt == "in-context" and last:
         parts.append(f"After those, a good recommendation for me was {last}, and I have chosen it now.")
-    parts.append("\n".join([f"Candidate {nouns.many}:", *candidate_lines(shown, context.answer_format)]))
+    parts.append("\n".join([f"Candidate {nouns.many}:", *context.ranking_format.lines(shown)]))
     parts.append(f"Rank all {len(shown)} of them by how likely I am to choose them next.")
     system = (
         f"You are a {nouns.kind} recommender. Judge from what the user chose so far, and in which order.\n"
-        f"{ranking_rules(context.answer_format, context.asks_scores)}"
+        f"{context.ranking_format.instructions()}"
     )
     return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
 
@@ -126,7 +124,7 @@ def merge(answers: Sequence[Ranking], orders: Sequence[Sequence[int]]) -> Rankin
 
     Returns:
         A ranking of original positions; equal means go by the best single place, then by the place shown first.
-        `problems` count over all answers, but "missing", which counts candidates that none ranked.
+        The report sums those of all answers, but for `missing`, which counts candidates that none ranked.
     """
     n = len(orders[0])
     places = np.full((len(answers), n), float(n))
@@ -135,17 +133,15 @@ def merge(answers: Sequence[Ranking], orders: Sequence[Sequence[int]]) -> Rankin
             places[row, order[position]] = place
     ranked = np.lexsort((np.arange(n), places.min(axis=0), places.mean(axis=0)))
     kept = tuple(int(position) for position in ranked if places[:, position].min() < n)
-    counts: Counter[str] = Counter()
-    for problem in (problem for answer in answers for problem in answer.problems):
-        kind, _, count = problem.partition(": ")
-        counts[kind] += int(count or 1)
-    counts["missing"] = n - len(kept)
-    problems = tuple(
-        kind if kind in ("no answer", "unfinished thought", "too long") else f"{kind}: {count}"
-        for kind, count in counts.items()
-        if count
-    )
-    return Ranking(order=kept, text="\n\n".join(answer.text for answer in answers), problems=problems)
+    reports = [answer.report.model_dump() for answer in answers]
+    found: dict[str, Any] = {name: sum(report[name] for report in reports) for name in _COUNTS}
+    found |= {name: any(report[name] for report in reports) for name in _FAULTS}
+    report = ParseReport(**found, missing=n - len(kept))
+    return Ranking(order=kept, text="\n\n".join(answer.text for answer in answers), report=report)
+
+
+_COUNTS = ("repeated", "invented", "tied")
+_FAULTS = ("cut_off", "empty", "no_answer", "too_long")
 
 
 def _shuffle(query: Query, seed: int, number: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.config import Purpose
 from starec_agents.population import arun_population
 from starec_agents.records import Turns
 from starec_agents.rollout import Agent
@@ -159,10 +160,10 @@ class LLMRanker:
             rankings: dict[int, Ranking] = {}
             for repetition in np.unique(protocol.cases.repetition).tolist():
                 turns = CaseTurns(protocol, repetition, self.warmup, memories)
-                about = {"method": self.name, "warmup": self.warmup, "repetition": repetition}
+                purpose = Purpose(method=self.name, warmup=self.warmup, repetition=repetition)
                 counted = _Count(len(turns), report)
                 folder = out / str(repetition)
-                await run_turns(protocol, self.agent, turns, folder, about, memories, concurrency, counted)
+                await run_turns(protocol, self.agent, turns, folder, purpose, memories, concurrency, counted)
                 for step in read_steps(folder):
                     if (case := turns.case_of(step)) is not None:
                         rankings[case] = step.ranking
@@ -189,7 +190,7 @@ async def run_turns(
     agent: Callable[[], Agent],
     turns: Turns,
     out: str | Path,
-    about: Mapping[str, Any],
+    purpose: Purpose,
     memories: Mapping[Id, Memory],
     concurrency: int,
     on_step: Callable[[Step], object] | None = None,
@@ -201,7 +202,7 @@ async def run_turns(
         agent: Makes one user's agent.
         turns: The turns; nothing is learned from each user's last.
         out: The run's folder.
-        about: More to record.
+        purpose: What the turns are for.
         memories: Memories to begin with, by user id.
         concurrency: Users in flight.
         on_step: Called with each finished step.
@@ -213,7 +214,7 @@ async def run_turns(
         protocol.dataset,
         agent,
         stream=turns,
-        about={**about, "protocol": protocol.cases.hash, "reading": str(protocol.reading)},
+        purpose=purpose.model_copy(update={"protocol": protocol.cases.hash, "reading": str(protocol.reading)}),
         memories=memories,
         learn_last=False,
         on_step=on_step,

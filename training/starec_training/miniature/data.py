@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.llm import Message
-from starec_agents.parsing import parse_profile
-from starec_agents.prompts import event_line, labels, rank_messages, reflect_messages, start_memory
-from starec_agents.titles import item_title
+from starec_agents.tasks import event_line, labels, parse_profile, rank_messages, reflect_messages, start_memory
+from starec_agents.tasks.titles import item_title
 from starec_env.cases import PAD
 from starec_env.data.splits import Split, split_users
 from starec_env.replay.rewards import LIKED_CUTOFF
@@ -76,7 +75,7 @@ class Followed:
     def then(self, text: str) -> Example:
         """The next turn's ranking prompt, if the update's answer was this."""
         profile = parse_profile(text)
-        messages = rank_messages(self.query, self.memory.updated(profile=profile), "compact", True, MAX_HISTORY)
+        messages = rank_messages(self.query, self.memory.updated(profile=profile), "scores", MAX_HISTORY)
         indices = self.query.candidates.indices
         return Example(messages, "", np.zeros(len(indices)), self.target, indices)
 
@@ -129,7 +128,7 @@ class Prompts:
             if asks[at]:
                 yield self._reflection(query, memory, int(places[at]), bool(self.liked[row]), z[at])[0]
             else:
-                messages = rank_messages(query, memory, "compact", True, MAX_HISTORY)
+                messages = rank_messages(query, memory, "scores", MAX_HISTORY)
                 yield Example(messages, "", z[at], int(places[at]), shown[at])
 
     def followed(self, n: int) -> list[Followed]:
@@ -208,7 +207,7 @@ class Prompts:
         order = np.argsort(-(z + self.rng.gumbel(size=len(z)) * self.rng.choice([0.0, 1.0, 3.0])))
         feedback = self._feedback(query.candidates.indices[place], int(np.argmax(order == place)) + 1, liked)
         messages = reflect_messages(
-            query, memory, Ranking(order=tuple(order.tolist())), feedback, "compact", MAX_HISTORY
+            query, memory, Ranking(order=tuple(order.tolist())), feedback, "labels", MAX_HISTORY
         )
         answer = _MARK + self.texts.describe(query.history, query, feedback)
         example = Example(messages, answer, target=place, candidates=query.candidates.indices)

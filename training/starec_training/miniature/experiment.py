@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.parsing import parse_ranking
+from starec_agents.tasks import parse_ranking
 from starec_env import load_dataset, prepare
 from starec_env.data.splits import Split
 from starec_env.errors import TrainingError
@@ -297,7 +297,7 @@ def _decoded(model: Any, encoder: Encoder, found: Sequence[Case], shown: Sequenc
         answers = decode(model, prompts, encoder.end, most=most, allowed=allowed)
         texts = encoder.tokenizer.batch_decode([ids for (ids,) in answers], skip_special_tokens=True)
         read = [
-            parse_ranking(text, case.turn.query.candidates, "compact") for text, case in zip(texts, found, strict=True)
+            parse_ranking(text, case.turn.query.candidates, "scores") for text, case in zip(texts, found, strict=True)
         ]
         ranks = [ranking.rank_of(case.turn.target) or 21 for ranking, case in zip(read, found, strict=True)]
         result[f"{name}, valid"] = 100 * float(np.mean([ranking.valid for ranking in read]))

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from starec_agents.parsing import parse_profile
-from starec_agents.prompts import event_line, rank_messages, reflect_messages, start_memory
+from starec_agents.tasks import event_line, parse_profile, rank_messages, reflect_messages, start_memory
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking, Turn
 from starec_training.miniature.data import MAX_HISTORY, Descriptions, Encoder, Example
@@ -54,7 +53,7 @@ def cases(dataset: Dataset, users: Sequence[Id], repetitions: int = 3, seed: int
 def asked(turn: Turn, memory: Memory | None = None) -> Example:
     """The ranking prompt of a turn: of an agent that starts there, or that has a memory already."""
     query = turn.query
-    messages = rank_messages(query, memory or start_memory(query), "compact", True, MAX_HISTORY)
+    messages = rank_messages(query, memory or start_memory(query), "scores", MAX_HISTORY)
     return Example(messages, "", np.zeros(len(query.candidates)), turn.target, query.candidates.indices)
 
 
@@ -81,7 +80,7 @@ def remembering(
         profiles: list[str | None] = [None] * len(places)
         if keeps == "text":
             updates = [
-                Example(reflect_messages(turn.query, memories[place], ranking, feedback, "compact", MAX_HISTORY), "")
+                Example(reflect_messages(turn.query, memories[place], ranking, feedback, "labels", MAX_HISTORY), "")
                 for turn, place, ranking, feedback in zip(turns, places, rankings, heard, strict=True)
             ]
             prompts = [example.ids[: example.begin] for example in encoder.encode(updates)]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starec_agents.llm import Message
-from starec_agents.titles import item_line, item_title
+from starec_agents.tasks.titles import item_line, item_title
 from starec_env.types import Item
 from starec_training.evidence import kinds_of
 

@@ -20,6 +20,7 @@ _FOLDED = str.maketrans(
 )
 _CLOSED = re.compile(r"([\"”»*_`\]])\s?[:,](?=\s)")  # ends a quoted, bold or bracketed title: "Heat": because ...
 _BOUNDARY = re.compile(r" [-|]+ |(?<=\))[:,](?= )|(?<=\)) (?=\()")
+_PAUSE = re.compile(r"\s?[*_\"”»`\]]{0,3}(?: [-–—|]+ |[—:,] | (?=\())")
 _YEAR = re.compile(r"(.+?) (\(\d{4}\))")
 _ARTICLE = re.compile(r"(.+), (the|an?|les?|las?|l|los|el|il|lo|i|gli|der|die|das|den|de|det|en|ett?|ein|eine|une?|o)")
 _EDGES = " .,:;-|"
@@ -108,6 +109,15 @@ def find_title(text: str, table: dict[str, int]) -> int | None:
         if (key := text[:end].strip(_EDGES)) in table:
             return table[key]
     return None
+
+
+def rest_of(text: str, table: dict[str, int]) -> str:
+    """What a line that names a candidate says after the title, e.g. its explanation; "" if nothing."""
+    text = visible(text)
+    if title_key(text) in table:
+        return ""
+    ends = [mark.end() for mark in _PAUSE.finditer(text) if title_key(text[: mark.start()]) in table]
+    return text[ends[-1] :].strip() if ends else ""
 
 
 def _fold(text: str) -> str:

@@ -1,0 +1,51 @@
+"""What any answer has: a thought that isn't part of it, an end that it may not have reached, and bounds."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+MAX_CHARS = 1_000_000
+"""Characters of an answer that are read."""
+
+_THINK = re.compile(r"<(/?)(?:seed:)?(?:think|thinking|thought|reasoning)>|\[(/?)THINK\]", re.IGNORECASE)
+
+
+class Answer(NamedTuple):
+    """An answer without its thought."""
+
+    text: str
+    """What follows the last closed thought; "" if the answer is cut off."""
+    kept: str
+    """The whole answer as far as it was read."""
+    thought: bool
+    """Whether a thought was closed."""
+    cut_off: bool
+    """Whether the answer ended at the most tokens allowed, or a thought is left open: then it is none."""
+    too_long: bool
+
+
+def read_answer(text: str, cut_off: bool = False) -> Answer:
+    """Take an answer apart.
+
+    Args:
+        text: The whole answer: thoughts that came apart between <think> tags (`Call.answer`). A thought may lack its
+            opening tag, which many chat templates write themselves.
+        cut_off: Whether it ended at the most tokens allowed.
+    """
+    kept = text[:MAX_CHARS].encode(errors="replace").decode()
+    answer, unfinished = split_thought(kept)
+    cut_off = cut_off or unfinished
+    return Answer("" if cut_off else answer, kept, len(answer) < len(kept), cut_off, len(text) > MAX_CHARS)
+
+
+def split_thought(text: str) -> tuple[str, bool]:
+    """The answer that follows the last closed thought, and whether another thought is left open after it."""
+    start = 0
+    opened = None
+    for tag in _THINK.finditer(text):
+        if tag[1] or tag[2]:
+            start, opened = tag.end(), None
+        elif opened is None:
+            opened = tag.start()
+    return text[start:opened], opened is not None

@@ -1,0 +1,93 @@
+"""What docs/agents.md shows of the prompts; run this file to write it anew after a change of wording."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from starec_agents.tasks import rank_messages, ranking_format, reflect_messages
+from starec_env.replay.stream import judge
+from starec_env.types import Candidates, Dataset, History, Item, Memory, Query, Turn, User
+
+PAGE = Path(__file__).parents[1] / "docs" / "agents.md"
+FILMS = [
+    ("Bean (1997)", "Comedy"),
+    ("Heat (1995)", "Action/Crime/Thriller"),
+    ("Seven (Se7en) (1995)", "Crime/Thriller"),
+    ("Fargo (1996)", "Crime/Drama/Thriller"),
+    ("Babe (1995)", "Children's/Comedy/Drama"),
+    ("Matrix, The (1999)", "Action/Sci-Fi/Thriller"),
+]
+ALBUMS = [
+    ("Kind of Blue", "Miles Davis", "Jazz"),
+    ("Nevermind", "Nirvana", "Alternative Rock"),
+    ("A Love Supreme", "John Coltrane", "Jazz"),
+    ("Blue Train", "John Coltrane", "Jazz"),
+    ("Thriller", "Michael Jackson", "Pop"),
+    ("Mingus Ah Um", "Charles Mingus", "Jazz"),
+]
+MEMORIES = {
+    "movie": Memory(
+        profile="Likes tense crime films; light comedies leave this user cold.",
+        history=('Heat (1995): ranked 2 of 20 ("tense crime, like Seven"), liked',),
+    ),
+    "music": Memory(
+        profile="Likes modal jazz of the fifties and sixties.",
+        history=('Nevermind: ranked 3 of 20 ("a change of mood"), disliked',),
+    ),
+}
+
+
+def turn(domain: str, items: list[Item], demographics: dict[str, str], ratings: list[float]) -> Turn:
+    """A turn whose history is the first three items, and whose candidates are the others; the first is the target."""
+    dataset = Dataset(
+        name=domain, domain=domain, items=items, user_ids=np.array([1]), indptr=np.array([0, 3]),
+        item_indices=np.arange(3, dtype=np.int32), ratings=np.array(ratings, np.float32), timestamps=np.arange(3),
+    )  # fmt: skip
+    shown = Candidates(items, np.arange(3, len(items), dtype=np.int32))
+    return Turn(Query(User(1, demographics), History(dataset, 0, 0, 3), shown, domain), 0, True, 3)
+
+
+TURNS = {
+    "MovieLens-1M": turn(
+        "movie",
+        [Item(i, title, {"genres": genres}) for i, (title, genres) in enumerate(FILMS)],
+        {"gender": "F", "age": "25-34", "occupation": "artist"},
+        [2, 5, 4],
+    ),
+    "Amazon CDs": turn(
+        "music",
+        [Item(i, title, {"artist": artist, "categories": kind}) for i, (title, artist, kind) in enumerate(ALBUMS)],
+        {},
+        [5, 2, 5],
+    ),
+}
+
+
+def prompts_page() -> str:
+    """The section's text."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield "Made-up turns of three interactions and three candidates (forty and twenty by default), format `paper`."
+    for name, each in TURNS.items():
+        memory = MEMORIES[each.query.domain]
+        candidates = each.query.candidates
+        said = ranking_format("paper").render(candidates, [2, 0, 1], {0: "dark, but slow"}, "Hm.")
+        ranking = ranking_format("paper").parse(said, candidates)
+        asked = {
+            "ranking": rank_messages(each.query, memory),
+            "memory update": reflect_messages(each.query, memory, ranking, judge(each, ranking)[0]),
+        }
+        for task, messages in asked.items():
+            yield f"\n**{name}, {task}**\n"
+            for message in messages:
+                yield f"```text\n[{message['role']}]\n{message['content']}\n```"
+
+
+if __name__ == "__main__":
+    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- prompts: begin -->\n")
+    after = rest.split("<!-- prompts: end -->")[1]
+    text = f"{before}<!-- prompts: begin -->\n{prompts_page()}<!-- prompts: end -->{after}"
+    PAGE.write_text(text, encoding="utf-8")
