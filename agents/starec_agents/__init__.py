@@ -55,6 +55,7 @@ def __getattr__(name: str) -> Any:
         return import_module("starec_env.types").Endpoint
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
+    import_module("starec_env._moved")  # modules at their former names are then found as submodules
     raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")
 
 
