@@ -217,7 +217,7 @@ def shipped() -> list[Any]:
 
 
 @pytest.mark.parametrize("graph", shipped(), ids=lambda graph: graph.name)
-@pytest.mark.parametrize("options", [{}, {"answer_format": "compact", "structured": True}])
+@pytest.mark.parametrize("options", [{}, {"answer_format": "scores"}])
 async def test_every_graph_that_we_ship_is_walked_with_the_same_states(graph, options):
     context = Context(ScriptedChat(scripted_user()), **options)
     state = {"query": TURN.query, "memory": start_memory(TURN.query)}
