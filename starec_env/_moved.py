@@ -21,7 +21,6 @@ _MOVED = {
     "starec_agents.prompts": "starec_agents.tasks",
     "starec_agents.scripted": "starec_agents.llm.scripted",
     "starec_agents.titles": "starec_agents.tasks.titles",
-    "starec_agents.wire": "starec_agents.llm.wire",
     "starec_env.datasets": "starec_env.data",
     "starec_env.env": "starec_env.replay.env",
     "starec_env.scoring": "starec_env.replay.rewards",

@@ -55,7 +55,8 @@ def __getattr__(name: str) -> Any:
         return import_module("starec_env.types").Endpoint
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
-    import_module("starec_env._moved")  # modules at their former names are then found as submodules
+    if not name.startswith("__"):
+        import starec_env  # noqa: F401, PLC0415 - its finder knows modules by their old names
     raise AttributeError(f"module 'starec_agents' has no attribute {name!r}")
 
 

@@ -164,12 +164,11 @@ async def reflect(state: State, runtime: Runtime[Context]) -> State:
     return {"profile": profile.text, "calls": (call.model_copy(update={"report": profile.report}),)}
 
 
-async def update_memory(state: State, runtime: Runtime[Context]) -> State:
+async def update_memory(state: State) -> State:
     """Put the new profile, if there is one, and the turn's line into the memory (4.1.3, last sentence)."""
     query, feedback = state["query"], state["feedback"]
-    target = target_position(query.candidates, feedback)
-    reason = runtime.context.ranking_format.reason(state["ranking"], query.candidates, target)
-    event = event_line(query, feedback, reason)
+    target, ranked = target_position(query.candidates, feedback), state.get("ranking", Ranking(order=()))
+    event = event_line(query, feedback, ranking_format("paper").reason(ranked, query.candidates, target))
     return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
 
 

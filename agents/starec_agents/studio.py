@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from starec_agents.graph import Context, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ChatModel, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.tasks import ranking_format, start_memory
+from starec_agents.tasks import start_memory
 from starec_env import load_dataset, prepare
 from starec_env.errors import InvalidOption
 from starec_env.replay.stream import Stream, judge
@@ -59,8 +59,6 @@ class StudioContext:
     """What a run may choose."""
 
     answer_format: str = "paper"
-    structured: bool = False
-    """With the labels' format: scores that the server enforces."""
 
 
 def make_graph(llm: ChatModel | None = None, stream: Stream | None = None) -> Any:
@@ -81,7 +79,7 @@ def make_graph(llm: ChatModel | None = None, stream: Stream | None = None) -> An
         async def see(state: StudioState, runtime: Runtime[StudioContext]) -> Any:
             query, chosen = (await turn_of(state)).query, runtime.context or StudioContext()
             memory = Memory.model_validate(state.get("memory") or start_memory(query))
-            context = Context(model, ranking_format(chosen.answer_format, chosen.structured).name)
+            context = Context(model, chosen.answer_format)
             rest: tuple[Any, ...] = (Runtime(context=context),) if asks else ()
             return await node({**state, "query": query, "memory": memory}, *rest)
 
@@ -96,7 +94,7 @@ def make_graph(llm: ChatModel | None = None, stream: Stream | None = None) -> An
     graph.add_node("judge", judge_ranking)
     graph.add_node("compare", as_here(compare))
     graph.add_node("reflect", as_here(reflect, asks=True))
-    graph.add_node("update_memory", as_here(update_memory, asks=True))
+    graph.add_node("update_memory", as_here(update_memory))
     names = [START, *graph.nodes, END]
     for start, end in zip(names, names[1:], strict=False):
         graph.add_edge(start, end)

@@ -323,8 +323,6 @@ def _add(
 ) -> None:
     if call.kind not in TASKS:
         rows.dropped[f"another kind of call: {call.kind}"] += 1
-    elif call.cut_off:
-        rows.dropped["cut off at the most tokens allowed"] += 1
     elif call.kind == "rank" and not turn.liked:
         rows.dropped["no positive: the target was disliked"] += 1
     elif call.kind == "reflect" and not later:
@@ -341,7 +339,8 @@ def _add(
             follow_ups=tuple(map(Case.of, later)) if updates else (),
             **common,
         )
-        rows.rows.append(Row(prompt=call.messages, completion=call.answer, snapshot=snapshot, lineage=lineage))
+        marked = {**lineage, "cut_off": True} if call.cut_off else lineage  # no answer to learn, but a prompt to try
+        rows.rows.append(Row(prompt=call.messages, completion=call.answer, snapshot=snapshot, lineage=marked))
 
 
 def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
@@ -379,6 +378,8 @@ def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_le
         prompt = _length(tokenizer, row.prompt, add_generation_prompt=True)
         if max_prompt is not None and prompt > max_prompt:
             goes[place] = f"prompt over {max_prompt} tokens"
+        elif max_length is not None and row.lineage.get("cut_off"):
+            goes[place] = "the answer was cut off"
         elif max_length is not None:
             answer = {"role": "assistant", "content": row.completion}
             if prompt > max_length or _length(tokenizer, [*row.prompt, answer]) > max_length:

@@ -182,13 +182,13 @@ class _Teacher:
     async def taught(self, row: Row) -> tuple[Row | None, list[str]]:
         """The row with the first answer that passes, or None, and the flaws of those that did not."""
         flaws, rejected = list[str](), list[str]()
-        text, cut_off = row.completion, False
+        text, cut_off = row.completion, bool(row.lineage.get("cut_off"))
         while True:
             flaw = _CUT_OFF if cut_off else await self.flaw(row, text)
             if flaw is None and flaws and _HINTED.search(text):
                 flaw = Flaw("mentions the hint", "Your answer speaks of my remark. Write it as if there had been none.")
             if flaw is None:
-                lineage = {**row.lineage, "attempt": len(flaws), "flaws": flaws, "rejected": rejected}
+                lineage = {**row.lineage, "cut_off": False, "attempt": len(flaws), "flaws": flaws, "rejected": rejected}
                 return row.model_copy(update={"completion": text, "lineage": lineage}), flaws
             flaws.append(flaw.kind)
             rejected.append(text)

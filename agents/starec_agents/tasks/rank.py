@@ -129,8 +129,9 @@ class RankingFormat:
         """What a ranking's answer says of a candidate: the explanation on its line; "" if it gives none."""
         if not self.thinks or position not in ranking.order:
             return ""
-        table, found = title_table(candidates), ""
-        for line, _ in _entry_lines(read_answer(ranking.text).text.splitlines()[:MAX_LINES]):
+        lines = [line for line, _ in _entry_lines(read_answer(ranking.text).text.splitlines()[:MAX_LINES])]
+        table, found = title_table(candidates) if lines else {}, ""
+        for line in lines:
             if _entry(line, table) == position:
                 found = rest_of(_unnumbered(line, table), table) or found
         return found
