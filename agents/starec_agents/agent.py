@@ -214,7 +214,8 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork copies the loop, but not its thread
+if hasattr(os, "register_at_fork"):  # not on Windows, which doesn't fork
+    os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork copies the loop, but not its thread
 
 
 def _wait(work: Coroutine[Any, Any, _T]) -> _T:

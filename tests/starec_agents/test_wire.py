@@ -1,13 +1,16 @@
 import base64
 import json
+import ssl
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starec_agents.llm.base import Completion
-from starec_agents.llm.faults import Refused, advised_wait, duration, retry_after
+from starec_agents.llm.faults import Refused, advised_wait, duration, retry_after, understand
 from starec_agents.llm.redaction import Secrets, public, read_address
 from starec_agents.llm.refusals import CHANGES, changed, next_change
 from starec_agents.llm.wire import read_completion, read_models, read_refusal
@@ -381,3 +384,12 @@ def test_each_change_changes_a_request_once() -> None:
     assert changed(ASKED, ["max_completion_tokens for max_tokens"])["max_completion_tokens"] == 9
     assert changed(ASKED, [OBJECT])["response_format"] == {"type": "json_object"}
     assert next_change(changed(ASKED, [OBJECT]), "json_object is not supported") == "no response_format"
+
+
+def test_a_certificate_that_is_not_trusted_is_a_fault_of_the_connection_and_not_of_the_request() -> None:
+    refused = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+    key = SimpleNamespace(host="127.0.0.1", port=443, ssl=True, is_ssl=True)
+    server = SimpleNamespace(where="https://127.0.0.1/v1", route="", key=None, secrets=Secrets([]), endpoint=None)
+    error = aiohttp.ClientConnectorCertificateError(key, refused)  # type: ignore[arg-type]
+    found = understand(error, server)  # type: ignore[arg-type]
+    assert found.error.kind == "connection" and "TLS failed" in str(found.error)

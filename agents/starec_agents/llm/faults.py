@@ -99,7 +99,8 @@ def understand(error: Exception, server: Asked) -> Fault:
         advice = "raise it, or lower concurrency or max_tokens"
         text = f"{where} gave no whole answer within timeout_s={server.endpoint.timeout_s:g}: {advice}"
         return fault(text, "timeout", congested=True)
-    if isinstance(error, (ValueError, TypeError, RecursionError)):  # an invalid URL is a ValueError, too
+    connecting = isinstance(error, aiohttp.ClientConnectorError)  # a certificate's error is a ValueError, too
+    if isinstance(error, (ValueError, TypeError, RecursionError)) and not connecting:  # and so is an invalid URL
         text = f"the request to {where} can't be sent: {_words(error, server)}"
         return fault(text, "bad_request", retries=0, whose="caller")
     if isinstance(error, aiohttp.ClientResponseError):
