@@ -165,3 +165,32 @@ def test_the_api_key_is_nowhere_in_a_runs_files(endpoint: FakeEndpoint, tmp_path
     for path in (tmp_path / "run").iterdir():
         assert b"sk-very-secret" not in path.read_bytes(), path
     assert "sk-very-secret" not in done.stdout + done.stderr
+
+
+def test_request_fields_headers_and_users_are_given_on_the_shell(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("3\n7\n")
+    more = ["--extra-body", '{"top_k": 3, "top_p": null}', "--header", "X-Team=research", "--max-history", 4]
+    args = [*simulate_args(endpoint, tmp_path / "run"), *more, "--users-file", tmp_path / "users.txt"]
+    place = args.index("--users")
+    done = starec(*args[:place], *args[place + 2 :])
+    assert done.returncode == 0, done.stderr
+    assert {step.user_id for step in read_steps(tmp_path / "run")} == {3, 7}
+    recorded = (tmp_path / "run" / "run.json").read_text()
+    assert '"top_k": 3' in recorded and "X-Team" in recorded and "research" not in recorded
+    both = starec(*args)
+    assert both.returncode == 1 and "--users has no effect with --users-file" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--extra-body", "{top_k}"), "no JSON"),
+        (("--extra-body", "3"), "JSON object"),
+        (("--header", "X"), "NAME=VALUE"),
+    ],
+)
+def test_request_fields_that_cannot_be_read_are_refused(
+    endpoint: FakeEndpoint, tmp_path: Path, option: tuple[str, str], reason: str
+) -> None:
+    done = starec(*simulate_args(endpoint, tmp_path / "run"), *option)
+    assert done.returncode == 1 and reason in done.stderr and not (tmp_path / "run").exists()

@@ -15,20 +15,25 @@ from rich.console import Console
 from starec_agents import variants
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
+from starec_agents.llm.options import endpoint, endpoint_options
+from starec_agents.planner import planner
 from starec_agents.population import run_population
 from starec_agents.story import metrics_table, overview, story
+from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, refuse
 from starec_env.data.spec import DataSpec
+from starec_env.data.splits import read_users
 from starec_env.errors import InvalidOption, unknown
 from starec_env.renamed import RenamingCommand
-from starec_env.types import Endpoint
+from starec_env.types import Id
 
 GRAPHS = {
     "starec": variants.reflect_always,
     "rank-only": variants.rank_only,
     "append-history": variants.append_history,
     "reflect-on-mismatch": variants.reflect_on_mismatch,
+    "planner": planner,
 }
 """--agent names -> functions that build a graph."""
 
@@ -55,18 +60,21 @@ def load_graph(name: str) -> Any:
 @click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
 @click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
-@click.option("--model", required=True, help="The model's name at the endpoint.")
-@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
+@endpoint_options
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
 @format_options
 @click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
 @click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items to rank a turn.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, help="Seconds."
+    "--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Of each stream."
 )
-@click.option("--max-retries", type=click.IntRange(min=0), default=5, show_default=True, help="For faults that pass.")
+@click.option("--min-history", type=click.IntRange(min=0), default=5, show_default=True, help="Before the first turn.")
+@click.option(
+    "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Shown in prompts."
+)
+@click.option(
+    "--users-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ids of the users, one a line."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes  [default: 1; on Ray, one a CPU]")
@@ -88,26 +96,17 @@ def simulate(data: DataSpec, **options: Any) -> int:
     if options["engine"] != "ray":
         refuse(["ray_address"], "without --engine ray")
     graph = load_graph(options["agent"])
-    endpoints = [
-        Endpoint(
-            base_url=url,
-            model=options["model"],
-            api_key_env=options["api_key_env"],
-            temperature=options["temperature"],
-            max_tokens=options["max_tokens"],
-            timeout_s=options["timeout"],
-            max_retries=options["max_retries"],
-            concurrency=options["concurrency"],
-        )
-        for url in options["urls"]
-    ]
+    if options["model"] is None:
+        raise InvalidOption("--model is missing: give the model's name at the endpoint")
+    endpoints = [endpoint(url, options["model"], options) for url in options["urls"]]
     if len(endpoints) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
     llm = OpenAIChat(endpoints, cache_dir=options["cache"])
     asyncio.run(_check(llm))
     run = run_population(
         data.load(),
-        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"]),
+        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"], max_history=options["max_history"]),
+        users=_users(options),
         progress=not options["quiet"],
         **{key: options[key] for key in _RUN_OPTIONS},
     )
@@ -121,17 +120,27 @@ def simulate(data: DataSpec, **options: Any) -> int:
 
 _RUN_OPTIONS = (
     "out",
-    "users",
     "turns",
     "seed",
     "n_candidates",
     "targets",
+    "split",
+    "min_history",
     "concurrency",
     "resume",
     "workers",
     "engine",
     "ray_address",
 )
+
+
+def _users(options: dict[str, Any]) -> int | list[Id] | None:
+    """How many users, or who; a users.json's are those that it keeps for tests."""
+    if not options["users_file"]:
+        users: int | None = options["users"]
+        return users
+    refuse(["users"], "with --users-file, which says who")
+    return read_users(options["users_file"])["heldout"]
 
 
 async def _check(llm: OpenAIChat) -> None:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, explicit, refuse
@@ -62,17 +63,11 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--base-url", help="An OpenAI-compatible endpoint, for the agents.")
-@click.option("--model", help="The model's name at the endpoint.")
-@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable that holds the API key.")
+@endpoint_options
 @format_options
 @click.option(
     "--warmup", type=click.IntRange(0, 39), default=0, show_default=True, help="Turns agents learn from first."
 )
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True, help="Seconds."
-)
-@click.option("--max-retries", type=click.IntRange(min=0), default=5, show_default=True, help="For faults that pass.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Per answer.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
 @click.option(
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
@@ -124,7 +119,7 @@ def eval_command(data: DataSpec, **options: Any) -> int:
 _DRAWING = ("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed")
 _PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
 _AGENTS = ("answer_format", "warmup", "max_history", "concurrency")
-_ENDPOINT = ("base_url", "model", "api_key_env", "timeout", "max_retries", "max_tokens")
+_ENDPOINT = ("base_url", *ENDPOINT_OPTIONS)
 _OF_SECTION5 = ("tables", "figures", "config", "out", "resume", "quiet")
 
 
@@ -206,13 +201,5 @@ def _endpoints(options: dict[str, Any]) -> dict[str, Endpoint]:
     named = read_config(options["config"]).endpoints if options["config"] else {}
     if not (options["base_url"] and options["model"]):
         return named
-    own = Endpoint(
-        base_url=options["base_url"],
-        model=options["model"],
-        api_key_env=options["api_key_env"],
-        max_tokens=options["max_tokens"],
-        timeout_s=options["timeout"],
-        max_retries=options["max_retries"],
-        concurrency=options["concurrency"],
-    )
+    own = endpoint(options["base_url"], options["model"], options)
     return {**named, "": own}

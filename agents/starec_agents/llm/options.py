@@ -1,0 +1,74 @@
+"""The options that say which server is asked and how, the same for every command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from starec_env.errors import InvalidOption
+from starec_env.types import Endpoint
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--model", {"help": "The model's name at the endpoint."}),
+    ("--api-key-env", {"default": "OPENAI_API_KEY", "help": "Variable that holds the API key."}),
+    ("--header", {"multiple": True, "metavar": "NAME=VALUE", "help": "A request header; env:VARIABLE as a value."}),
+    ("--temperature", {"type": click.FloatRange(min=0), "default": 0.0}),
+    ("--top-p", {"type": click.FloatRange(0, 1, min_open=True), "default": 1.0}),
+    ("--max-tokens", {"type": click.IntRange(min=1), "default": 2048, "help": "Per answer."}),
+    ("--extra-body", {"metavar": "JSON", "help": 'More request fields, {"top_k": 20}; null removes one of ours.'}),
+    ("--timeout", {"type": _POSITIVE, "default": 120.0, "help": "Seconds."}),
+    ("--max-retries", {"type": click.IntRange(min=0), "default": 5, "help": "For faults that pass."}),
+    ("--max-wait", {"type": click.FloatRange(min=0), "default": 1800.0, "help": "Seconds for rate limits, per call."}),
+)
+ENDPOINT_OPTIONS = tuple(flag.removeprefix("--").replace("-", "_") for flag, _ in _OPTIONS)
+"""Their names as a command's parameters; --base-url and --concurrency are each command's own."""
+
+
+def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the options of an `Endpoint`, which `endpoint` makes of them."""
+    for flag, settings in reversed(_OPTIONS):
+        command = click.option(flag, show_default="default" in settings, **settings)(command)
+    return command
+
+
+def endpoint(base_url: str, model: str, options: dict[str, Any]) -> Endpoint:
+    """The endpoint of a command's options.
+
+    Raises:
+        InvalidOption: --header isn't NAME=VALUE, or --extra-body no JSON object.
+    """
+    return Endpoint(
+        base_url=base_url,
+        model=model,
+        api_key_env=options["api_key_env"],
+        headers=_headers(options["header"]),
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        max_tokens=options["max_tokens"],
+        extra_body=_extra_body(options["extra_body"]),
+        timeout_s=options["timeout"],
+        max_retries=options["max_retries"],
+        max_wait_s=options["max_wait"],
+        concurrency=options["concurrency"],
+    )
+
+
+def _headers(given: Sequence[str]) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in given]
+    if wrong := [name for name, equals, _ in pairs if not equals or not name.strip()]:
+        raise InvalidOption(f"--header {wrong[0]}: wanted NAME=VALUE, e.g. X-Team=research or api-key=env:AZURE_KEY")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _extra_body(text: str | None) -> dict[str, Any]:
+    try:
+        body = json.loads(text or "{}")
+    except ValueError as error:
+        raise InvalidOption(f"--extra-body {text}: no JSON ({error}); wanted an object") from None
+    if not isinstance(body, dict):
+        raise InvalidOption(f'--extra-body {text}: wanted a JSON object, e.g. {{"top_k": 20}}')
+    return body
