@@ -59,7 +59,7 @@ def test_the_server_describes_input_output_and_context(url):
     schemas = ask(f"{url}/assistants/{assistant['assistant_id']}/schemas")
     assert {"user", "turn", "memory"} <= schemas["input_schema"]["properties"].keys()
     assert {"ranking", "feedback", "reward", "memory"} <= schemas["output_schema"]["properties"].keys()
-    assert schemas["context_schema"]["properties"].keys() == {"answer_format", "structured"}
+    assert schemas["context_schema"]["properties"].keys() == {"answer_format"}
     drawn = ask(f"{url}/assistants/{assistant['assistant_id']}/graph")
     assert {"fast_rank", "judge", "reflect"} <= {node["id"] for node in drawn["nodes"]}
 
