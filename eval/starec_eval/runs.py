@@ -114,16 +114,8 @@ def evaluate_runs(
         RunError: The data set isn't the runs', a run has no finished step, no turn is finished in all, or a turn's
             candidates differ between runs.
     """
-    for run in runs:
-        _check_data(run, dataset)
+    protocol, planned_turns = shared_protocol(runs, dataset)
     first = runs[0]
-    keys = _shared(runs)
-    protocols = [_protocol(run, dataset) for run in runs]
-    protocol = protocols[0]
-    protocol.stops = np.minimum.reduce([each.stops for each in protocols])
-    planned_turns = [len(each.cases) for each in protocols]
-    left = np.array([key in keys for key in _keys(protocol.cases.user_ids, protocol.cases.turns)])
-    protocol.cases = protocol.cases.select(left)
     shared = _keys(protocol.cases.user_ids, protocol.cases.turns)
     results = evaluate(rankers, protocol, **options)
     rows = [_agent_row(run, [run.steps[key] for key in shared], results.cases.candidates.shape[1]) for run in runs]
@@ -136,6 +128,24 @@ def evaluate_runs(
     ]
     results.settings = {**results.settings, "notes": notes, "runs": [str(run.folder) for run in runs]}
     return results
+
+
+def shared_protocol(runs: Sequence[FinishedRun], dataset: Dataset) -> tuple[Protocol, list[int]]:
+    """The protocol of the turns that all runs finished, and how many turns each run has in all.
+
+    Raises:
+        RunError: As `evaluate_runs` does.
+    """
+    for run in runs:
+        _check_data(run, dataset)
+    keys = _shared(runs)
+    protocols = [_protocol(run, dataset) for run in runs]
+    protocol = protocols[0]
+    protocol.stops = np.minimum.reduce([each.stops for each in protocols])
+    planned_turns = [len(each.cases) for each in protocols]
+    left = np.array([key in keys for key in _keys(protocol.cases.user_ids, protocol.cases.turns)])
+    protocol.cases = protocol.cases.select(left)
+    return protocol, planned_turns
 
 
 def _protocol(run: FinishedRun, dataset: Dataset) -> Protocol:
