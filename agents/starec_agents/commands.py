@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +26,7 @@ from starec_agents.store import check_folder
 from starec_agents.story import metrics_table, overview, story
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_agents.weights import NANO, NANO_DATA, nano_users, trained_on
 from starec_env.data.options import data_options, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import read_users
@@ -41,6 +44,9 @@ GRAPHS = {
 }
 """--agent names -> functions that build a graph."""
 
+HELDOUT = "heldout"
+"""What --users-file takes in place of a file."""
+
 INCOMPLETE = 3
 """Exit status of a run in which users failed."""
 
@@ -57,6 +63,13 @@ def load_graph(name: str) -> Any:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
+
+
+class _UsersFile(click.Path):
+    """A file, or the word for the users that starec-nano has never seen."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == HELDOUT else super().convert(value, param, ctx)
 
 
 @click.command(cls=RenamingCommand, old={"--candidates": "--n-candidates"})
@@ -77,7 +90,10 @@ def load_graph(name: str) -> Any:
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Shown in prompts."
 )
 @click.option(
-    "--users-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ids of the users, one a line."
+    "--users-file",
+    type=_UsersFile(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE|heldout",
+    help="Ids of the users, one a line; heldout: those that starec-nano has never seen.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
@@ -111,7 +127,7 @@ def simulate(data: DataSpec, **options: Any) -> int:
     asyncio.run(_check(llm))
     dataset = data.load()
     stream = Stream(dataset, **{key: options[key] for key in ("seed", *_STREAM_OPTIONS)})
-    users = _users(options)
+    users = _users(options, dataset, stream)
     factory = partial(
         UserAgent.factory,
         graph=graph,
@@ -130,6 +146,7 @@ def simulate(data: DataSpec, **options: Any) -> int:
         **{key: options[key] for key in (*_STREAM_OPTIONS, *_RUN_OPTIONS)},
     )
     Console().print(metrics_table(run.metrics, run.out))
+    _say_if_trained_on(options, dataset, json.loads((run.out / "users.json").read_text(encoding="utf-8")))
     if not run.metrics["failures"]:
         return 0
     failed = f"{run.metrics['failures']} users failed (see {run.out / 'failures.jsonl'})"
@@ -160,16 +177,30 @@ async def _plan(
     async with llm:
         calls = await probe(agent, stream, chosen, options["probe"] or 0, options["concurrency"])
     click.echo(plan_text(f"{config.graph} at {config.model}", [plan], calls, options))
+    _say_if_trained_on(options, dataset, dataset.user_ids[chosen].tolist())
     click.echo(f"nothing was written to {out}: leave --dry-run out to begin")
 
 
-def _users(options: dict[str, Any]) -> int | list[Id] | None:
+def _users(options: dict[str, Any], dataset: Dataset, stream: Stream) -> int | list[Id] | None:
     """How many users, or who; a users.json's are those that it keeps for tests."""
     if not options["users_file"]:
         users: int | None = options["users"]
         return users
     refuse(["users"], "with --users-file, which says who")
-    return read_users(options["users_file"])["heldout"]
+    if options["users_file"] != HELDOUT:
+        return read_users(options["users_file"])["heldout"]
+    if dataset.name != NANO_DATA:
+        raise InvalidOption(
+            f"--users-file {HELDOUT} names users of {NANO_DATA}, which {NANO} was trained on; this is {dataset.name}: "
+            "give a file of ids"
+        )
+    unseen = set(nano_users()["test"])
+    return [user for user in dataset.user_ids[stream.users].tolist() if user in unseen]
+
+
+def _say_if_trained_on(options: dict[str, Any], dataset: Dataset, users: Iterable[Id]) -> None:
+    if said := trained_on(options["model"], dataset.name, users):
+        click.echo(f"starec: {said}", err=True)
 
 
 async def _check(llm: OpenAIChat) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.store import read_run, read_steps
+from starec_agents.weights import trained_on
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, RunError
@@ -124,6 +125,7 @@ def evaluate_runs(
     notes = [
         *protocol.notes,
         *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
+        *filter(None, (_seen(run) for run in runs)),
         "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),
     ]
     results.settings = {**results.settings, "notes": notes, "runs": [str(run.folder) for run in runs]}
@@ -218,6 +220,11 @@ def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:
     ]
     seconds = sum(session.get("wall_s", 0.0) for session in run.about["sessions"])
     return Scored(run.row, ranks, seconds, violations)
+
+
+def _seen(run: FinishedRun) -> str | None:
+    about = run.about
+    return trained_on(about.get("model", ""), about["dataset"]["name"], (step.user_id for step in run.steps.values()))
 
 
 def _note(run: FinishedRun, planned: int, shared: int, of_runs: int) -> str:
