@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
+import starec
+from starec_env import load_dataset
 from starec_env._moved import _MOVED  # noqa: PLC2701
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
+    "starec": ROOT / "starec",
     "starec_env": ROOT / "starec_env",
     "starec_agents": ROOT / "agents" / "starec_agents",
     "starec_training": ROOT / "training" / "starec_training",
     "starec_eval": ROOT / "eval" / "starec_eval",
 }
 ALLOWED = {
+    "starec": {"starec_env", "starec_agents", "starec_eval"},
     "starec_env": set(),
     "starec_agents": {"starec_env"},
     "starec_training": {"starec_env", "starec_agents"},
@@ -44,14 +48,30 @@ def test_imports_run_one_way(package: str) -> None:
         assert not foreign, f"{path} imports {foreign}"
 
 
-@pytest.mark.parametrize("package", ["starec_env", "starec_agents", "starec_eval"])
+@pytest.mark.parametrize("package", ["starec", "starec_env", "starec_agents", "starec_eval"])
 def test_importing_a_package_pulls_in_nothing_heavy(package: str) -> None:
     code = f"import sys, {package}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & HEAVY
+    if package == "starec":
+        assert not {name for name in loaded if name.startswith("starec_")} | loaded & {"numpy", "click"}
     if package == "starec_env":
         assert not loaded & {"pyarrow", "langgraph", "openai", "rich", "click", "pandas", "scipy"}
+
+
+def test_the_usual_names_are_in_one_package() -> None:
+    assert set(starec.__all__) == {name for name in dir(starec) if not name.startswith("__")}
+    homes = {name: getattr(starec, name) for name in starec.__all__}
+    assert all(made.__name__ == name for name, made in homes.items())
+    assert homes["load_dataset"] is load_dataset
+    with pytest.raises(ImportError, match="no_such_name"):
+        exec("from starec import no_such_name")
+
+
+def test_python_m_starec_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "starec", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Usage: starec [OPTIONS]" in done.stdout and "simulate" in done.stdout
 
 
 @pytest.mark.parametrize("old", sorted(_MOVED))
@@ -62,7 +82,7 @@ def test_a_module_that_moved_is_found_at_its_old_name_with_a_warning(old: str) -
     assert done.stdout.strip() == _MOVED[old] and f"DeprecationWarning: {old} is {_MOVED[old]} now" in done.stderr
 
 
-def test_the_wheel_holds_all_four_packages_and_the_bundled_data(tmp_path: Path) -> None:
+def test_the_wheel_holds_all_packages_and_the_bundled_data(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

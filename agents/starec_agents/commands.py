@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
+from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,21 @@ from starec_agents import variants
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options
+from starec_agents.plan import Factory, check_writable, plan_options, plan_text, plan_turns, probe, refuse_without_plan
 from starec_agents.planner import planner
-from starec_agents.population import run_population
+from starec_agents.population import resolve, run_population
+from starec_agents.store import check_folder
 from starec_agents.story import metrics_table, overview, story
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_agents.weights import NANO, NANO_DATA, nano_users, trained_on
 from starec_env.data.options import data_options, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import read_users
 from starec_env.errors import InvalidOption, unknown
 from starec_env.renamed import RenamingCommand
-from starec_env.types import Id
+from starec_env.replay.stream import Stream
+from starec_env.types import Dataset, Id
 
 GRAPHS = {
     "starec": variants.reflect_always,
@@ -36,6 +43,9 @@ GRAPHS = {
     "planner": planner,
 }
 """--agent names -> functions that build a graph."""
+
+HELDOUT = "heldout"
+"""What --users-file takes in place of a file."""
 
 INCOMPLETE = 3
 """Exit status of a run in which users failed."""
@@ -53,6 +63,13 @@ def load_graph(name: str) -> Any:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
+
+
+class _UsersFile(click.Path):
+    """A file, or the word for the users that starec-nano has never seen."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == HELDOUT else super().convert(value, param, ctx)
 
 
 @click.command(cls=RenamingCommand, old={"--candidates": "--n-candidates"})
@@ -73,7 +90,10 @@ def load_graph(name: str) -> Any:
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Shown in prompts."
 )
 @click.option(
-    "--users-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ids of the users, one a line."
+    "--users-file",
+    type=_UsersFile(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE|heldout",
+    help="Ids of the users, one a line; heldout: those that starec-nano has never seen.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
@@ -83,6 +103,7 @@ def load_graph(name: str) -> Any:
     "--ray-address", help="A Ray cluster, e.g. auto or ray://host:10001  [default: RAY_ADDRESS, or a new one]"
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps answers for the next run.")
+@plan_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -95,22 +116,37 @@ def simulate(data: DataSpec, **options: Any) -> int:
     data.check()
     if options["engine"] != "ray":
         refuse(["ray_address"], "without --engine ray")
+    refuse_without_plan(options)
     graph = load_graph(options["agent"])
     if options["model"] is None:
         raise InvalidOption("--model is missing: give the model's name at the endpoint")
     endpoints = [endpoint(url, options["model"], options) for url in options["urls"]]
     if len(endpoints) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm = OpenAIChat(endpoints, cache_dir=options["cache"])
+    llm = OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
     asyncio.run(_check(llm))
+    dataset = data.load()
+    stream = Stream(dataset, **{key: options[key] for key in ("seed", *_STREAM_OPTIONS)})
+    users = _users(options, dataset, stream)
+    factory = partial(
+        UserAgent.factory,
+        graph=graph,
+        answer_format=options["answer_format"],
+        max_history=options["max_history"],
+    )
+    if options["dry_run"]:
+        asyncio.run(_plan(dataset, factory, llm, stream, users, options))
+        return 0
     run = run_population(
-        data.load(),
-        UserAgent.factory(llm, graph=graph, answer_format=options["answer_format"], max_history=options["max_history"]),
-        users=_users(options),
+        dataset,
+        factory(llm),
+        stream=stream,
+        users=users,
         progress=not options["quiet"],
-        **{key: options[key] for key in _RUN_OPTIONS},
+        **{key: options[key] for key in (*_STREAM_OPTIONS, *_RUN_OPTIONS)},
     )
     Console().print(metrics_table(run.metrics, run.out))
+    _say_if_trained_on(options, dataset, json.loads((run.out / "users.json").read_text(encoding="utf-8")))
     if not run.metrics["failures"]:
         return 0
     failed = f"{run.metrics['failures']} users failed (see {run.out / 'failures.jsonl'})"
@@ -118,29 +154,53 @@ def simulate(data: DataSpec, **options: Any) -> int:
     return INCOMPLETE
 
 
-_RUN_OPTIONS = (
-    "out",
-    "turns",
-    "seed",
-    "n_candidates",
-    "targets",
-    "split",
-    "min_history",
-    "concurrency",
-    "resume",
-    "workers",
-    "engine",
-    "ray_address",
-)
+_STREAM_OPTIONS = ("turns", "n_candidates", "targets", "split", "min_history")
+_RUN_OPTIONS = ("out", "seed", "concurrency", "resume", "workers", "engine", "ray_address")
 
 
-def _users(options: dict[str, Any]) -> int | list[Id] | None:
+async def _plan(
+    dataset: Dataset,
+    factory: Factory,
+    llm: OpenAIChat,
+    stream: Stream,
+    users: int | list[Id] | None,
+    options: dict[str, Any],
+) -> None:
+    """Print what a run would ask, having checked all that can be checked before its first user."""
+    settings = {key: options[key] for key in ("seed", *_STREAM_OPTIONS)}
+    agent, out = factory(llm), options["out"]
+    chosen, config = await resolve(dataset, agent(), stream, users, learn_last=True, **settings)
+    check_writable(out)
+    check_folder(out, config.record(), options["resume"])
+    turns = int((stream.end - stream.begin)[chosen].sum())
+    plan = await plan_turns(factory, stream, chosen, turns, learn_last=True)
+    async with llm:
+        calls = await probe(agent, stream, chosen, options["probe"] or 0, options["concurrency"])
+    click.echo(plan_text(f"{config.graph} at {config.model}", [plan], calls, options))
+    _say_if_trained_on(options, dataset, dataset.user_ids[chosen].tolist())
+    click.echo(f"nothing was written to {out}: leave --dry-run out to begin")
+
+
+def _users(options: dict[str, Any], dataset: Dataset, stream: Stream) -> int | list[Id] | None:
     """How many users, or who; a users.json's are those that it keeps for tests."""
     if not options["users_file"]:
         users: int | None = options["users"]
         return users
     refuse(["users"], "with --users-file, which says who")
-    return read_users(options["users_file"])["heldout"]
+    if options["users_file"] != HELDOUT:
+        return read_users(options["users_file"])["heldout"]
+    if dataset.name != NANO_DATA:
+        raise InvalidOption(
+            f"--users-file {HELDOUT} names users of {NANO_DATA}, which {NANO} was trained on; this is {dataset.name}: "
+            "give a file of ids"
+        )
+    unseen = set(nano_users()["test"])
+    return [user for user in dataset.user_ids[stream.users].tolist() if user in unseen]
+
+
+def _say_if_trained_on(options: dict[str, Any], dataset: Dataset, users: Iterable[Id]) -> None:
+    if said := trained_on(options["model"], dataset.name, users):
+        click.echo(f"starec: {said}", err=True)
 
 
 async def _check(llm: OpenAIChat) -> None:

@@ -122,32 +122,23 @@ async def arun_population(
         turns=turns,
         min_history=min_history,
     )
-    chosen = _choose(dataset, stream, users, seed)
     first = agent()
-    if isinstance(first, UserAgent):
-        await check_graph(first, stream.turns(chosen[0])[0].query)
-    ids = [dataset.user(user).id for user in chosen]
-    said = dict(first.settings)
-    config = RunConfig(
-        **{**versions(), "starec": version("starec")},
-        dataset=DataConfig.of(dataset),
-        users=len(chosen),
-        users_from="ids" if isinstance(users, Sequence) else "seed",
-        users_hash=ids_hash(ids),
+    chosen, config = await resolve(
+        dataset,
+        first,
+        stream,
+        users,
+        memories,
+        seed=seed,
         turns=turns,
         n_candidates=n_candidates,
         targets=targets,
         split=split,
         min_history=min_history,
         learn_last=learn_last,
-        memories_hash=memories_hash(memories),
-        seed=seed,
-        model=said.pop("model"),
-        graph=said.pop("graph"),
-        agent=said,
-        endpoints=endpoints_of(_models(first)),
         purpose=purpose or Purpose(),
     )
+    ids = [dataset.user(user).id for user in chosen]
     store = RunStore(out, config.record(), resume=resume, data=dataset.source, users=ids)
     try:
         if store.damaged:
@@ -176,6 +167,52 @@ async def arun_population(
             return Run(store.out, await asyncio.to_thread(finish, store, plan))
     finally:
         store.close()
+
+
+async def resolve(
+    dataset: Dataset,
+    agent: Agent,
+    stream: Turns,
+    users: int | Sequence[Id] | None,
+    memories: Mapping[Id, Memory] | None = None,
+    *,
+    seed: int,
+    **settings: Any,
+) -> tuple[list[int], RunConfig]:
+    """Settle who runs, try the agent's graph once by script, and describe the run; nothing is asked or written.
+
+    Args:
+        dataset: A prepared data set.
+        agent: One of its agents.
+        stream: Turns.
+        users: How many users, or their ids; None for all that have a turn.
+        memories: Memories to begin with.
+        seed: Of the sample of users.
+        settings: The other fields of `RunConfig` that are options of a run.
+
+    Returns:
+        0-based indices of the users in the order they are run, and what makes the run itself.
+
+    Raises:
+        InvalidOption: A user has no turn, or the graph doesn't rank.
+    """
+    chosen = _choose(dataset, stream, users, seed)
+    if isinstance(agent, UserAgent):
+        await check_graph(agent, stream.turns(chosen[0])[0].query)
+    said = dict(agent.settings)
+    return chosen, RunConfig(
+        **{**versions(), "starec": version("starec"), **settings},
+        dataset=DataConfig.of(dataset),
+        users=len(chosen),
+        users_from="ids" if isinstance(users, Sequence) else "seed",
+        users_hash=ids_hash([dataset.user(user).id for user in chosen]),
+        memories_hash=memories_hash(memories),
+        seed=seed,
+        model=said.pop("model"),
+        graph=said.pop("graph"),
+        agent=said,
+        endpoints=endpoints_of(_models(agent)),
+    )
 
 
 def _warn_of_damage(store: RunStore) -> None:

@@ -256,6 +256,33 @@ def _append(file: int, path: Path, data: bytes) -> None:
             data = data[os.write(file, data) :]
 
 
+def check_folder(out: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """The run.json of a folder that a run of these settings can begin or go on in; None where there is none yet.
+
+    Raises:
+        RunError: The folder holds a run and `resume` is False, or holds another run, or steps of an unknown one.
+    """
+    if not (out / "run.json").exists():
+        found = [file.name for file in _step_files(out) if file.exists() and file.stat().st_size]
+        if found:
+            raise RunError(
+                f"{out} holds steps ({found[0]}) but no run.json that says of what run: choose another folder, "
+                "or move them away"
+            )
+        return None
+    if not resume:
+        raise RunError(f"{out} holds a run already: pass resume=True (--resume) or choose another folder")
+    run = read_run(out)
+    if run.get("format") != FORMAT:
+        raise RunError(
+            f"{out} was recorded by starec {run.get('starec')}: its starec differ (the record is of "
+            f"format {run.get('format', 1)}, is now {FORMAT}); it can be read, but not gone on with: choose "
+            "another folder"
+        )
+    check_same(settings, run, out, urls=False)
+    return run
+
+
 class RunStore:
     """The folder of a run that is being written; held by one process at a time.
 
@@ -321,11 +348,10 @@ class RunStore:
                 os.close(file)
 
     def _open_run(self, resume: bool, data: Mapping[str, Any] | None, users: Sequence[Id]) -> None:
-        path = self.out / "run.json"
-        if not path.exists():
+        found = check_folder(self.out, self._settings, resume)
+        self.run: dict[str, Any] = found or {}
+        if found is None:
             self._open_new(users)
-        elif not resume:
-            raise RunError(f"{self.out} holds a run already: pass resume=True (--resume) or choose another folder")
         else:
             self._reopen()
         if data is not None or "data" not in self.run:
@@ -334,28 +360,14 @@ class RunStore:
         self._write_run()
 
     def _open_new(self, users: Sequence[Id]) -> None:
-        found = [file.name for file in _step_files(self.out) if file.exists() and file.stat().st_size]
-        if found:
-            raise RunError(
-                f"{self.out} holds steps ({found[0]}) but no run.json that says of what run: choose another folder, "
-                "or move them away"
-            )
         made = {"format": FORMAT, "id": uuid4().hex, "settings_hash": hash_of(self._settings), "sessions": []}
-        self.run: dict[str, Any] = {**self._settings, **made}
+        self.run = {**self._settings, **made}
         self.recorded = _new_index(self.run)
         write_text(self.out / "users.json", json.dumps(list(users), ensure_ascii=False) + "\n")
         self.steps_path.touch()
         self.recorded.add_file(self.steps_path)
 
     def _reopen(self) -> None:
-        self.run = read_run(self.out)
-        if self.run.get("format") != FORMAT:
-            raise RunError(
-                f"{self.out} was recorded by starec {self.run.get('starec')}: its starec differ (the record is of "
-                f"format {self.run.get('format', 1)}, is now {FORMAT}); it can be read, but not gone on with: choose "
-                "another folder"
-            )
-        check_same(self._settings, self.run, self.out, urls=False)
         self.recorded = _new_index(self.run)
         self.steps_path.touch()
         for path in _step_files(self.out):

@@ -11,16 +11,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from starec_env.data import cache_dir
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra
+from starec_env.types import Id
 
 SMOLLM2 = "smollm2"
 """The model that comes without a hub: SmolLM2-135M-Instruct, Apache-2.0, as a 98 MB GGUF (Q4_1) in a wheel."""
 
 NANO = "starec-nano"
 """The model that comes with the package: a Llama of 2.4 million parameters for MovieLens's films; its card has more."""
+
+NANO_DATA = "ml-latest-small"
+"""The data set that starec-nano was trained on."""
 
 NANO_CONTEXT = 4_096
 """Tokens that starec-nano was made for, prompt and answer together."""
@@ -105,6 +110,26 @@ def nano_users() -> dict[str, list[int]]:
     """
     users: dict[str, list[int]] = json.loads((_NANO / "users.json").read_text(encoding="utf-8"))
     return users
+
+
+def trained_on(model: str, dataset: str, users: Iterable[Id]) -> str | None:
+    """What to say of a run of starec-nano on users that it was trained on or chosen by; None if there are none.
+
+    Args:
+        model: The model's name.
+        dataset: The data set's.
+        users: Ids of the run's users.
+    """
+    if model != NANO or dataset != NANO_DATA:
+        return None
+    parts, ids = nano_users(), {str(user) for user in users}
+    known = ids.intersection(map(str, [*parts["train"], *parts["validation"]]))
+    if not known:
+        return None
+    return (
+        f"{len(known):,} of {len(ids):,} users are among those that {NANO} was trained on: --users-file heldout takes "
+        "the others"
+    )
 
 
 def smollm2_gguf() -> Path:

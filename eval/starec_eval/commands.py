@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from starec_agents.llm import ChatModel
 from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options
+from starec_agents.plan import (
+    PLAN_OPTIONS,
+    check_writable,
+    plan_options,
+    plan_text,
+    plan_turns,
+    probe,
+    refuse_without_plan,
+)
+from starec_agents.rollout import Agent
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, explicit, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, RunError, unknown
 from starec_env.renamed import RenamingCommand
-from starec_env.types import Dataset, Endpoint
-from starec_eval.baselines import BASELINES, build
+from starec_env.types import Dataset, Endpoint, Memory
+from starec_eval.baselines import BASELINES, Scorer, build
 from starec_eval.evaluate import Report, evaluate
-from starec_eval.llm_rankers import LLM_METHODS
+from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRanker, build_llm
 from starec_eval.methods import build_methods, split
 from starec_eval.protocol import READINGS, Protocol
-from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec
+from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec, shared_protocol
 from starec_eval.section5 import read_config, run_section5
 from starec_eval.table import Results
 
@@ -81,6 +95,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")
 @click.option("--figures", help="Of the paper's section 5: 2a,2b. Needs --config.")
+@plan_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results.json, the tables and the ranks.")
 @click.option("--resume", is_flag=True, help="Go on with the evaluation in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -91,6 +106,7 @@ def eval_command(data: DataSpec, **options: Any) -> int:
     """
     methods = [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
     _refuse_what_has_no_effect(options, methods)
+    refuse_without_plan(options)
     with Progress(transient=True, disable=options["quiet"], console=Console(stderr=True)) as progress:
         task = progress.add_task("evaluating", total=None)
 
@@ -104,6 +120,11 @@ def eval_command(data: DataSpec, **options: Any) -> int:
         runs = open_runs(options["runs"]) if options["runs"] else []
         against = _row(options["against"], methods, runs)
         kept = {key: options[key] for key in ("out", "resume", "concurrency")}
+        if options["dry_run"]:
+            dataset = _spec_of(runs, data).load() if runs else None
+            protocol = _protocol(data, options) if dataset is None else shared_protocol(runs, dataset)[0]
+            asyncio.run(_plan(protocol, rankers, options))
+            return 0
         if runs:
             results = evaluate_runs(runs, _spec_of(runs, data).load(), rankers, **kept, report=report)
         else:
@@ -116,9 +137,41 @@ def eval_command(data: DataSpec, **options: Any) -> int:
     return FAILED if any(scored.error for scored in results.methods) else 0
 
 
+async def _plan(protocol: Protocol, rankers: Sequence[Scorer | LLMRanker], options: Mapping[str, Any]) -> None:
+    """Print what the LLM methods would ask, having checked all that can be checked before their first case."""
+    if out := options["out"]:
+        check_writable(out)
+        if (out / "ranks").exists() and not options["resume"]:
+            raise RunError(f"{out} holds ranks already: pass --resume or choose another folder")
+    asking = {key: options[key] for key in ("warmup", "answer_format", "max_history")}
+    for ranker in rankers:
+        if isinstance(ranker, LLMRanker):
+            factory = partial(_agent, ranker.name, asking)
+            parts = [CaseTurns(protocol, 0, ranker.warmup)]
+            known = dict.fromkeys(protocol.dataset.user_ids[parts[0].users].tolist(), Memory())
+            again = np.unique(protocol.cases.repetition).tolist()[1:]
+            parts += [CaseTurns(protocol, repetition, ranker.warmup, known) for repetition in again]
+            plans = [
+                await plan_turns(factory, part, part.users.tolist(), len(part), learn_last=False) for part in parts
+            ]
+            asked: Any = ranker.agent()
+            async with asked.llm as llm:
+                await llm.check()
+                users = parts[0].users.tolist()
+                calls = await probe(ranker.agent, parts[0], users, options["probe"] or 0, options["concurrency"])
+            click.echo(plan_text(ranker.name, plans, calls, {**options, "max_tokens": llm.endpoint.max_tokens}))
+            if ranker.prepare:
+                click.echo(f"{ranker.name}: its rounds of learning come before that, and are not counted")
+    click.echo("nothing was written: leave --dry-run out to begin")
+
+
+def _agent(method: str, asking: Mapping[str, Any], llm: ChatModel) -> Callable[[], Agent]:
+    return build_llm(split(method)[0], llm, **asking).agent
+
+
 _DRAWING = ("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed")
 _PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
-_AGENTS = ("answer_format", "warmup", "max_history", "concurrency")
+_AGENTS = ("answer_format", "warmup", "max_history", "concurrency", *PLAN_OPTIONS)
 _ENDPOINT = ("base_url", *ENDPOINT_OPTIONS)
 _OF_SECTION5 = ("tables", "figures", "config", "out", "resume", "quiet")
 

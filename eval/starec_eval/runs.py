@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.store import read_run, read_steps
+from starec_agents.weights import trained_on
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, RunError
@@ -114,16 +115,8 @@ def evaluate_runs(
         RunError: The data set isn't the runs', a run has no finished step, no turn is finished in all, or a turn's
             candidates differ between runs.
     """
-    for run in runs:
-        _check_data(run, dataset)
+    protocol, planned_turns = shared_protocol(runs, dataset)
     first = runs[0]
-    keys = _shared(runs)
-    protocols = [_protocol(run, dataset) for run in runs]
-    protocol = protocols[0]
-    protocol.stops = np.minimum.reduce([each.stops for each in protocols])
-    planned_turns = [len(each.cases) for each in protocols]
-    left = np.array([key in keys for key in _keys(protocol.cases.user_ids, protocol.cases.turns)])
-    protocol.cases = protocol.cases.select(left)
     shared = _keys(protocol.cases.user_ids, protocol.cases.turns)
     results = evaluate(rankers, protocol, **options)
     rows = [_agent_row(run, [run.steps[key] for key in shared], results.cases.candidates.shape[1]) for run in runs]
@@ -132,10 +125,29 @@ def evaluate_runs(
     notes = [
         *protocol.notes,
         *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
+        *filter(None, (_seen(run) for run in runs)),
         "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),
     ]
     results.settings = {**results.settings, "notes": notes, "runs": [str(run.folder) for run in runs]}
     return results
+
+
+def shared_protocol(runs: Sequence[FinishedRun], dataset: Dataset) -> tuple[Protocol, list[int]]:
+    """The protocol of the turns that all runs finished, and how many turns each run has in all.
+
+    Raises:
+        RunError: As `evaluate_runs` does.
+    """
+    for run in runs:
+        _check_data(run, dataset)
+    keys = _shared(runs)
+    protocols = [_protocol(run, dataset) for run in runs]
+    protocol = protocols[0]
+    protocol.stops = np.minimum.reduce([each.stops for each in protocols])
+    planned_turns = [len(each.cases) for each in protocols]
+    left = np.array([key in keys for key in _keys(protocol.cases.user_ids, protocol.cases.turns)])
+    protocol.cases = protocol.cases.select(left)
+    return protocol, planned_turns
 
 
 def _protocol(run: FinishedRun, dataset: Dataset) -> Protocol:
@@ -208,6 +220,11 @@ def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:
     ]
     seconds = sum(session.get("wall_s", 0.0) for session in run.about["sessions"])
     return Scored(run.row, ranks, seconds, violations)
+
+
+def _seen(run: FinishedRun) -> str | None:
+    about = run.about
+    return trained_on(about.get("model", ""), about["dataset"]["name"], (step.user_id for step in run.steps.values()))
 
 
 def _note(run: FinishedRun, planned: int, shared: int, of_runs: int) -> str:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_endpoint import FakeEndpoint, scripted
+from test_cli import starec
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.serve import local_server
+from starec_agents.store import read_steps
 from starec_agents.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare
 from starec_env.metrics import ndcg
@@ -30,6 +33,40 @@ def test_its_users_are_in_one_part_each_and_all_of_the_prepared_data_set():
     together = [user for part in users.values() for user in part]
     assert len(together) == len(set(together)) == 670
     assert set(together) == set(prepare(load_dataset("ml-latest-small")).user_ids.tolist())
+
+
+def test_simulating_with_users_that_it_was_trained_on_is_said_and_the_others_can_be_picked(tmp_path):
+    with FakeEndpoint(scripted(), models=(NANO, "other")) as server:
+
+        def run(name, *more, model=NANO):
+            args = ["--turns", 1, "--base-url", server.url, "--model", model, "--agent", "rank-only", "--quiet"]
+            return starec("simulate", *args, "--out", tmp_path / name, *more)
+
+        some = run("some", "--users", 20)
+        ids = {step.user_id for step in read_steps(tmp_path / "some")}
+        known = len(ids - set(nano_users()["test"]))
+        wanted = (
+            f"{known} of 20 users are among those that {NANO} was trained on: --users-file heldout takes the others"
+        )
+        assert wanted in some.stderr and 0 < known < 20
+        note = starec("eval", "--run", tmp_path / "some", "--methods", "random", "--quiet")
+        assert f"{known} of 20 users" in " ".join(note.stdout.split())
+        others = run("others", "--users-file", "heldout")
+        assert others.returncode == 0 and "trained on" not in others.stderr
+        unseen = {step.user_id for step in read_steps(tmp_path / "others")}
+        assert unseen == set(nano_users()["test"])
+        assert "trained on" not in run("apart", "--users", 3, model="other").stderr
+        assert "trained on" in run("dry", "--users", 20, "--dry-run").stderr
+
+
+def test_heldout_users_are_of_the_data_set_that_it_was_trained_on(tmp_path):
+    rows = (f"{user},{(user * 7 + i) % 60},{1 + i % 5},{i}" for user in range(24) for i in range(30))
+    (tmp_path / "mine.csv").write_text("\n".join(["user,item,rating,timestamp", *rows]))
+    options = {"dataset": tmp_path / "mine.csv", "model": NANO, "out": tmp_path / "run", "users-file": "heldout"}
+    args = [part for name, value in options.items() for part in (f"--{name}", value)]
+    with FakeEndpoint(scripted(), models=(NANO,)) as server:
+        done = starec("simulate", *args, "--base-url", server.url)
+    assert done.returncode == 1 and "ml-latest-small" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_served_by_llama_cpp_it_ranks_unseen_users_far_above_popularity_and_writes_memories():
