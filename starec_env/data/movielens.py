@@ -191,7 +191,7 @@ def _id(text: str, number: int, bad: BadRows) -> int | None:
     """An id as int(); None, and a bad row, where it isn't written as int() would print it or exceeds 64 bits."""
     if is_whole(text := text.strip()):
         return int(text)
-    bad.add(number, text, "a whole number of at most 18 digits as id")
+    bad.add(number, text, "a whole number of at most 64 bits as id")
     return None
 
 
