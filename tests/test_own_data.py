@@ -421,3 +421,9 @@ def test_times_as_text_keep_their_nanoseconds_and_spaces_are_no_part_of_an_id(tm
     assert dataset.user_ids.tolist() == ["u"]
     assert [dataset.items[index].id for index in dataset.item_indices] == ["a", "b", "c"]
     assert dataset.nanoseconds is not None and dataset.nanoseconds.tolist() == [123456010, 123456020, 123456030]
+
+
+def test_the_table_of_a_run_prints_which_targets_it_asked_for(folder: Path, tmp_path: Path) -> None:
+    run = run_on(spec(folder).load(), tmp_path / "all", targets="all", min_history=2)
+    output = " ".join(call("eval", "--quiet", "--run", run, "--methods", "pop").split())
+    assert "targets=all" in output and "min_history=2" in output
