@@ -98,9 +98,14 @@ def per_user(values: ArrayLike, users: ArrayLike) -> Floats:
     Args:
         values: (cases,) one metric's values.
         users: (cases,) the user each belongs to.
+
+    Raises:
+        InvalidOption: There aren't as many users as values.
     """
     array = np.asarray(values, dtype=np.float64)
     unique, inverse = np.unique(np.asarray(users), return_inverse=True)
+    if array.shape != inverse.shape:
+        raise InvalidOption(f"values of shape {array.shape} for users of shape {inverse.shape}: give one for each")
     known = ~np.isnan(array)
     counts = np.bincount(inverse[known], minlength=len(unique))
     sums = np.bincount(inverse[known], weights=array[known], minlength=len(unique))
@@ -200,8 +205,14 @@ def paired_difference(
 
     Returns:
         The difference over the users who have a value in both; all nan where there are none.
+
+    Raises:
+        InvalidOption: The two and the users aren't equally many.
     """
-    gaps = per_user(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), users)
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if one.shape != other.shape:  # NumPy would repeat a single value
+        raise InvalidOption(f"values of shapes {one.shape} and {other.shape}: give both methods' on the same cases")
+    gaps = per_user(one - other, users)
     found, gaps = of_means("", gaps), gaps[~np.isnan(gaps)]
     return Difference(found.mean, found.se, *interval(gaps, samples, seed), sign_flip_p(gaps, seed=seed), found.n)
 

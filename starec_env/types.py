@@ -105,6 +105,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "liked_above", check_liked_above(self.liked_above))
+        self._freeze()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__.pop("liked", None)
+        self._freeze()  # NumPy's arrays forget in a pickle that they are read-only
+
+    def _freeze(self) -> None:
         for name in ("user_ids", "indptr", "window", *_COLUMNS):
             if (array := getattr(self, name)) is not None:
                 frozen = array.view()
@@ -349,12 +357,14 @@ class History(Sequence[Interaction]):
             timestamps: (n,) seconds since 1970.
 
         Raises:
-            InvalidOption: If the columns aren't equally long.
+            InvalidOption: If the columns aren't equally long, or an item isn't known: an unpickled history knows only
+                its own items, not the catalogue.
         """
         more = dict(zip(_EVENT_COLUMNS, (item_indices, ratings, liked, timestamps), strict=True))
         if len({len(column) for column in more.values()}) != 1:
             lengths = ", ".join(f"{len(column)} {name}" for name, column in more.items())
             raise InvalidOption(f"a history can't be extended by {lengths}: give as many of each")
+        _check_known(self._source.items, item_indices)
         columns = {
             name: np.concatenate([getattr(self, name), np.asarray(more[name], kind)])
             for name, kind in _EVENT_COLUMNS.items()
@@ -419,6 +429,19 @@ class History(Sequence[Interaction]):
             int(source.timestamps[row]),
             bool(source.liked[row]),
         )
+
+
+def _check_known(items: _Items, indices: Any) -> None:
+    for index in map(int, indices):
+        try:
+            known = index >= 0 and items[index] is not None
+        except (IndexError, KeyError):
+            known = False
+        if not known:
+            raise InvalidOption(
+                f"a history can't be extended by the item of index {index}, which isn't among those it knows: an "
+                "unpickled history has only its own items, so extend the one of the data set, and pickle that"
+            )
 
 
 def _history(owner: User, items: _Items, columns: Mapping[str, NDArray[Any]]) -> History:

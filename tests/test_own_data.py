@@ -411,3 +411,19 @@ def test_own_data_are_evaluated_without_a_run_under_their_own_filter(folder: Pat
     found = json.loads((tmp_path / "t" / "results.json").read_text())
     assert found["reading"]["min_interactions"] == 5 and found["reading"]["max_length"] == 30
     assert found["rows"][0]["users"] == 10
+
+
+def test_times_as_text_keep_their_nanoseconds_and_spaces_are_no_part_of_an_id(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    lines = [f"u, {item} ,2018-09-21T13:05:00.1234560{late}\n" for item, late in (("c", 30), ("b", 20), ("a", 10))]
+    file.write_text("user, item, time\n" + "".join(lines))
+    dataset = DataSpec(dataset=str(file), min_interactions=None, max_length=None).load()
+    assert dataset.user_ids.tolist() == ["u"]
+    assert [dataset.items[index].id for index in dataset.item_indices] == ["a", "b", "c"]
+    assert dataset.nanoseconds is not None and dataset.nanoseconds.tolist() == [123456010, 123456020, 123456030]
+
+
+def test_the_table_of_a_run_prints_which_targets_it_asked_for(folder: Path, tmp_path: Path) -> None:
+    run = run_on(spec(folder).load(), tmp_path / "all", targets="all", min_history=2)
+    output = " ".join(call("eval", "--quiet", "--run", run, "--methods", "pop").split())
+    assert "targets=all" in output and "min_history=2" in output

@@ -82,7 +82,8 @@ def score_cells(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     cells = []
     for row in rows:
         value, se = row[metric], row.get(f"{metric}_se")
-        text = "failed" if value is None else f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
+        lacking = "failed" if row.get("error") else "none scored"
+        text = lacking if value is None else f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
         mark = {0: "**", 1: "__"}.get(places.index(value), "") if value is not None else ""
         cells.append(f"{mark}{text}{mark}")
     return cells

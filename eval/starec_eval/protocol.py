@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -29,6 +30,7 @@ from starec_env.data.splits import (
 )
 from starec_env.errors import InvalidOption, check_choice, unknown
 from starec_env.metrics import Relevant
+from starec_env.replay.env import list_of_ids
 from starec_env.replay.stream import Negatives, Stream
 from starec_env.types import Dataset, Id
 from starec_eval.baselines.scorer import TrainOn
@@ -173,6 +175,8 @@ class Protocol:
         if candidates is None:
             self.cases = self._draw(users, given, repetitions)
         else:
+            if users is not None:
+                raise InvalidOption("users has no effect with candidates, whose users are the test users: leave it out")
             self.cases = read_cases(candidates, self.dataset, n_candidates=n_candidates)
         self.train_users = self._train_users(given, n_train)
         self._trained: dict[str, Dataset] = {}
@@ -201,8 +205,8 @@ class Protocol:
 
     def _test_users(self, stream: Stream, users: int | Sequence[Id] | None, given: Ints | None) -> Ints:
         able = stream.users
-        if users is not None and not isinstance(users, int):
-            chosen = np.unique(np.array([self.dataset.user_index(user) for user in users], np.int64))
+        if users is not None and not isinstance(users, Integral):
+            chosen = np.unique([self.dataset.user_index(user) for user in list_of_ids(users)])
             stream.require(chosen)
             return chosen
         if self.reading.training == "past":
@@ -212,7 +216,7 @@ class Protocol:
             able = np.setdiff1d(able, given)
         if not len(able):
             raise InvalidOption("nobody is left to test: every user who could be is among train_users; give fewer")
-        users = users if users is not None else min(1000, max(1, len(able) // 2))
+        users = min(1000, max(1, len(able) // 2)) if users is None else int(users)
         if not 1 <= users <= len(able):
             raise InvalidOption(f"users={users}: {len(able):,} users of {self.dataset.name} can be tested")
         return np.sort(sample(able, users, (self.seed, _TEST)))
@@ -220,7 +224,8 @@ class Protocol:
     def _given(self, train_users: str | Path | Sequence[Id]) -> Ints:
         if isinstance(train_users, str | Path):
             train_users = read_users(train_users, alone="train")["train"]
-        return np.unique(np.array([self.dataset.user_index(user) for user in train_users], np.int64))
+        ids = list_of_ids(train_users) if np.size(train_users) else []
+        return np.unique(np.array([self.dataset.user_index(user) for user in ids], np.int64))
 
     def _train_users(self, given: Ints | None, n_train: int) -> Ints:
         if given is None:

@@ -153,7 +153,13 @@ def shared_protocol(runs: Sequence[FinishedRun], dataset: Dataset) -> tuple[Prot
 def _protocol(run: FinishedRun, dataset: Dataset) -> Protocol:
     return Protocol(
         dataset,
-        Reading(min_interactions=1, max_length=dataset.longest, transductive=True),
+        Reading(
+            targets=run.about.get("targets", "liked"),
+            min_history=run.about.get("min_history", 5),
+            min_interactions=1,
+            max_length=dataset.longest,
+            transductive=True,
+        ),
         seed=run.about["seed"],
         n_train=dataset.n_users,
         candidates=run.folder / "candidates.parquet",

@@ -185,7 +185,7 @@ class Results:
         if self.against in good and len(good) > 1:
             gaps = self.compare(self.against)
             adjusted = holm([gap.p for gap in gaps.values()])
-            listed = (f"{name} {_points(gap)} {_p(p)}" for (name, gap), p in zip(gaps.items(), adjusted, strict=True))
+            listed = (f"{name} {_points(gap, p)}" for (name, gap), p in zip(gaps.items(), adjusted, strict=True))
             yield (
                 f"against {self.against} at NDCG@10, points with 95 % intervals, p of sign flips after Holm: "
                 f"{', '.join(listed)}"
@@ -201,8 +201,10 @@ class Results:
                 yield f"{method.method}: {len(method.violations):,} rankings not valid, first {method.violations[0]}"
 
 
-def _points(gap: Difference) -> str:
-    return f"{100 * gap.gap:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+def _points(gap: Difference, p: float) -> str:
+    if not gap.users:
+        return "no user to compare"
+    return f"{100 * gap.gap:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) {_p(p)}"
 
 
 def _p(value: float) -> str:

@@ -99,7 +99,8 @@ def _reviews(files: list[Path], counts: Counter[str], notes: list[str]) -> Rows:
     items: list[Id] = []
     ratings: list[float] = []
     times: list[int | float] = []
-    for file in files:
+    parts: list[int] = []
+    for part, file in enumerate(files):
         bad = BadRows(str(file))
         is_csv = file.name.removesuffix(".gz").endswith(".csv")
         for number, row in _csv_reviews(file, bad) if is_csv else json_rows(byte_lines(file), _REVIEW, bad):
@@ -115,12 +116,13 @@ def _reviews(files: list[Path], counts: Counter[str], notes: list[str]) -> Rows:
                     items.append(what)
                     ratings.append(stars)
                     times.append(when)
+                    parts.append(part)
             except (TypeError, ValueError, OverflowError):
                 bad.add(number, dict(zip(_FIELDS, given, strict=True)), _CSV if is_csv else _REVIEW)
         notes += bad.notes()
     if not ratings:
         raise DataError(f"{files[0]}: the file holds no reviews; wanted on each line {_REVIEW}")
-    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times")
+    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times", np.array(parts))
 
 
 def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -40,6 +40,8 @@ class Rows:
     """Since 1970 in any one unit, int64, finite float64 or datetime64; None where the order of the rows is the time."""
     where: str = ""
     """Names the column of times in errors; the data set's name where empty."""
+    parts: NDArray[Any] | None = None
+    """The place of each row's file among those of a split, ascending: test never comes before training of one time."""
 
 
 def build(
@@ -89,7 +91,7 @@ def build(
     seconds, nanoseconds = _times(rows, rows.where or f"{name}: times", found)
     order = _by_time(users, seconds, nanoseconds)
     order = _without_repeats(order, users, met_items, len(met), found)
-    tied = _tied(order, users, seconds, nanoseconds)
+    tied = _tied(order, users, seconds, nanoseconds, rows.parts)
     file_order = _order_ties(order, tied, (users, met_items), (user_ids, met), seconds is None, found)
     if seconds is None:
         seconds = np.arange(len(users)) if file_order is None else np.zeros(len(users), np.int64)
@@ -148,6 +150,9 @@ def _matched(
     if not table:
         return table
     matched = {_same_kind(i, table, ids): value for i, value in table.items()}
+    if not isinstance(ids[0], str) and (odd := [i for i in matched if isinstance(i, str)]) and len(odd) < len(matched):
+        notes.append(f"{counted(len(odd), 'id')} of the table of {what} no whole number, left out: {_some(odd)}")
+        matched = {i: value for i, value in matched.items() if not isinstance(i, str)}
     if matched.keys() != table.keys():
         kinds = ("numbers", "text") if isinstance(ids[0], str) else ("text", "numbers")
         notes.append(f"the table of {what} has ids as {kinds[0]} where the interactions have {kinds[1]}: matched")
@@ -263,16 +268,11 @@ def _without_repeats(
     return order[np.sort(first)]
 
 
-def _tied(
-    order: NDArray[np.int64],
-    users: Indices,
-    seconds: NDArray[np.int64] | None,
-    nanoseconds: NDArray[np.int32] | None,
-) -> NDArray[np.bool_]:
-    """(rows,) whether each row, in order, has the user and the time of the row before it."""
+def _tied(order: NDArray[np.int64], *columns: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """(rows,) whether each row, in order, has the user, the time and the part of a split of the row before it."""
     tied = np.zeros(len(order), np.bool_)
     tied[1:] = True
-    for column in (users, seconds, nanoseconds):
+    for column in columns:
         if column is not None:
             ordered = column[order]
             tied[1:] &= ordered[1:] == ordered[:-1]

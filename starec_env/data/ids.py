@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from starec_env.errors import DataError
 
-_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def is_whole(text: str) -> bool:
     """Whether text is a whole number as int() would print it again, and fits 64 bits: not "007", "1_0" or "２"."""
-    return _WHOLE.fullmatch(text) is not None
+    return _WHOLE.fullmatch(text) is not None and (len(text) < 19 or -(2**63) <= int(text) < 2**63)
 
 
 def text_ids(*columns: Sequence[str]) -> list[NDArray[Any] | list[str]]:

@@ -9,8 +9,10 @@ F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +193,7 @@ def _id(text: str, number: int, bad: BadRows) -> int | None:
     """An id as int(); None, and a bad row, where it isn't written as int() would print it or exceeds 64 bits."""
     if is_whole(text := text.strip()):
         return int(text)
-    bad.add(number, text, "a whole number of at most 18 digits as id")
+    bad.add(number, text, "a whole number of at most 64 bits as id")
     return None
 
 
@@ -215,7 +217,12 @@ def _ratings(raw: bytes, where: str, separator: str, wanted: str, notes: list[st
     try:
         return _parsed(raw, separator, skip=number if header else 0)
     except ValueError:
-        kept = _good_lines(raw, where, separator, wanted, notes, header)
+        try:
+            kept = _good_lines(raw, where, separator, wanted, notes, header)
+        except DataError:
+            with suppress(ValueError):
+                return _finer(raw, separator, number if header else 0)
+            raise
     try:
         return _parsed(kept, separator)
     except ValueError as fault:
@@ -224,6 +231,27 @@ def _ratings(raw: bytes, where: str, separator: str, wanted: str, notes: list[st
 
 def _parsed(raw: bytes | bytearray, separator: str, skip: int = 0) -> Rows:
     """The columns of a table of ratings; raises ValueError where one of its rows isn't as it should be."""
+    rows = _columns(raw, separator, skip, "int64")
+    times = rows.timestamps
+    if times is None or not (-LATEST < times.min() and times.max() < LATEST):
+        raise ValueError("a time is out of its range")
+    return rows
+
+
+def _finer(raw: bytes, separator: str, skip: int) -> Rows:
+    """As `_parsed`, where all times are in microseconds or nanoseconds, or have a fraction."""
+    try:
+        rows = _columns(raw, separator, skip, "int64")
+        low, high = LATEST / 10, math.inf
+    except ValueError:
+        rows = _columns(raw, separator, skip, "float64")
+        low, high = -LATEST, LATEST
+    if rows.timestamps is None or not (low < rows.timestamps.min() and rows.timestamps.max() < high):
+        raise ValueError("a time is out of its range")
+    return rows
+
+
+def _columns(raw: bytes | bytearray, separator: str, skip: int, times_as: str) -> Rows:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -232,7 +260,7 @@ def _parsed(raw: bytes | bytearray, separator: str, skip: int = 0) -> Rows:
             raise ValueError("a tab in a file without tabs")
         raw = raw.replace(separator.encode(), b"\t")
     ids = pa.dictionary(pa.int32(), pa.string())  # each id is looked at once, as text: 007 isn't 7
-    types = {"user": ids, "item": ids, "rating": pa.float32(), "time": pa.int64()}
+    types = {"user": ids, "item": ids, "rating": pa.float32(), "time": pa.type_for_alias(times_as)}
     table = csv.read_csv(
         pa.py_buffer(raw),
         csv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=[*types], skip_rows=skip),
@@ -240,8 +268,8 @@ def _parsed(raw: bytes | bytearray, separator: str, skip: int = 0) -> Rows:
         csv.ConvertOptions(check_utf8=False, column_types=types, null_values=[]),
     )
     ratings, times = table["rating"].to_numpy(), table["time"].to_numpy()
-    if not (ratings.min() >= 0.5 and ratings.max() <= 5 and -LATEST < times.min() and times.max() < LATEST):
-        raise ValueError("a rating or time is out of its range")
+    if not (ratings.min() >= 0.5 and ratings.max() <= 5):
+        raise ValueError("a rating is out of its range")
     return Rows(_whole(table["user"]), _whole(table["item"]), ratings, times)
 
 
@@ -262,7 +290,10 @@ def _good_lines(raw: bytes, where: str, separator: str, wanted: str, notes: list
     lines = byte_lines(raw, where)
     if header:
         next(lines)
-    for number, parts in field_rows(lines, separator, wanted, bad):
+    rows = field_rows(lines, separator, wanted, bad)
+    if separator == ",":  # whose fields may be quoted
+        rows = csv_rows(lines, wanted.split(","), bad)
+    for number, parts in rows:
         line = separator.join(parts)
         if _is_rating(*parts):
             kept += line.encode() + b"\n"

@@ -32,8 +32,8 @@ from starec_env.types import Dataset, Id, Item
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _SPLITS = ("train", "valid", "test")
 _ALIKE = ("rating", "label", "timestamp", "item_id_list")
-_Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None]
-"""Users, items, ratings and times, as `Rows` has them."""
+_Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None, NDArray[Any] | None]
+"""Users, items, ratings, times and parts, as `Rows` has them."""
 
 
 class _Table(NamedTuple):
@@ -70,7 +70,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     _check_alike(tables)
     names = tables[0].names
     read = _sequences if "item_id_list" in names else _interactions
-    users, items, ratings, times = read(tables, notes)
+    users, items, ratings, times, parts = read(tables, notes)
     if liked_above is None and "label" in names and not {"rating", "item_id_list"} & set(names):
         liked_above = 0.0
     table = _beside(files[0], base, ".item")
@@ -80,7 +80,7 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     people = _beside(files[0], base, ".user")
     demographics = _people(people, notes) if people else None
     columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp")
+    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp", parts)
     catalogue = {i: replace(item, id=i) for i, item in zip(_python(columns[2]), catalogue.values(), strict=True)}
     if demographics is not None:
         demographics = dict(zip(_python(columns[3]), demographics.values(), strict=True))
@@ -157,6 +157,7 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     items: list[str] = []
     feedback: list[float] = []
     times: list[int | float] = []
+    parts: list[int] = []
     names = tables[0].names
     rated = next((name for name in ("rating", "label") if name in names), None)
     number_of = _label if rated == "label" else finite
@@ -176,12 +177,13 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
             items.append(item)
             feedback.append(rating)
             times.append(time)
+            parts.append(split)
         notes += bad.notes()
     if not users:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
     notes += _column_notes(tables)
     timed = "timestamp" in names or len(tables) > 1
-    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None
+    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None, np.array(parts)
 
 
 def _label(text: str) -> float:
@@ -229,7 +231,7 @@ def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
         notes.append(f"{' and '.join(unused)} not used: of a sequence only the last item has one")
     notes.append("no timestamps: the order in the sequences is the time")
     users, items = [u for u, s in sequences.items() for _ in s], [i for s in sequences.values() for i in s]
-    return users, items, None, np.arange(len(items))
+    return users, items, None, np.arange(len(items)), None
 
 
 def _extended(known: list[str], past: list[str], item: str) -> bool:

@@ -82,14 +82,14 @@ def read_users(path: str | Path, *, alone: str = "heldout") -> dict[str, list[Id
     path = Path(path)
     try:
         if path.suffix == ".json":
-            found: dict[str, list[Id]] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, list[Id]] = json.loads(path.read_text(encoding="utf-8-sig"))
             return {"train": found["train"], "heldout": found["heldout"]}
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
             column = pq.read_table(path, columns=["user_id"])["user_id"]
             return {"train": [], "heldout": [], alone: list(dict.fromkeys(column.to_pylist()))}
-        return {"train": [], "heldout": [], alone: list(path.read_text(encoding="utf-8").split())}
+        return {"train": [], "heldout": [], alone: list(path.read_text(encoding="utf-8-sig").split())}
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error).partition("\n")[0]
         raise DataError(

@@ -31,6 +31,7 @@ from starec_env.data.rows import (
     printable,
     whole_text,
 )
+from starec_env.data.times import date_time, is_number
 from starec_env.errors import DataError
 from starec_env.types import Dataset
 
@@ -251,7 +252,7 @@ def _delimited(path: Path) -> _File:
         next(lines)
         for line, record in csv_rows(lines, names, bad, separator=separator, strict=False):
             if any(map(str.strip, record)):  # spreadsheets write blank rows as separators alone
-                yield line, [record[place] for place in places]
+                yield line, [record[place].strip() for place in places]
 
     return _File(path, names, rows, {})
 
@@ -317,17 +318,26 @@ def _text(value: Any) -> str:
     return _LOST.sub("\ufffd", " ".join(str(int(value) if whole else value).split()))
 
 
+def _time(value: Any) -> int | float | np.datetime64:
+    return date_time(value) if isinstance(value, str) and not is_number(value) else clock(value)
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "user": _id,
     "item": _id,
     "rating": finite,
-    "time": clock,
+    "time": _time,
     "title": _text,
 }
 
 
-def _numbers(times: list[int | float], unit: str | None) -> NDArray[Any]:
+def _numbers(times: list[Any], unit: str | None) -> NDArray[Any]:
     """Times as int64, as float64 where any has a fraction, or as datetimes of a unit."""
+    dates = {isinstance(time, np.datetime64) for time in times}
+    if dates == {True}:
+        return np.array(times, "datetime64[ns]")
+    if True in dates:
+        times = [time.astype(np.int64).item() / 1e9 if isinstance(time, np.datetime64) else time for time in times]
     if not all(isinstance(time, int) for time in times):
         return np.array(times, np.float64)
     numbers = np.array(times, np.int64)

@@ -109,15 +109,24 @@ def _number_or_nanoseconds(value: Any) -> tuple[int | float, bool]:
         return int(value.astype("datetime64[ns]").astype(np.int64)), True
     if isinstance(value, np.generic):
         value = value.item()
-    is_date = isinstance(value, date) or (isinstance(value, str) and not _is_number(value))
+    is_date = isinstance(value, date) or (isinstance(value, str) and not is_number(value))
     return (_ns(value) if is_date else time_number(value)), is_date
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether text is a number rather than a date."""
     try:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def date_time(text: str) -> np.datetime64:
+    """ISO text as a time to the nanosecond; raises ValueError for any other text, and outside the years 1678 to 2262.
+
+    Without a zone it is universal time.
+    """
+    return np.datetime64(_ns(text), "ns")
 
 
 def _ns(value: str | date) -> int:

@@ -225,3 +225,13 @@ def test_a_split_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).write_text("user_id,parent_asin,rating,timestamp\nU,P1,5.0,1600000000000\n")
     with pytest.raises(DataError, match="several files of reviews"):
         load_dataset("amazon", tmp_path)
+
+
+def test_a_test_review_never_comes_before_training_of_the_same_time(tmp_path: Path) -> None:
+    head = "user_id,parent_asin,rating,timestamp\n"
+    train = "".join(f"U{user},A{item},5,1600000000000\n" for user in range(30) for item in range(5))
+    (tmp_path / "Books.train.csv").write_text(head + train)
+    (tmp_path / "Books.test.csv").write_text(head + "".join(f"U{user},A9,5,1600000000000\n" for user in range(30)))
+    dataset = load_dataset("amazon", tmp_path)
+    assert any("a hash orders them" in note for note in dataset.notes)
+    assert {dataset.items[dataset.item_indices[stop - 1]].id for stop in dataset.indptr[1:]} == {"A9"}

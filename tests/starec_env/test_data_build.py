@@ -311,7 +311,8 @@ def test_side_tables_are_matched_as_number_and_as_text(taken: list[Any], side: l
 def test_where_a_side_table_has_an_id_as_number_and_as_text_each_is_itself() -> None:
     rows = Rows(np.array([1, 1]), np.array([7, 8]), None, np.array([1, 2]))
     dataset = build("both", "item", rows, {7: Item(7, "seven"), "7": Item("7", "text"), "8": Item("8", "eight")})
-    assert [(item.id, item.title) for item in dataset.items] == [(7, "seven"), ("7", "text"), (8, "eight")]
+    assert [(item.id, item.title) for item in dataset.items] == [(7, "seven"), (8, "eight")]
+    assert noted(dataset, "1 id of the table of items no whole number, left out: 7")
     assert order(dataset) == [7, 8]
 
 
@@ -492,3 +493,20 @@ def test_the_table_of_pairs_is_complete() -> None:
     pairs = list(itertools.product(range(4), range(5))) * 2
     dataset = from_frame({"user_id": [u for u, _ in pairs], "item_id": [i for _, i in pairs], "timestamp": range(40)})
     assert dataset.n_interactions == 20 and np.diff(dataset.indptr).tolist() == [5] * 4
+
+
+def test_side_tables_of_64_bit_ids_match_as_text_and_so_do_options() -> None:
+    ids = [1234567890123456789, 2**63 - 1]
+    table = {"item_id": list(map(str, ids)), "title": ["A", "B"]}
+    dataset = from_frame({"user_id": ids, "item_id": ids}, items=table)
+    assert [(item.id, item.title) for item in dataset.items] == [(ids[0], "A"), (ids[1], "B")]
+    assert dataset.user_index(str(ids[1])) == 1
+    with pytest.raises(UnknownName):
+        dataset.user_index(str(2**63))
+
+
+def test_a_catalogue_never_mixes_ids_of_two_types() -> None:
+    table = {"item_id": ["1", "2", "X9"], "title": ["A", "B", "C"]}
+    dataset = from_frame({"user_id": [1, 1], "item_id": [1, 2]}, items=table)
+    assert [item.id for item in dataset.items] == [1, 2]
+    assert noted(dataset, "left out: X9")

@@ -397,3 +397,22 @@ def test_a_mangled_zip_loads_or_is_an_error_of_ours(at: int, piece: bytes) -> No
         place.write_bytes(raw)
         with suppress(StarecError):
             assert load_dataset("ml-1m", place).n_interactions > 0
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("1600000000000002", "1600000000000001"),
+        ("1600000000000000002", "1600000000000000001"),
+        ("1600000000.5", "1600000000.25"),
+        ("1600000000002", "1600000000001"),
+    ],
+)
+def test_times_of_any_unit_order_rows_and_fields_may_be_quoted(tmp_path: Path, times: tuple[str, str]) -> None:
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A,X\n2,B,Y\n")
+    (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n7,1,4.0,{times[0]}\n7,2,3.0,{times[1]}\n")
+    dataset = load_dataset("ml-latest-small", tmp_path)
+    assert dataset.item_indices.tolist() == [1, 0]
+    assert dataset.timestamps.tolist() == [1_600_000_000] * 2
+    (tmp_path / "ratings.csv").write_text('userId,movieId,rating,timestamp\n"7","1","4.0","9"\n"7","2","3.0","8"\n')
+    assert load_dataset("ml-latest-small", tmp_path).item_indices.tolist() == [1, 0]

@@ -219,3 +219,13 @@ def test_a_bad_sequence_is_left_out_and_counted(tmp_path: Path) -> None:
         dataset = load_dataset("recbole", tmp_path)
         assert (dataset.n_users, dataset.n_interactions) == (200, 600)
         assert any("1 of 201 rows of" in note and "first line 202: got" in note for note in dataset.notes)
+
+
+def test_a_test_row_never_comes_before_training_of_the_same_time(tmp_path: Path) -> None:
+    head = "user_id:token\titem_id:token\ttimestamp:float\n"
+    train = "".join(f"{user}\t{item}\t100\n" for user in range(30) for item in range(1, 6))
+    (tmp_path / "x.train.inter").write_text(head + train)
+    (tmp_path / "x.test.inter").write_text(head + "".join(f"{user}\t6\t100\n" for user in range(30)))
+    dataset = load_dataset("recbole", tmp_path)
+    assert any("a hash orders them" in note for note in dataset.notes)
+    assert {dataset.items[dataset.item_indices[stop - 1]].id for stop in dataset.indptr[1:]} == {6}

@@ -126,3 +126,20 @@ def test_an_extended_history_is_the_history_that_had_it_from_the_start(cut: int,
 def test_a_history_grows_by_columns_of_one_length(tiny_dataset: Dataset) -> None:
     with pytest.raises(InvalidOption, match="2 item_indices, 1 ratings"):
         History(tiny_dataset, 0, 0, 2).extended([1, 2], [3.0], [True, True], [0, 0])
+
+
+def test_an_item_that_a_history_does_not_know_is_refused_when_it_is_extended(tiny_dataset: Dataset) -> None:
+    known = History(tiny_dataset, 0, 0, 2)
+    other = next(index for index in range(tiny_dataset.n_items) if index not in known.item_indices)
+    assert len(known.extended([other], [5.0], [True], [0]).items) == 3
+    for history, index in ((pickle.loads(pickle.dumps(known)), other), (known, tiny_dataset.n_items), (known, -1)):
+        with pytest.raises(InvalidOption, match=f"item of index {index}"):
+            history.extended([index], [5.0], [True], [0])
+
+
+def test_arrays_of_an_unpickled_data_set_are_read_only(tiny_dataset: Dataset) -> None:
+    assert tiny_dataset.liked is not None
+    again = pickle.loads(pickle.dumps(tiny_dataset))
+    assert again.hash == tiny_dataset.hash
+    for name in ("ratings", "timestamps", "item_indices", "indptr", "user_ids", "liked"):
+        assert not getattr(again, name).flags.writeable

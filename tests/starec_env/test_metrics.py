@@ -142,3 +142,10 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls():
 def test_holm_leaves_out_what_was_not_compared():
     found = metrics.holm([0.02, np.nan, 0.03])
     assert found[[0, 2]].tolist() == pytest.approx([0.04, 0.04]) and np.isnan(found[1])
+
+
+def test_values_of_unlike_lengths_are_refused_and_never_repeated() -> None:
+    with pytest.raises(InvalidOption, match="on the same cases"):
+        metrics.paired_difference([1.0, 0.0], [1.0], [1, 2])
+    with pytest.raises(InvalidOption, match="one for each"):
+        metrics.per_user([1.0, 0.0], [1, 2, 3])

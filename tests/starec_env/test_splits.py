@@ -102,3 +102,10 @@ def test_earlier_is_strict_to_the_nanosecond() -> None:
     assert earlier(dataset, np.array([2, 4])).tolist() == [True, False, False, False, False]
     finer = replace(dataset, nanoseconds=np.array([9, 0, 5, 5, 0], np.int32))
     assert earlier(finer, np.array([2, 4])).tolist() == [True, True, False, False, False]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_user(tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbf1\r\n2\r\n")
+    (tmp_path / "users.json").write_bytes(b'\xef\xbb\xbf{"train": [1], "heldout": [2]}')
+    assert read_users(tmp_path / "users.txt")["heldout"] == ["1", "2"]
+    assert read_users(tmp_path / "users.json") == {"train": [1], "heldout": [2]}

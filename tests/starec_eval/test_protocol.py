@@ -330,3 +330,13 @@ def test_every_reading_is_described_with_its_table(protocol):
     loaded, prepared, sample = about["counts"]
     assert (loaded["users"], loaded["interactions"], prepared["interactions"]) == (60, 1200, 720)
     assert prepared["sparsity"] == 1 - 720 / (60 * prepared["items"]) and sample["users"] == 30
+
+
+def test_test_users_are_a_number_or_a_list_and_none_beside_candidates(dataset, protocol, tmp_path):
+    assert len(Protocol(dataset, ROOMY, users=np.int64(5)).cases) == 15
+    for users in ([], "abc", {1}):
+        with pytest.raises(InvalidOption, match="give a list of ids"):
+            Protocol(dataset, ROOMY, users=users)
+    protocol.cases.write(tmp_path / "c.parquet")
+    with pytest.raises(InvalidOption, match="no effect with candidates"):
+        Protocol(dataset, ROOMY, users=5, candidates=tmp_path / "c.parquet")

@@ -131,3 +131,12 @@ def test_the_files_hold_what_the_table_shows(results, tmp_path):
     assert pa_csv.read_csv(tmp_path / "per_user.csv").num_rows == table.num_rows == 75
     assert pq.read_schema(tmp_path / "candidates.parquet").metadata[b"starec_hash"].decode() == results.cases.hash
     assert "alike: user 3, repetition 1: missing: 2" in (tmp_path / "violations.txt").read_text()
+
+
+def test_a_method_without_a_scored_target_has_not_failed(results):
+    nobody = replace(results.cases, liked=np.zeros(len(results.cases), bool))
+    table = Results(results.settings, nobody, [method for method in results.methods if not method.error])
+    table.against = table.methods[0].method
+    text = table.to_markdown()
+    assert "none scored" in text and "failed" not in text and "nan" not in text
+    assert "no user to compare" in text
