@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_endpoint import FakeEndpoint, scripted
+from fake_endpoint import FakeEndpoint, completion, scripted
 from test_cli import simulate_args, starec
 
 
@@ -48,6 +49,17 @@ def test_a_probe_asks_that_many_rankings_and_says_hours_and_cost(endpoint: FakeE
     assert "probe: 8 ranking calls" in done.stdout and "hours" in done.stdout
     read, written = counted(done.stdout, "prompt tokens and [\\d,]+ of"), counted(done.stdout, "of answers")
     assert f"cost: about {(read + 4 * written) / 1e6:.2f}" in done.stdout
+
+
+def test_a_probe_of_a_server_that_counts_no_tokens_estimates_the_cost(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in completion("1. A film - why not").items() if key != "usage"}
+
+    with FakeEndpoint(reply, models=("scripted",)) as server:
+        more = ["--dry-run", "--probe", 2, "--price-in", 1000]
+        done = starec(*simulate_args(server, tmp_path / "run"), *more)
+    assert "(estimated: the server counts no tokens)" in done.stdout, done.stderr
+    assert counted(done.stdout, "prompt tokens and [\\d,]+ of") > 1000 and "cost: about 0.00" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,13 @@ def _measured(
     latency = sum(call.latency for call in calls) / len(calls)
     read, written = (sum(getattr(call.usage, f"{kind}_tokens") for call in calls) for kind in ("prompt", "completion"))
     shown = sum(len(message["content"]) for call in calls for message in call.messages)
+    counted = "" if read and written else " (estimated: the server counts no tokens)"
+    read, written = read or shown / _CHARACTERS, written or sum(len(call.completion) for call in calls) / _CHARACTERS
     tokens_in, tokens_out = characters * read / shown, asked * written / len(calls)
+    hours = asked * latency / at_once / 3600
     lines = [
         f"probe: {len(calls)} ranking calls took {latency:.2f} s each, with {read / len(calls):,.0f} prompt tokens and "
-        f"answers of {written / len(calls):,.0f}: about {asked * latency / at_once / 3600:.2g} hours at {at_once} in "
+        f"answers of {written / len(calls):,.0f}{counted}: about {hours:.2g} hours at {at_once} in "
         f"flight, {_rounded(tokens_in)} prompt tokens and {_rounded(tokens_out)} of answers, were all calls like these"
     ]
     if options["price_in"] is not None or options["price_out"] is not None:
