@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import csv
 import json
-import math
 import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,8 @@ from starec_env.errors import DataError
 MOST_BAD = 0.01
 """The share of a file's rows that may be bad: beyond it the file is refused."""
 _MOST_CSV_LINES = 8
+_MOST = 3.4028234663852886e38
+"""The largest float32."""
 
 
 class BadRows:
@@ -245,12 +246,16 @@ def text_id(value: Any) -> str:
 
 
 def finite(value: Any) -> float:
-    """A number, or text that is one in ASCII digits; raises ValueError or OverflowError where it is none."""
+    """A number that a data set's float32 can hold, or text that is one in ASCII digits.
+
+    Raises:
+        ValueError, OverflowError: It is none.
+    """
     if isinstance(value, str) and (not value.isascii() or "_" in value):
         raise ValueError(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         raise ValueError(value)
-    if not math.isfinite(number := float(value)):
+    if not abs(number := float(value)) <= _MOST:
         raise ValueError(value)
     return number
 

@@ -442,3 +442,10 @@ def test_a_mangled_file_loads_or_is_an_error_of_ours(
             return
     assert np.isfinite(dataset.ratings).all() and all(item.title for item in dataset.items)
     assert ((dataset.item_indices >= 0) & (dataset.item_indices < dataset.n_items)).all()
+
+
+@pytest.mark.parametrize("value", ["3.5e38", 1e39, -(10**60), "nan", float("inf")])
+def test_a_rating_that_float32_cannot_hold_is_no_number(value: object) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        finite(value)
+    assert finite("3.4e38") == 3.4e38
