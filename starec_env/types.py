@@ -480,7 +480,7 @@ class Candidates(Sequence[Item]):
         return np.array_equal(self.indices, other.indices) and (self._items is other._items or [*self] == [*other])
 
     def __hash__(self) -> int:
-        return hash(self.indices.tobytes())
+        return hash(self.indices.astype(np.int32, copy=False).tobytes())
 
     def __repr__(self) -> str:
         titles = [repr(item.title) for item in self[:3]] + ["..."] * (len(self) > 3)

@@ -413,14 +413,15 @@ def test_own_data_are_evaluated_without_a_run_under_their_own_filter(folder: Pat
     assert found["rows"][0]["users"] == 10
 
 
-def test_times_as_text_keep_their_nanoseconds_and_spaces_are_no_part_of_an_id(tmp_path: Path) -> None:
+def test_times_as_text_keep_their_nanoseconds_and_ids_their_spaces_which_is_noted(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
-    lines = [f"u, {item} ,2018-09-21T13:05:00.1234560{late}\n" for item, late in (("c", 30), ("b", 20), ("a", 10))]
-    file.write_text("user, item, time\n" + "".join(lines))
+    lines = [f"u,{item} ,2018-09-21T13:05:00.1234560{late}\n" for item, late in (("c", 30), ("b", 20), ("a", 10))]
+    file.write_text("user,item,time\n" + "".join(lines))
     dataset = DataSpec(dataset=str(file), min_interactions=None, max_length=None).load()
     assert dataset.user_ids.tolist() == ["u"]
-    assert [dataset.items[index].id for index in dataset.item_indices] == ["a", "b", "c"]
+    assert [dataset.items[index].id for index in dataset.item_indices] == ["a ", "b ", "c "]
     assert dataset.nanoseconds is not None and dataset.nanoseconds.tolist() == [123456010, 123456020, 123456030]
+    assert any(note.startswith("3 item ids with spaces at an end, e.g. 'a '") for note in dataset.notes)
 
 
 def test_the_table_of_a_run_prints_which_targets_it_asked_for(folder: Path, tmp_path: Path) -> None:

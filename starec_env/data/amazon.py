@@ -122,7 +122,7 @@ def _reviews(files: list[Path], counts: Counter[str], notes: list[str]) -> Rows:
         notes += bad.notes()
     if not ratings:
         raise DataError(f"{files[0]}: the file holds no reviews; wanted on each line {_REVIEW}")
-    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times", np.array(parts))
+    return Rows(users, items, np.array(ratings), np.array(times), f"{files[0]}, times", np.array(parts, np.int8))
 
 
 def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -183,7 +183,13 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
     notes += _column_notes(tables)
     timed = "timestamp" in names or len(tables) > 1
-    return users, items, np.array(feedback) if rated else None, np.array(times) if timed else None, np.array(parts)
+    return (
+        users,
+        items,
+        np.array(feedback) if rated else None,
+        np.array(times) if timed else None,
+        np.array(parts, np.int8),
+    )
 
 
 def _label(text: str) -> float:

@@ -134,7 +134,17 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
         frame["rating"] = np.array(kept["rating"], np.float64)
     if "time" in kept:
         frame["time"] = _numbers(kept["time"], file.units.get(names["time"]))
-    return frame, bad.notes()
+    return frame, bad.notes() + _spaced({role: kept[role] for role in ("user", "item")})
+
+
+def _spaced(ids: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note of ids that begin or end with a space, which makes them others."""
+    found = {role: sorted(i for i in set(column) if i != i.strip()) for role, column in ids.items()}
+    return [
+        f"{counted(len(odd), f'{role} id')} with spaces at an end, e.g. {odd[0]!r}: kept apart from those without"
+        for role, odd in found.items()
+        if odd
+    ]
 
 
 class _Remembering(dict[Any, Any]):

@@ -25,7 +25,8 @@ def describe(dataset: Dataset, user: int, number: int, query: Query | None, last
         query: What is asked; None when the stream has ended.
         last: Feedback and reward of the ranking before, if there was one.
     """
-    lines = [f"User {dataset.user(user).id}, turn {number}" if query else f"User {dataset.user(user).id}"]
+    name = f"User {_line(str(dataset.user(user).id))}"
+    lines = [f"{name}, turn {number}" if query else name]
     if last:
         feedback, reward = last
         title = _line(dataset.items[dataset.item_index(feedback.item_id)].title)

@@ -409,7 +409,7 @@ class Seen:
 def _too_few(user_id: Any, left: int, n_items: int, n: int) -> InvalidOption:
     return InvalidOption(
         f"user {user_id} leaves only {left} of the {n_items:,} items as negatives, too few for {n}: "
-        f"{_fewer(left)}, or leave the user out"
+        f"{f'{_fewer(left)}, or ' if left else ''}leave the user out"
     )
 
 

@@ -147,8 +147,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             InvalidRanking: If an action isn't a ranking (the message says whose); every turn still stands.
             gymnasium.error.ResetNeeded: If `reset` was never called.
         """
-        if self._order is None:
-            raise ResetNeeded("there is no turn to answer: call reset() first")
+        self._needs_reset("answer")
         starting = self._ended
         ranks = ranks_of(actions, self._n, self.num_envs, ignore=starting)
         rows = self.stream.rows[self._turn - starting]
@@ -165,6 +164,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
 
     def query(self, i: int) -> Query | None:
         """What environment i asks now; None when its stream has ended."""
+        self._needs_reset("query")
         if self._ended[i]:
             return None
         user = int(self._users[i])
@@ -177,6 +177,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
 
     def feedback(self, i: int) -> Feedback | None:
         """What environment i answered to the action just taken; None when it has only begun a stream."""
+        self._needs_reset("answer")
         if not self._judged[i]:
             return None
         rank = int(self._rank[i]) or None
@@ -191,14 +192,17 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         """Every environment's turn, as text or as a picture."""
         if self.render_mode is None:
             return None
-        if self._order is None:
-            raise ResetNeeded("there is no turn to render: call reset() first")
+        self._needs_reset("render")
         numbers = self._numbers()
         texts = [
             describe(self.dataset, int(self._users[i]), int(numbers[i]), self.query(i), self._verdict(i))
             for i in range(self.num_envs)
         ]
         return tuple(texts if self.render_mode == "ansi" else [picture(text, self._n) for text in texts])
+
+    def _needs_reset(self, what: str) -> None:
+        if self._order is None:
+            raise ResetNeeded(f"there is no turn to {what}: call reset() first")
 
     def _verdict(self, i: int) -> tuple[Feedback, float] | None:
         feedback = self.feedback(i)

@@ -143,3 +143,9 @@ def test_arrays_of_an_unpickled_data_set_are_read_only(tiny_dataset: Dataset) ->
     assert again.hash == tiny_dataset.hash
     for name in ("ratings", "timestamps", "item_indices", "indptr", "user_ids", "liked"):
         assert not getattr(again, name).flags.writeable
+
+
+def test_equal_candidates_have_equal_hashes_whatever_their_integers(tiny_dataset: Dataset) -> None:
+    wide = Candidates(tiny_dataset.items, np.arange(5, dtype=np.int64))
+    narrow = pickle.loads(pickle.dumps(wide))
+    assert narrow == wide and hash(narrow) == hash(wide)

@@ -287,3 +287,10 @@ def test_what_cannot_be_reset_or_stepped_is_refused(tiny_dataset: Dataset) -> No
         with pytest.raises(InvalidOption, match=f"num_envs is {n!r}"):
             UserFeedbackVectorEnv(n, make_dataset())  # type: ignore[arg-type]
     envs.close()
+
+
+def test_before_a_reset_there_is_nothing_to_ask_for(tiny_dataset: Dataset) -> None:
+    envs = UserFeedbackVectorEnv(2, tiny_dataset)
+    for asked in (envs.query, envs.feedback):
+        with pytest.raises(ResetNeeded, match="call reset"):
+            asked(0)
