@@ -271,3 +271,14 @@ async def test_inside_a_running_loop_the_async_twin_is_named(tiny_dataset: Datas
         simulate(tiny_dataset, tmp_path / "run")
     run = await arun_population(tiny_dataset, agents(), out=tmp_path / "run", turns=1, progress=False)
     assert run.metrics["users"] == 12
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "remedy"), [("labels", "--answer-format scores;"), ("scores", "take a larger model")]
+)
+def test_answers_that_cannot_be_read_are_said_with_a_remedy_that_is_not_in_use_already(
+    answer_format: str, remedy: str, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    agent = UserAgent.factory(ScriptedChat("no idea"), answer_format=answer_format)
+    run = run_population(tiny_dataset, agent, users=2, turns=1, out=tmp_path / "run", progress=False)
+    assert run.metrics["valid_share"] == 0 and remedy in " ".join(str(run).split())
