@@ -319,6 +319,7 @@ def test_few_bad_rows_are_left_out_and_counted_many_are_an_error(tmp_path: Path)
     ("text", "said"),
     [
         ("", "empty"),
+        ("the reader,i\n1,2\n", "as --columns 'user=the reader,item=i' "),
         ("u,i,r\n1,2,3\n", r"no column that is known as user or item, but u, i, r: .*--columns user=u,item=i"),
         ("user_id:token\titem_id:token\n1\t2\n", "--dataset recbole --data-dir"),
         ("user,item\n", "holds no interactions"),
@@ -345,6 +346,8 @@ def test_a_gzip_stream_cut_short_is_refused(tmp_path: Path) -> None:
 def test_a_column_that_is_named_but_not_there_is_refused_with_those_that_are(folder: Path) -> None:
     with pytest.raises(DataError, match="no column 'buch', but reader, book, stars_given, at_ms"):
         spec(folder, columns={**COLUMNS, "item": "buch"}).load()
+    with pytest.raises(DataError, match="as --columns item=book "):
+        spec(folder, columns={**COLUMNS, "item": "bok"}).load()
     with pytest.raises(DataError, match=r"titles.csv: .*no column 'name', but book, called, genre"):
         spec(folder, columns={**COLUMNS, "title": "name"}).load()
 

@@ -15,7 +15,7 @@ SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```", README, flags=re.S | re.M
 
 @pytest.fixture(scope="module")
 def endpoint():  # type: ignore[no-untyped-def]
-    with FakeEndpoint(scripted(), models=("smollm2",)) as server:
+    with FakeEndpoint(scripted(), models=("starec-nano",)) as server:
         yield server
 
 

@@ -56,12 +56,13 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
     if unscored := metrics["users"] - metrics.get("scored_users", metrics["users"]):
         note += f"\nDisliked targets are not scored: {unscored:,} users had no other."
     note += "".join(f"\n{text}" for text in run.get("notes", ()))
-    note += "".join(_remedies(metrics))
+    note += "".join(_remedies(metrics, run.get("answer_format")))
     return Group(table, plain(note))
 
 
-def _remedies(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _remedies(metrics: Mapping[str, Any], answer_format: str | None) -> Iterator[str]:
     """What to do where most answers of a task could not be read, by their commonest fault."""
+    simpler = _SIMPLEST if answer_format == "scores" else _SIMPLER
     for task, share in (("rankings", "valid_share"), ("profiles", "valid_profiles")):
         if metrics.get(share) is None or metrics[share] >= _FEW_VALID:
             continue
@@ -70,11 +71,12 @@ def _remedies(metrics: Mapping[str, Any]) -> Iterator[str]:
         counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in found.items())
         yield (
             f"\nMost answers could not be read as whole {task} ({counts}): starec show has their texts. "
-            f"{_REMEDIES.get(worst, _SIMPLER)}"
+            f"{_REMEDIES.get(worst, simpler)}"
         )
 
 
-_SIMPLER = "Small models manage --answer-format scores (or compact with --structured, its old name)."
+_SIMPLER = "Small models manage --answer-format scores; starec-nano knows no other."
+_SIMPLEST = "No format is easier than scores: take a larger model, or a server that holds answers to a JSON schema."
 _REMEDIES = {
     "cut_off": "They ended before the answer did: raise --max-tokens, or switch the model's thinking off.",
     "empty": "They have no text, or all of it came as reasoning: raise --max-tokens, or start the server with another "

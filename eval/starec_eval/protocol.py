@@ -28,6 +28,7 @@ from starec_env.data.splits import (
     windows_only,
     without_empty_users,
 )
+from starec_env.data.ties import file_rows
 from starec_env.errors import InvalidOption, check_choice, unknown
 from starec_env.metrics import Relevant
 from starec_env.replay.env import list_of_ids
@@ -340,8 +341,8 @@ def sequences(
     within = order * 0 if base.nanoseconds is None else base.nanoseconds
     if reading.time_ties == "shuffled":
         order = np.lexsort((np.random.default_rng(seed).permutation(order), within, base.timestamps, owner))
-    elif reading.time_ties == "file" and base.file_order is not None:
-        order = np.lexsort((base.file_order, within, base.timestamps, owner))
+    elif reading.time_ties == "file":
+        order = file_rows(base)
     order = order[np.argsort(2 * owner + passed[order], kind="stable")]
     lengths = np.bincount(owner[passed], minlength=base.n_users)
     cut = base.with_rows(order, window=base.indptr[1:] - np.minimum(lengths, reading.max_length))

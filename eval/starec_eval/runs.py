@@ -15,6 +15,7 @@ from starec_agents.store import read_run, read_steps
 from starec_agents.weights import trained_on
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
+from starec_env.data.ties import file_rows
 from starec_env.errors import InvalidOption, RunError
 from starec_env.types import Dataset, Id, Step
 from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
@@ -115,8 +116,9 @@ def evaluate_runs(
         RunError: The data set isn't the runs', a run has no finished step, no turn is finished in all, or a turn's
             candidates differ between runs.
     """
-    protocol, planned_turns = shared_protocol(runs, dataset)
     first = runs[0]
+    dataset, reordered = _as_recorded(first, dataset)
+    protocol, planned_turns = shared_protocol(runs, dataset)
     shared = _keys(protocol.cases.user_ids, protocol.cases.turns)
     results = evaluate(rankers, protocol, **options)
     rows = [_agent_row(run, [run.steps[key] for key in shared], results.cases.candidates.shape[1]) for run in runs]
@@ -124,6 +126,7 @@ def evaluate_runs(
     results.against = first.row
     notes = [
         *protocol.notes,
+        *reordered,
         *(_note(run, planned, len(shared), len(runs)) for run, planned in zip(runs, planned_turns, strict=True)),
         *filter(None, (_seen(run) for run in runs)),
         "training ends before each user's first turn of the run" + ("s" if len(runs) > 1 else ""),
@@ -169,6 +172,16 @@ def _protocol(run: FinishedRun, dataset: Dataset) -> Protocol:
 
 def _keys(users: Sequence[Id], turns: NDArray[Any]) -> list[Key]:
     return [(str(user), turn) for user, turn in zip(users, turns.tolist(), strict=True)]
+
+
+def _as_recorded(run: FinishedRun, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """The data set, and a note if its equal times are in the file's order, as starec 0.1 had them in its runs."""
+    if dataset.file_order is None or dataset.hash == run.about["dataset"]["hash"]:
+        return dataset, []
+    by_file = dataset.with_rows(file_rows(dataset), file_order=None)
+    if by_file.hash != run.about["dataset"]["hash"]:
+        return dataset, []
+    return by_file, ["equal times are in the order of the file, as they were in the run"]
 
 
 def _check_data(run: FinishedRun, dataset: Dataset) -> None:

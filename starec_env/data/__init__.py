@@ -96,7 +96,9 @@ def cached(name: str) -> Path:
     folder = cache_dir() / "datasets" / name
     place = folder / f"{name}.zip" if name.startswith("ml-") else folder
     if not place.exists():
-        raise DataError(f"{name} isn't in {folder}: run `starec data fetch {name}`, or give path= to its files")
+        raise DataError(
+            f"{name} isn't in {folder}: run `starec data fetch {name}`, or give path= (--data-dir), where its files are"
+        )
     return place
 
 

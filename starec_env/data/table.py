@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -224,7 +226,8 @@ class _File:
         """The column of a role: as named, or the first usual name; None where there may be none."""
         if role in named:
             if named[role] not in self.names:
-                raise self.lacks([role], f"{role}={self.names[0]}", named[role])
+                near = get_close_matches(named[role], self.names, n=1, cutoff=0.5) or self.names
+                raise self.lacks([role], f"{role}={near[0]}", named[role])
             return named[role]
         plain = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(self.names)}
         return next((plain[alias] for alias in f"{_ALIASES[role]} {also}".split() if alias in plain), None)
@@ -244,7 +247,7 @@ class _File:
         what = f"column {name!r}" if name else f"column that is known as {' or '.join(roles)}"
         columns = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
         return DataError(
-            f"{self.path}: there is no {what}, but {columns}: say which is which, as --columns {example} "
+            f"{self.path}: there is no {what}, but {columns}: say which is which, as --columns {quote(example)} "
             "(the first line must name the columns)"
         )
 

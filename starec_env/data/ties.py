@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.splitmix import GOLDEN, splitmix64
-from starec_env.types import Id, Indices
+from starec_env.types import Dataset, Id, Indices
 
 _FEWEST_PAIRS = 20
 _SHARE = 2 / 3
@@ -70,3 +70,11 @@ def hashed_order(users: Indices, items: Indices, user_ids: Sequence[Id], item_id
 def _words(ids: Sequence[Id]) -> NDArray[np.uint64]:
     hashes = (blake2b(str(i).encode(), digest_size=8, key=_KEY).digest() for i in ids)
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
+
+
+def file_rows(dataset: Dataset) -> NDArray[np.intp]:
+    """(interactions,) row indices that put rows of equal time in the order of the file; all in place if they are."""
+    if dataset.file_order is None:
+        return np.arange(dataset.n_interactions)
+    within = np.zeros(dataset.n_interactions, np.int8) if dataset.nanoseconds is None else dataset.nanoseconds
+    return np.lexsort((dataset.file_order, within, dataset.timestamps, dataset.owner))

@@ -90,13 +90,16 @@ def test_a_run_says_whom_it_left_out_and_refuses_such_a_user_when_named(tmp_path
         simulate(dense, tmp_path / "named", users=[1, 7])
 
 
-def test_a_run_whose_answers_cannot_be_read_says_what_small_models_manage(
-    tiny_dataset: Dataset, tmp_path: Path
+@pytest.mark.parametrize(
+    ("answer_format", "remedy"), [("labels", "--answer-format scores;"), ("scores", "take a larger model")]
+)
+def test_answers_that_cannot_be_read_are_said_with_a_remedy_that_is_not_in_use_already(
+    answer_format: str, remedy: str, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    agent = UserAgent.factory(ScriptedChat("I'd rather not."), answer_format="compact")
+    agent = UserAgent.factory(ScriptedChat("I'd rather not."), answer_format=answer_format)
     run = run_population(tiny_dataset, agent, users=3, turns=1, out=tmp_path / "run", progress=False)
-    assert run.metrics["valid_share"] == 0 and "--structured" in str(run)
-    assert "--structured" not in str(simulate(tiny_dataset, tmp_path / "good"))
+    assert run.metrics["valid_share"] == 0 and remedy in " ".join(str(run).split())
+    assert remedy not in " ".join(str(simulate(tiny_dataset, tmp_path / "good")).split())
 
 
 def test_memory_passes_from_step_to_step(tiny_dataset: Dataset, tmp_path: Path) -> None:

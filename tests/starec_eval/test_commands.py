@@ -14,6 +14,7 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.population import run_population
 from starec_agents.store import read_steps
 from starec_env.data import load_dataset, prepare
+from starec_env.data.ties import file_rows
 from starec_env.errors import RunError, UnknownName
 from starec_env.metrics import ndcg
 from starec_eval.baselines import ItemKNN, Pop, Scorer
@@ -130,6 +131,18 @@ def test_a_run_is_never_compared_on_another_data_set(run):
     other = replace(dataset, ratings=np.minimum(dataset.ratings, 4))
     with pytest.raises(RunError, match=f"made on other data: ml-latest-small.*{dataset.hash}.*{other.hash}.*--dataset"):
         compare_run(run, other)
+
+
+def test_a_run_recorded_before_equal_times_were_put_in_another_order_is_compared_by_the_files_order(tmp_path):
+    dataset = prepare(load_dataset("ml-latest-small"))
+    by_file = dataset.with_rows(file_rows(dataset), file_order=None)
+    assert by_file.hash == "a3e07d55f406e629"  # what starec 0.1.0 recorded of its runs on these data
+    agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="labels")
+    run_population(by_file, agent, users=8, turns=3, out=tmp_path / "old", progress=False)
+    about = json.loads((tmp_path / "old" / "run.json").read_text())
+    del about["data"]
+    (tmp_path / "old" / "run.json").write_text(json.dumps(about))
+    assert "order of the file, as they were in the run" in starec_eval("--run", tmp_path / "old", "--methods", "pop")
 
 
 def test_eval_prints_a_run_from_the_command_line(run):

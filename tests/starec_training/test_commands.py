@@ -13,6 +13,7 @@ from trl import GRPOConfig
 from starec_agents.llm.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.data.spec import DataSpec
+from starec_env.errors import UnknownName
 from starec_training import commands
 from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.grpo import paper_settings
@@ -196,6 +197,14 @@ def test_old_spellings_are_taken_with_a_warning_that_names_the_new(
     output = capsys.readouterr().err
     assert output.count(f"{flag} is {new} now: the old name goes with the next release") == 1
     assert f"argument {new}" in output
+
+
+def test_an_option_that_is_not_there_is_refused_with_the_nearest_that_is(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="no option of starec train teach '--n-trian': did you mean '--n-train'"):
+        commands._parse(["--n-trian", "4"], (TeachArguments,), "teach", {})
+    (tmp_path / "teach.yaml").write_text("tunrs: 3\n")
+    with pytest.raises(UnknownName, match="'--tunrs': did you mean '--turns'"):
+        commands._parse(["--config", str(tmp_path / "teach.yaml")], (TeachArguments,), "teach", {})
 
 
 def test_trls_own_options_and_new_spellings_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

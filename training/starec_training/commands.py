@@ -23,7 +23,7 @@ import click
 from starec_env.data.options import HELP, data_spec
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import apart_from, read_users
-from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice
+from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice, unknown
 from starec_env.metrics import ndcg
 from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
@@ -58,8 +58,8 @@ class DataArguments:
     )
     n_train: int | None = field(default=None, metadata={"help": "Most training users, sampled  [default: all others]"})
     turns: int | None = field(default=None, metadata={"help": "The last so many turns of each user."})
-    answer_format: str = field(default="paper", metadata={"help": "paper or compact"})
-    structured: bool = field(default=False, metadata={"help": "compact: answers as a JSON object of scores."})
+    answer_format: str = field(default="paper", metadata={"help": "paper, labels or scores"})
+    structured: bool = field(default=False, metadata={"help": "With compact, labels' old name: scores."})
     max_history: int = field(default=40, metadata={"help": "Interactions shown in prompts."})
     sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and prompts."})
 
@@ -204,10 +204,13 @@ def _parse(
         action.option_strings = known or action.option_strings
     parser.set_defaults_with_config(**settings)
     try:
-        found: tuple[Any, ...] = parser.parse_args_and_config(args, return_remaining_strings=partly)
+        *found, left = parser.parse_args_and_config(args, return_remaining_strings=True)
     except (ValueError, OSError) as error:
         raise TrainingError(f"starec train {stage}: {error}") from None
-    return found
+    if left and not partly:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise unknown(f"option of starec train {stage}", left[0].partition("=")[0], known)
+    return tuple(found)
 
 
 def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
