@@ -128,7 +128,6 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
         for column, value in zip(kept.values(), row, strict=True):
             column.append(value)
     bad.check(len(kept["user"]) + bad.count)
-    kept |= {role: _trimmed(kept[role]) for role in ("user", "item")}
     if not kept["user"]:
         raise DataError(f"{file.path}: the file holds no interactions, only its header")
     frame: dict[str, Any] = dict(kept)
@@ -190,7 +189,6 @@ def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, 
         for column, value in zip(table.values(), row, strict=True):
             column.append(value)
     bad.check(len(table["item"]) + bad.count)
-    table["item"] = _trimmed(table["item"])
     notes = bad.notes()
     if lost:
         notes.append(f"{file.path.name}: {counted(lost, 'title')} with bytes that are no UTF-8: shown as \ufffd")
@@ -321,12 +319,6 @@ def _id(value: Any) -> str:
     if not text.strip() or "\0" in text or _LOST.search(text):
         raise ValueError(value)
     return text
-
-
-def _trimmed(ids: list[str]) -> list[str]:
-    """Ids without the spaces that a CSV has round its fields, unless two ids differ by nothing else."""
-    short = {given: given.strip() for given in set(ids)}
-    return ids if len(set(short.values())) < len(short) else [short[given] for given in ids]
 
 
 def _text(value: Any) -> str:
