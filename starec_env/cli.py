@@ -12,7 +12,7 @@ from starec_env.errors import StarecError
 COMMANDS = {
     "demo": ("starec_eval.demo:demo", "The whole cycle on this machine, in a few minutes."),
     "data": ("starec_env.data.commands:data", "List, fetch and check data sets."),
-    "serve": ("starec_agents.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
+    "serve": ("starec_agents.serving.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
     "show": ("starec_agents.commands:show", "Print one user's story from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),

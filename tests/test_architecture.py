@@ -93,5 +93,5 @@ def test_the_wheel_holds_all_packages_and_the_bundled_data(tmp_path: Path) -> No
     assert any(name.startswith("starec_env/data/bundled/ml-latest-small") for name in names)
     assert any("LICENSE-ml-latest-small" in name for name in names)
     assert not any(name.startswith(("tests/", "eval/", "agents/", "training/")) for name in names)
-    assert {"starec_agents/nano/starec-nano.gguf", "starec_agents/nano/model.safetensors"} <= set(names)
+    assert {"starec_agents/serving/nano/starec-nano.gguf", "starec_agents/serving/nano/model.safetensors"} <= set(names)
     assert wheel.stat().st_size < 20_000_000

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_endpoint import FakeEndpoint, scripted
 
-from starec_agents.store import read_steps
+from starec_agents.runs.store import read_steps
 from starec_env.cli import COMMANDS
 from starec_env.renamed import renamed
 
@@ -79,7 +79,7 @@ def test_agents_and_answer_formats_are_options(
 
 
 def test_a_graph_of_the_users_own_is_named_by_module_and_function(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("from starec_agents.variants import rank_only\ndef graph(): return rank_only()\n")
+    (tmp_path / "mine.py").write_text("from starec_agents.graphs import rank_only\ndef graph(): return rank_only()\n")
     args = simulate_args(endpoint, tmp_path / "run", agent="mine:graph")
     assert starec(*args, cwd=tmp_path).returncode == 0
     wrong = starec(*simulate_args(endpoint, tmp_path / "other", agent="mine:grpah"), cwd=tmp_path)

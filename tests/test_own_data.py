@@ -21,8 +21,8 @@ from fake_endpoint import FakeEndpoint, scripted
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.population import run_population
-from starec_agents.store import read_run, read_steps
+from starec_agents.runs.population import run_population
+from starec_agents.runs.store import read_run, read_steps
 from starec_env.cli import starec
 from starec_env.data import from_frame, load_dataset, prepare
 from starec_env.data.spec import DataSpec

@@ -37,7 +37,7 @@ BASELINES = "random,pop,item-knn,markov,ease,ensemble"
 
 def pack(args: argparse.Namespace) -> None:
     """The weights (98 MB as a GGUF), the data and the wheels, in parts."""
-    from starec_agents.weights import smollm2_gguf
+    from starec_agents.serving.weights import smollm2_gguf
 
     files = {Path("model") / "model.gguf": smollm2_gguf()}
     files |= {Path("ml-1m") / path.name: path for path in sorted(args.data.glob("*.dat"))}

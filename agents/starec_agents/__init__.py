@@ -4,25 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starec_agents import variants as variants
+    from starec_agents import graphs as graphs
     from starec_agents._trial import check_graph as check_graph
     from starec_agents.agent import UserAgent as UserAgent
     from starec_agents.graph import Context as Context
     from starec_agents.graph import State as State
     from starec_agents.graph import build_graph as build_graph
+    from starec_agents.graphs import append_history as append_history
+    from starec_agents.graphs import rank_only as rank_only
+    from starec_agents.graphs import reflect_always as reflect_always
+    from starec_agents.graphs import reflect_on_mismatch as reflect_on_mismatch
     from starec_agents.llm import LangChainChat as LangChainChat
     from starec_agents.llm import ScriptedChat as ScriptedChat
     from starec_agents.llm import scripted_user as scripted_user
     from starec_agents.llm.client import Balanced as Balanced
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
-    from starec_agents.population import arun_population as arun_population
-    from starec_agents.population import run_population as run_population
-    from starec_agents.store import read_steps as read_steps
-    from starec_agents.store import read_trajectories as read_trajectories
-    from starec_agents.variants import append_history as append_history
-    from starec_agents.variants import rank_only as rank_only
-    from starec_agents.variants import reflect_always as reflect_always
-    from starec_agents.variants import reflect_on_mismatch as reflect_on_mismatch
+    from starec_agents.runs.population import arun_population as arun_population
+    from starec_agents.runs.population import run_population as run_population
+    from starec_agents.runs.store import read_steps as read_steps
+    from starec_agents.runs.store import read_trajectories as read_trajectories
     from starec_env.types import Endpoint as Endpoint
 
 _HOMES = {
@@ -35,22 +35,22 @@ _HOMES = {
     "LangChainChat": "llm",
     "ScriptedChat": "llm",
     "OpenAIChat": "llm.client",
-    "arun_population": "population",
-    "run_population": "population",
+    "arun_population": "runs.population",
+    "run_population": "runs.population",
     "scripted_user": "llm",
-    "read_steps": "store",
-    "read_trajectories": "store",
-    "append_history": "variants",
-    "rank_only": "variants",
-    "reflect_always": "variants",
-    "reflect_on_mismatch": "variants",
+    "read_steps": "runs.store",
+    "read_trajectories": "runs.store",
+    "append_history": "graphs",
+    "rank_only": "graphs",
+    "reflect_always": "graphs",
+    "reflect_on_mismatch": "graphs",
 }
-__all__ = [*_HOMES, "Endpoint", "variants"]  # noqa: PLE0604
+__all__ = [*_HOMES, "Endpoint", "graphs"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name == "variants":
-        return import_module("starec_agents.variants")
+    if name == "graphs":
+        return import_module("starec_agents.graphs")
     if name == "Endpoint":
         return import_module("starec_env.types").Endpoint
     if name in _HOMES:

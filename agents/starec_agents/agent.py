@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from starec_agents._executor import executor_of
 from starec_agents.graph import Context, Graph, State
+from starec_agents.graphs import reflect_always
 from starec_agents.llm import ChatModel
 from starec_agents.tasks import MAX_HISTORY, Prompts, ranking_format, start_memory
-from starec_agents.variants import reflect_always
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.types import Call, Feedback, Memory, Query, Ranking
 
@@ -32,7 +32,7 @@ class UserAgent:
 
     Args:
         llm: Answers the prompts.
-        graph: A compiled graph over `starec_agents.graph.State`: one of `variants`, or your own; or a function that
+        graph: A compiled graph over `starec_agents.graph.State`: one of `graphs`, or your own; or a function that
             makes one, called once a process, which an agent needs that is sent to workers. None for `reflect_always`.
         answer_format: "paper": numbered titles with explanations after a thought; "labels": candidates' labels alone;
             "scores": a JSON object of scores, which the server enforces. "compact" is the old name of "labels".

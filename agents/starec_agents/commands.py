@@ -15,18 +15,26 @@ from typing import Any
 import click
 from rich.console import Console
 
-from starec_agents import variants
+from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options
-from starec_agents.plan import Factory, check_writable, plan_options, plan_text, plan_turns, probe, refuse_without_plan
 from starec_agents.planner import planner
-from starec_agents.population import resolve, run_population
-from starec_agents.store import check_folder
-from starec_agents.story import metrics_table, overview, story
+from starec_agents.runs.plan import (
+    Factory,
+    check_writable,
+    plan_options,
+    plan_text,
+    plan_turns,
+    probe,
+    refuse_without_plan,
+)
+from starec_agents.runs.population import resolve, run_population
+from starec_agents.runs.store import check_folder
+from starec_agents.runs.story import metrics_table, overview, story
+from starec_agents.serving.weights import NANO, NANO_DATA, nano_users, trained_on
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
-from starec_agents.weights import NANO, NANO_DATA, nano_users, trained_on
 from starec_env.data.options import data_options, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import read_users
@@ -36,10 +44,10 @@ from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
 
 GRAPHS = {
-    "starec": variants.reflect_always,
-    "rank-only": variants.rank_only,
-    "append-history": variants.append_history,
-    "reflect-on-mismatch": variants.reflect_on_mismatch,
+    "starec": graphs.reflect_always,
+    "rank-only": graphs.rank_only,
+    "append-history": graphs.append_history,
+    "reflect-on-mismatch": graphs.reflect_on_mismatch,
     "planner": planner,
 }
 """--agent names -> functions that build a graph."""

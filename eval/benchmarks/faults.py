@@ -33,8 +33,8 @@ from rich.table import Table
 from starec_agents.agent import UserAgent
 from starec_agents.llm import session
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.population import arun_population
-from starec_agents.store import read_failures, read_steps
+from starec_agents.runs.population import arun_population
+from starec_agents.runs.store import read_failures, read_steps
 from starec_env.types import Dataset, Endpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from starec_agents import OpenAIChat, UserAgent
-from starec_agents.serve import local_server
+from starec_agents.serving.serve import local_server
 from starec_agents.tasks import start_memory
 from starec_env import load_dataset, prepare
 from starec_env.metrics import ndcg, of_means

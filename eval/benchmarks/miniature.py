@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from starec_agents.weights import find_folder
+from starec_agents.serving.weights import find_folder
 from starec_env import load_dataset, prepare
 from starec_training.evidence import Evidence
 from starec_training.miniature.data import Encoder, Prompts, split_able_users

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 from trl import GRPOTrainer
 
-from starec_agents.population import run_population
+from starec_agents.runs.population import run_population
 from starec_env import load_dataset, prepare
 from starec_training.blind import BlindTeacher
 from starec_training.evidence import Evidence

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from starec_agents.llm import ChatModel
 from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options
-from starec_agents.plan import (
+from starec_agents.runs.plan import (
     PLAN_OPTIONS,
     check_writable,
     plan_options,
@@ -24,7 +24,7 @@ from starec_agents.plan import (
     probe,
     refuse_without_plan,
 )
-from starec_agents.rollout import Agent
+from starec_agents.runs.rollout import Agent
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
 from starec_env.data.options import data_options, explicit, refuse

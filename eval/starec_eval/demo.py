@@ -14,11 +14,11 @@ from rich.console import Console
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.population import run_population
-from starec_agents.serve import local_server
-from starec_agents.store import read_steps
-from starec_agents.story import metrics_table, story
-from starec_agents.weights import NANO, SMOLLM2, nano_users
+from starec_agents.runs.population import run_population
+from starec_agents.runs.store import read_steps
+from starec_agents.runs.story import metrics_table, story
+from starec_agents.serving.serve import local_server
+from starec_agents.serving.weights import NANO, SMOLLM2, nano_users
 from starec_env import load_dataset, prepare
 
 _SAMPLING = {NANO: {"max_tokens": 250}}

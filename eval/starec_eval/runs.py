@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.store import read_run, read_steps
-from starec_agents.weights import trained_on
+from starec_agents.runs.store import read_run, read_steps
+from starec_agents.serving.weights import trained_on
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.data.ties import file_rows

@@ -32,7 +32,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.store import read_steps
+from starec_agents.runs.store import read_steps
 from starec_agents.tasks import MAX_HISTORY
 from starec_env import load_dataset
 from starec_env.errors import InvalidOption, unknown

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from starec_agents.store import read_run, read_steps
+from starec_agents.runs.store import read_run, read_steps
 from starec_env.errors import RunError
 from starec_env.metrics import SHOWN, Estimate, Relevant, estimate, per_user
 from starec_env.types import Call, Id, Step

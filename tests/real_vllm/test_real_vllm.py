@@ -17,9 +17,9 @@ import pytest
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.population import Run, arun_population, run_population
-from starec_agents.serve import Server, start_server
-from starec_agents.store import read_steps
+from starec_agents.runs.population import Run, arun_population, run_population
+from starec_agents.runs.store import read_steps
+from starec_agents.serving.serve import Server, start_server
 from starec_agents.tasks import rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream

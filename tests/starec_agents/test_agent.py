@@ -13,10 +13,10 @@ from support import make_dataset, record
 from typing_extensions import TypedDict
 
 import starec_agents
-from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, run_population, scripted_user, variants
+from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, graphs, run_population, scripted_user
 from starec_agents.graph import Context, State, call_model, update_memory
 from starec_agents.planner import planner
-from starec_agents.store import read_run
+from starec_agents.runs.store import read_run
 from starec_agents.tasks import Prompts, start_memory
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning, UnknownName
 from starec_env.replay.stream import Stream, judge
@@ -102,7 +102,7 @@ def test_an_agent_is_a_ranker():
 
 def test_a_given_memory_is_gone_on_from(turns):
     memory = Memory(profile="Given.", history=("earlier",))
-    agent = agent_of(memory=memory, graph=variants.append_history())
+    agent = agent_of(memory=memory, graph=graphs.append_history())
     agent.learn(judge(turns[0], agent.rank(turns[0].query))[0])
     assert agent.memory.profile == "Given."
     assert agent.memory.history[0] == "earlier"
@@ -121,7 +121,7 @@ def test_learning_needs_a_ranking_and_happens_once(turns):
 
 
 def test_feedback_on_another_turn_is_refused_and_nothing_is_learned(turns):
-    agent = agent_of(graph=variants.append_history())
+    agent = agent_of(graph=graphs.append_history())
     agent.rank(turns[0].query)
     foreign = judge(turns[0], Ranking(order=()))[0].model_copy(update={"item_id": "no such item"})
     with pytest.raises(InvalidOption, match="not among the candidates"):
@@ -294,7 +294,7 @@ def test_a_store_works_on_langgraphs_executor(turns):
 
 
 def test_a_graph_inside_a_runnable_of_langchains_works(turns):
-    agent = agent_of(graph=variants.append_history().with_retry())
+    agent = agent_of(graph=graphs.append_history().with_retry())
     ranking = agent.rank(turns[0].query)
     assert agent.executor == "langgraph"
     assert ranking == agent_of().rank(turns[0].query)
@@ -335,7 +335,7 @@ async def asks_for_ever(state: State, runtime: Runtime[Context]) -> State:
         await call_model(runtime.context, "rank", [{"role": "user", "content": "are you sure?"}])
 
 
-@pytest.mark.parametrize("graph", [variants.reflect_always, variants.rank_only, planner])
+@pytest.mark.parametrize("graph", [graphs.reflect_always, graphs.rank_only, planner])
 async def test_a_trial_leaves_a_graph_that_ranks_alone(turns, graph):
     memory, llm = Memory(profile="Given."), ScriptedChat("x")
     agent = UserAgent(llm, graph, memory=memory)

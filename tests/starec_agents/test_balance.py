@@ -14,7 +14,7 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat, session
-from starec_agents.population import run_population
+from starec_agents.runs.population import run_population
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.types import Endpoint
 

@@ -18,8 +18,8 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat, ScriptedChat, scripted_user, session
-from starec_agents.population import Run, run_population
-from starec_agents.store import read_failures, read_steps
+from starec_agents.runs.population import Run, run_population
+from starec_agents.runs.store import read_failures, read_steps
 from starec_env.errors import RunError
 from starec_env.types import Endpoint
 
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_asked(tmp_pa
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(tmp_path / "run")
-    monkeypatch.setattr("starec_agents.population.version", lambda name: "9.9")
+    monkeypatch.setattr("starec_agents.runs.population.version", lambda name: "9.9")
     with pytest.raises(RunError, match=r"its starec differ.*is '9\.9'"):
         simulate(tmp_path / "run", resume=True)
 

@@ -7,12 +7,12 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, build_graph
+from starec_agents.graphs import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.planner import planner
 from starec_agents.studio import make_graph
 from starec_agents.tasks import ranking_schema
-from starec_agents.variants import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Memory, ParseReport, Usage

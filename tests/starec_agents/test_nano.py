@@ -10,9 +10,9 @@ from test_cli import starec
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.serve import local_server
-from starec_agents.store import read_steps
-from starec_agents.weights import NANO, find_folder, find_gguf, nano_users
+from starec_agents.runs.store import read_steps
+from starec_agents.serving.serve import local_server
+from starec_agents.serving.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare
 from starec_env.metrics import ndcg
 from starec_env.replay.stream import Stream, judge

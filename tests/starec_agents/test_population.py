@@ -22,8 +22,8 @@ from support import make_dataset, record
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.population import Run, arun_population, run_population
-from starec_agents.store import RunStore, read_failures, read_run, read_steps, read_trajectories
+from starec_agents.runs.population import Run, arun_population, run_population
+from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps, read_trajectories
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.metrics import METRICS, ndcg
 from starec_env.types import Dataset
@@ -131,7 +131,7 @@ import sys
 from support import make_dataset
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
-from starec_agents.population import run_population
+from starec_agents.runs.population import run_population
 from starec_agents.llm.scripted import scripted_user
 agent = UserAgent.factory(ScriptedChat(scripted_user(), latency=0.02))
 run_population(make_dataset(), agent, out=sys.argv[1], turns=4, concurrency=3, resume=True, progress=False)

@@ -15,11 +15,11 @@ import pytest
 from support import make_dataset, record
 
 from starec_agents.agent import UserAgent
-from starec_agents.lines import Before, read_line, start_check, write_line
 from starec_agents.llm import Completion, Message, OpenAIChat, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.population import Run, arun_population, run_population
-from starec_agents.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.lines import Before, read_line, start_check, write_line
+from starec_agents.runs.population import Run, arun_population, run_population
+from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
 from starec_env.data import load_dataset
 from starec_env.data.preparation import prepare
 from starec_env.errors import InvalidOption, RunError, StarecWarning

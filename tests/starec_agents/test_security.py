@@ -18,9 +18,9 @@ from support import make_dataset
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Message, ScriptedChat
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.population import run_population
-from starec_agents.serve import serve_command
-from starec_agents.store import read_failures, read_steps
+from starec_agents.runs.population import run_population
+from starec_agents.runs.store import read_failures, read_steps
+from starec_agents.serving.serve import serve_command
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Endpoint, Item, Memory, Turn
 

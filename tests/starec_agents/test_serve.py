@@ -16,9 +16,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.serve import Server, local_server, start_server
+from starec_agents.serving.serve import Server, local_server, start_server
+from starec_agents.serving.weights import find_gguf, smollm2_gguf
 from starec_agents.tasks import parse_ranking, rank_messages, ranking_schema, start_memory
-from starec_agents.weights import find_gguf, smollm2_gguf
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Endpoint
@@ -131,7 +131,7 @@ def test_a_server_ends_with_its_block_even_on_an_error(gguf: Path) -> None:
 
 def test_a_server_ends_when_its_parent_is_killed(gguf: Path) -> None:
     code = (
-        "import time; from starec_agents.serve import start_server\n"
+        "import time; from starec_agents.serving.serve import start_server\n"
         f"print(start_server('smollm2', **{SMALL}).endpoint.base_url, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -180,7 +180,7 @@ def test_weights_that_are_not_there_or_not_a_gguf_are_named(tmp_path: Path) -> N
 
 def test_a_hub_that_cannot_be_reached_ends_with_what_to_do() -> None:
     pytest.importorskip("huggingface_hub")
-    code = "from starec_agents.weights import find_gguf; find_gguf('someone/some-model:model.gguf')"
+    code = "from starec_agents.serving.weights import find_gguf; find_gguf('someone/some-model:model.gguf')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "EndpointError: could not download someone/some-model" in done.stderr

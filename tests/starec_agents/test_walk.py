@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from support import make_dataset
 from typing_extensions import TypedDict
 
-from starec_agents import ScriptedChat, _walk, build_graph, scripted_user, variants  # noqa: PLC2701
+from starec_agents import ScriptedChat, _walk, build_graph, graphs, scripted_user  # noqa: PLC2701
 from starec_agents._executor import Executor  # noqa: PLC2701
 from starec_agents.graph import Context
 from starec_agents.planner import planner
@@ -211,7 +211,7 @@ def test_a_walk_ends_as_langgraphs_executor_does(spec):
 
 
 def shipped() -> list[Any]:
-    made = [variants.reflect_always, variants.reflect_on_mismatch, variants.append_history, variants.rank_only, planner]
+    made = [graphs.reflect_always, graphs.reflect_on_mismatch, graphs.append_history, graphs.rank_only, planner]
     teacher = BlindTeacher(Evidence(make_dataset(), range(1, 11), fit_turns=20))
     return [*(make() for make in made), teacher.graph(), build_graph("mine")]
 

@@ -15,14 +15,14 @@ from support import make_dataset, record
 from worker_parts import Deadly, Refusing
 
 from starec_agents.agent import UserAgent
+from starec_agents.graphs import append_history
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.population import Run, run_population
-from starec_agents.rollout import News, Share
-from starec_agents.store import RunStore, read_failures, read_run, read_steps
-from starec_agents.variants import append_history
-from starec_agents.workers import WorkerDied, run_shares
+from starec_agents.runs.population import Run, run_population
+from starec_agents.runs.rollout import News, Share
+from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.workers import WorkerDied, run_shares
 from starec_env.errors import InvalidOption, RunError
 from starec_env.types import Endpoint
 

@@ -10,7 +10,7 @@ from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.store import read_steps
+from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
 from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step, Usage

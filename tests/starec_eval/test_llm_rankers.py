@@ -11,7 +11,7 @@ from support import make_dataset
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.store import read_run, read_steps
+from starec_agents.runs.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
 from starec_env.types import Endpoint, ParseReport, Ranking

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from fake_endpoint import FakeEndpoint
 
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.store import read_steps
+from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_env.types import Endpoint
 from starec_eval.commands import eval_command

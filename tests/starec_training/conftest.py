@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from starec_agents.population import run_population  # noqa: E402
+from starec_agents.runs.population import run_population  # noqa: E402
 from starec_env.types import Dataset, Id  # noqa: E402
 from starec_training.blind import BlindTeacher  # noqa: E402
 from starec_training.evidence import Evidence  # noqa: E402

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from starec_agents.population import run_population
-from starec_agents.store import read_run, read_steps
+from starec_agents.runs.population import run_population
+from starec_agents.runs.store import read_run, read_steps
 from starec_agents.tasks import parse_profile, parse_ranking
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking

@@ -21,7 +21,7 @@ from trl.generation import vllm_client
 
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.store import read_steps
+from starec_agents.runs.store import read_steps
 from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
 from starec_training import grpo, server

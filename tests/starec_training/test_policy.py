@@ -9,7 +9,7 @@ import torch
 from support_training import AGENT, Words
 
 from starec_agents.agent import UserAgent
-from starec_agents.population import run_population
+from starec_agents.runs.population import run_population
 from starec_env.errors import EndpointError, TrainingError
 from starec_env.types import Dataset, Id
 from starec_training.policy import LocalChat, generate, ranker

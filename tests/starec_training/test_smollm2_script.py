@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from support_training import ROOT
 
-from starec_agents import weights
+from starec_agents.serving import weights
 
 
 @pytest.fixture

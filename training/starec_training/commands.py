@@ -258,7 +258,7 @@ def teach(args: Sequence[str]) -> None:
     options["split"] = "train"
     users = with_turns(data, train_users, **options)
     agent, llm = _teacher(given, data, train_users)
-    from starec_agents.population import run_population
+    from starec_agents.runs.population import run_population
 
     run = out / "population"
     run_population(

@@ -23,10 +23,10 @@ from safetensors.torch import load_model
 from trl import GRPOConfig, GRPOTrainer
 
 from starec_agents.agent import UserAgent
-from starec_agents.config import Purpose
 from starec_agents.llm import ChatModel
-from starec_agents.population import run_population
-from starec_agents.records import Turns
+from starec_agents.runs.config import Purpose
+from starec_agents.runs.population import run_population
+from starec_agents.runs.records import Turns
 from starec_env.errors import InvalidOption, TrainingError, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from starec_agents.llm import Message
-from starec_agents.records import Turns
-from starec_agents.store import read_run, read_steps, write_text
+from starec_agents.runs.records import Turns
+from starec_agents.runs.store import read_run, read_steps, write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from starec_agents.store import write_text
-from starec_agents.weights import NANO, SMOLLM2, find_folder
+from starec_agents.runs.store import write_text
+from starec_agents.serving.weights import NANO, SMOLLM2, find_folder
 from starec_env.errors import StarecWarning, TrainingError
 from starec_training.health import symptoms
 from starec_training.rows import Rows, check_chat_template

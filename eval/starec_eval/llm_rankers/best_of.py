@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.agent import UserAgent
-from starec_agents.config import Purpose
+from starec_agents.graphs import rank_only
 from starec_agents.llm import ChatModel
-from starec_agents.store import read_steps
-from starec_agents.variants import rank_only
+from starec_agents.runs.config import Purpose
+from starec_agents.runs.store import read_steps
 from starec_env.types import Turn
 from starec_eval.analysis import BEST_OF
 from starec_eval.llm_rankers.recorded import CaseTurns, run_turns

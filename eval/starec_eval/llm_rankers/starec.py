@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from starec_agents import variants
+from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ChatModel
 from starec_eval.llm_rankers.recorded import LLMRanker
 
 GRAPHS = {
-    "starec": variants.reflect_always,
-    "append-history": variants.append_history,
-    "reflect-on-mismatch": variants.reflect_on_mismatch,
-    "rank-only": variants.rank_only,
+    "starec": graphs.reflect_always,
+    "append-history": graphs.append_history,
+    "reflect-on-mismatch": graphs.reflect_on_mismatch,
+    "rank-only": graphs.rank_only,
 }
 """The agent, and its ablations (5.3.1): without self-reflection, reflecting only on a mismatch, without a memory."""
 

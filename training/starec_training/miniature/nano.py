@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starec_agents.weights import NANO
+from starec_agents.serving.weights import NANO
 from starec_env.data.splits import Split
 from starec_env.metrics import ndcg
 from starec_training.miniature.data import Encoder, Prompts, tokens_for

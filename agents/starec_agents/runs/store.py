@@ -28,8 +28,8 @@ from uuid import uuid4
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from starec_agents.config import check_same, hash_of
-from starec_agents.lines import (
+from starec_agents.runs.config import check_same, hash_of
+from starec_agents.runs.lines import (
     Before,
     Outcome,
     check_of,

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from starec_agents.rollout import News, Rollout, Share, close
-from starec_agents.store import RunStore
+from starec_agents.runs.rollout import News, Rollout, Share, close
+from starec_agents.runs.store import RunStore
 from starec_env.errors import InvalidOption, MissingExtra, RunError, StarecError
 from starec_env.types import Dataset, Id, Memory
 

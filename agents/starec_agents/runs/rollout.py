@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from starec_agents.records import Turns
-from starec_agents.store import Failure, Index, Shard, UserRecord
+from starec_agents.runs.records import Turns
+from starec_agents.runs.store import Failure, Index, Shard, UserRecord
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import judge
 from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Step, Turn

@@ -27,7 +27,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import click
 
-from starec_agents.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
+from starec_agents.serving.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
 from starec_env.types import Endpoint
 

@@ -20,13 +20,13 @@ import numpy as np
 
 from starec_agents._trial import check_graph
 from starec_agents.agent import UserAgent
-from starec_agents.config import DataConfig, Purpose, RunConfig, endpoints_of, ids_hash, memories_hash, versions
-from starec_agents.progress import RunProgress
-from starec_agents.records import Turns, finish, write_candidates
-from starec_agents.rollout import Agent as Agent
-from starec_agents.rollout import Rollout, Share, close
-from starec_agents.store import RunStore, writing
-from starec_agents.workers import run_shares, start_engine
+from starec_agents.runs.config import DataConfig, Purpose, RunConfig, endpoints_of, ids_hash, memories_hash, versions
+from starec_agents.runs.progress import RunProgress
+from starec_agents.runs.records import Turns, finish, write_candidates
+from starec_agents.runs.rollout import Agent as Agent
+from starec_agents.runs.rollout import Rollout, Share, close
+from starec_agents.runs.store import RunStore, writing
+from starec_agents.runs.workers import run_shares, start_engine
 from starec_env.errors import InvalidOption, StarecWarning, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id, Memory, Step
@@ -44,7 +44,7 @@ class Run:
     `scored_users` (those with a liked target), `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
 
     def __str__(self) -> str:
-        from starec_agents.story import metrics_text
+        from starec_agents.runs.story import metrics_text
 
         return metrics_text(self.metrics, self.out)
 
@@ -78,7 +78,7 @@ async def arun_population(
     Args:
         dataset: A prepared data set (`prepare`).
         agent: Makes one user's agent, e.g. `UserAgent.factory(llm)`.
-        out: The run's folder; `starec_agents.store` says what it holds.
+        out: The run's folder; `starec_agents.runs.store` says what it holds.
         users: How many users, sampled by `seed`, or their ids; None for all that have a turn.
         turns: The last so many turns of each user's stream; None for all.
         seed: Fixes the sample of users, their negatives and the order of candidates.

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from starec_agents.llm import ChatModel, ScriptedChat, scripted_user
-from starec_agents.records import Turns
-from starec_agents.rollout import Agent
+from starec_agents.runs.records import Turns
+from starec_agents.runs.rollout import Agent
 from starec_env.data.options import refuse
 from starec_env.errors import RunError, StarecError
 from starec_env.replay.stream import judge

@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from starec_agents.rollout import News
-from starec_agents.store import RunStore
+from starec_agents.runs.rollout import News
+from starec_agents.runs.store import RunStore
 
 _LINE_EVERY_S = 30.0
 
