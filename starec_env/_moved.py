@@ -45,6 +45,13 @@ _MOVED = {
     "starec_eval.baselines.pairs": "starec_env.pairs",
     "starec_eval.cases": "starec_env.cases",
     "starec_eval.metrics": "starec_env.metrics",
+    "starec_training.blind": "starec_training.rule_teacher",
+    "starec_training.evidence": "starec_training.features",
+    "starec_training.health": "starec_training.callbacks",
+    "starec_training.policy": "starec_training.generation",
+    "starec_training.rows": "starec_training.dataset",
+    "starec_training.server": "starec_training.vllm_server",
+    "starec_training.stage": "starec_training.checkpoints",
 }
 
 

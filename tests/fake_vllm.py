@@ -17,9 +17,9 @@ from aiohttp import web
 from fake_endpoint import completion
 from trl.generation import vllm_client, vllm_generation
 
-from starec_training import server
-from starec_training.policy import generate
-from starec_training.stage import load_policy
+from starec_training import vllm_server
+from starec_training.checkpoints import load_policy
+from starec_training.generation import generate
 
 
 class FakeVLLM:
@@ -52,7 +52,7 @@ class FakeVLLM:
         self._monkeypatch.setattr(vllm_client, "NCCLTrainerSendWeightsArgs", SimpleNamespace, raising=False)
         self._monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", _joined)
         self._monkeypatch.setattr(vllm_client.VLLMClient, "close_communicator", _left)
-        self._monkeypatch.setattr(server, "find_spec", lambda _: True)
+        self._monkeypatch.setattr(vllm_server, "find_spec", lambda _: True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -187,8 +187,8 @@ def compare(args: argparse.Namespace) -> None:
     from starec_eval.evaluate import evaluate
     from starec_eval.llm_rankers.starec import starec
     from starec_eval.protocol import Protocol
-    from starec_training.policy import LocalChat
-    from starec_training.stage import load_policy
+    from starec_training.checkpoints import load_policy
+    from starec_training.generation import LocalChat
 
     gpu = _gpu()
     agent = {"answer_format": "compact", "max_history": MAX_HISTORY, "warmup": 4 if gpu else 0, "max_tokens": 160}

@@ -17,11 +17,11 @@ import torch
 
 from starec_agents.serving.weights import find_folder
 from starec_env import load_dataset, prepare
-from starec_training.evidence import Evidence
+from starec_training.features import Evidence
+from starec_training.generation import generate
 from starec_training.miniature.data import Encoder, Prompts, split_able_users
 from starec_training.miniature.decode import decode
 from starec_training.miniature.model import load
-from starec_training.policy import generate
 
 GROUPED, ALONE, OWN_LOOP = "groups of 16", "one a prompt", "transformers' loop, one a prompt"
 

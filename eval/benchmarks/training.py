@@ -28,14 +28,14 @@ from trl import GRPOTrainer
 
 from starec_agents.runs.population import run_population
 from starec_env import load_dataset, prepare
-from starec_training.blind import BlindTeacher
-from starec_training.evidence import Evidence
+from starec_training.checkpoints import load_policy
+from starec_training.dataset import Rows, run_rows, to_dataset, with_turns
+from starec_training.features import Evidence
+from starec_training.generation import generate
 from starec_training.grpo import AgentGRPO, paper_grpo
-from starec_training.policy import generate
 from starec_training.rewards import ranking_reward
-from starec_training.rows import Rows, run_rows, to_dataset, with_turns
+from starec_training.rule_teacher import BlindTeacher
 from starec_training.sft import lora, paper_sft, train_sft
-from starec_training.stage import load_policy
 
 AT_ONCE = {"starec-nano": 8, "smollm2": 1}
 """GRPO steps that are timed at once: what a trainer does before its first step is no part of a step."""

@@ -38,8 +38,8 @@ from starec_agents.planner import planner
 from starec_agents.tasks import start_memory
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Ranking
-from starec_training.blind import BlindTeacher
-from starec_training.evidence import Evidence
+from starec_training.features import Evidence
+from starec_training.rule_teacher import BlindTeacher
 
 TURN = Stream(make_dataset()).turns(0)[0]
 

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 from starec_agents.runs.population import run_population  # noqa: E402
 from starec_env.types import Dataset, Id  # noqa: E402
-from starec_training.blind import BlindTeacher  # noqa: E402
-from starec_training.evidence import Evidence  # noqa: E402
-from starec_training.rows import Rows, run_rows, with_turns  # noqa: E402
+from starec_training.dataset import Rows, run_rows, with_turns  # noqa: E402
+from starec_training.features import Evidence  # noqa: E402
+from starec_training.rule_teacher import BlindTeacher  # noqa: E402
 
 torch.set_num_threads(1)
 

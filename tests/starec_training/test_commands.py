@@ -16,8 +16,8 @@ from starec_env.data.spec import DataSpec
 from starec_env.errors import UnknownName
 from starec_training import commands
 from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
+from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
-from starec_training.rows import Rows, read_rows, write_rows
 
 
 def starec(*args: object) -> int:

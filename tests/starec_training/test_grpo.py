@@ -24,12 +24,12 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
 from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
-from starec_training import grpo, server
+from starec_training import grpo, vllm_server
+from starec_training.checkpoints import load_policy
+from starec_training.dataset import Rows, write_rows
 from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds, without_spread
 from starec_training.rewards import served
-from starec_training.rows import Rows, write_rows
 from starec_training.sft import lora, paper_sft, train_sft
-from starec_training.stage import load_policy
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8,
@@ -249,7 +249,7 @@ def test_server_mode_without_its_server_or_library_stops_at_once(
     told = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9", "bf16": False}
     with pytest.raises(TrainingError, match="pip install"):
         train_rounds(student, films, train_users, config(tmp_path, **told), Rounds(agent=AGENT))
-    monkeypatch.setattr(server, "find_spec", lambda _: True)
+    monkeypatch.setattr(vllm_server, "find_spec", lambda _: True)
     with pytest.raises(TrainingError, match="no vLLM server answers at http://127.0.0.1:9 .*vllm serve MODEL"):
         train_rounds(student, films, train_users, config(tmp_path, **told), Rounds(agent=AGENT))
     assert list(tmp_path.iterdir()) == []
@@ -318,7 +318,7 @@ import json, os, sys, time
 from pathlib import Path
 from starec_env.cli import main
 from starec_training.grpo import Rounds, paper_grpo, train_rounds
-from starec_training.rows import read_rows, write_rows
+from starec_training.dataset import read_rows, write_rows
 sys.path.insert(0, sys.argv[4])
 from support import make_dataset
 

@@ -17,10 +17,11 @@ from starec_env import load_dataset, prepare
 from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import position_reward
-from starec_training.evidence import Evidence
+from starec_training.features import Evidence
 
 torch = pytest.importorskip("torch")
 
+from starec_training.generation import generate  # noqa: E402
 from starec_training.miniature import model as model_module  # noqa: E402
 from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, render, split_able_users, tokens_for  # noqa: E402
 from starec_training.miniature.decode import decode  # noqa: E402
@@ -54,7 +55,6 @@ from starec_training.miniature.train import (  # noqa: E402
     train,
     written,
 )
-from starec_training.policy import generate  # noqa: E402
 
 RANDOM_NDCG = 22.7
 """NDCG@10 of 20 candidates in random order, in percent."""

@@ -6,7 +6,7 @@ import pytest
 from starec_env.errors import InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
-from starec_training.evidence import Evidence
+from starec_training.features import Evidence
 from starec_training.negatives import KINDS, HarderTurns
 
 

@@ -9,8 +9,8 @@ from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_agents.tasks import labels
 from starec_env.errors import TrainingError
 from starec_env.types import Item, User
+from starec_training.dataset import Case, Shown, Snapshot
 from starec_training.rewards import Ending, memory_reward, ndcg_reward, ranking_reward, served
-from starec_training.rows import Case, Shown, Snapshot
 
 FILMS = tuple(Item(n, f"Film {n:02d} (1990)", {"genres": "Drama"}) for n in range(1, 23))
 

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from starec_env.errors import StarecWarning, TrainingError, UnknownName
-from starec_training.policy import generate
-from starec_training.rows import Rows, to_dataset, write_rows
+from starec_training.checkpoints import Guard, check_trainable, last_checkpoint, load_policy
+from starec_training.dataset import Rows, to_dataset, write_rows
+from starec_training.generation import generate
 from starec_training.sft import lora, paper_sft, train_sft
-from starec_training.stage import Guard, check_trainable, last_checkpoint, load_policy
 
 
 def config(out: Path, **options: object) -> SFTConfig:

@@ -8,7 +8,7 @@ import pytest
 from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
 from starec_env.types import Item, User
-from starec_training.rows import Case, Row, Rows, Shown, Snapshot
+from starec_training.dataset import Case, Row, Rows, Shown, Snapshot
 from starec_training.teacher import Screening, ateach, teach
 
 FILMS = tuple(Item(n, f"Film {n:02d} (1990)") for n in range(1, 21))

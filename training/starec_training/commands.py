@@ -240,7 +240,7 @@ def teach(args: Sequence[str]) -> None:
 
     Example: starec train teach --dataset ml-1m --data-dir data/ml-1m --n-train 1000 --out runs/taught
     """
-    from starec_training.rows import run_rows, save_report, with_turns, write_rows
+    from starec_training.dataset import run_rows, save_report, with_turns, write_rows
     from starec_training.teacher import Screening
     from starec_training.teacher import teach as screen
 
@@ -274,8 +274,8 @@ def teach(args: Sequence[str]) -> None:
 
 def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id]) -> tuple[Any, Any]:
     from starec_agents.agent import UserAgent
-    from starec_training.blind import BlindTeacher, HindsightTeacher
-    from starec_training.evidence import Evidence
+    from starec_training.features import Evidence
+    from starec_training.rule_teacher import BlindTeacher, HindsightTeacher
 
     agent = {name: getattr(given, name) for name in ("answer_format", "structured", "max_history")}
     if given.teacher == "llm":
@@ -370,7 +370,7 @@ def _check_users(given: DataArguments) -> None:
 
 
 def _rows(paths: Sequence[str]) -> Any:
-    from starec_training.rows import Rows, read_rows
+    from starec_training.dataset import Rows, read_rows
 
     if not paths:
         raise TrainingError("there is nothing to learn from: give --rows, the folder of `starec train teach`")

@@ -30,11 +30,8 @@ from starec_agents.runs.records import Turns
 from starec_env.errors import InvalidOption, TrainingError, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
-from starec_training.evidence import Evidence
-from starec_training.negatives import KINDS, HarderTurns
-from starec_training.policy import LocalChat, ends_of, ranker
-from starec_training.rewards import REWARDS, Ending, RankPrompts, memory_reward, ranking_reward, served
-from starec_training.rows import (
+from starec_training.checkpoints import FINAL, Guard, check_trainable, claim, device_settings, digest, load_policy
+from starec_training.dataset import (
     Rows,
     check_apart,
     fitting,
@@ -45,9 +42,12 @@ from starec_training.rows import (
     with_turns,
     write_rows,
 )
-from starec_training.server import hand_over, holds_policy, server_chat, watched
+from starec_training.features import Evidence
+from starec_training.generation import LocalChat, ends_of, ranker
+from starec_training.negatives import KINDS, HarderTurns
+from starec_training.rewards import REWARDS, Ending, RankPrompts, memory_reward, ranking_reward, served
 from starec_training.sft import finish
-from starec_training.stage import FINAL, Guard, check_trainable, claim, device_settings, digest, load_policy
+from starec_training.vllm_server import hand_over, holds_policy, server_chat, watched
 
 ALGORITHMS = ("grpo", "reinforce++")
 MAX_PROMPT = 4096

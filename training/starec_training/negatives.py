@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Candidates, Turn
-from starec_training.evidence import Evidence
+from starec_training.features import Evidence
 
 KINDS = ("popular", "near")
 _NEAREST = 100

@@ -20,7 +20,7 @@ from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.stream import Reward
-from starec_training.rows import Snapshot, read_snapshot
+from starec_training.dataset import Snapshot, read_snapshot
 
 RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]
 """Answers ranking prompts by the current policy: prompts in, whole answers out, in order; "" for one cut off."""
@@ -108,7 +108,7 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward, ending: E
     profile, as one that was cut off, earns what an unranked positive does; the paper doesn't say.
 
     Args:
-        rank: The current policy: `starec_training.policy.ranker`, or `served` with the server that holds it.
+        rank: The current policy: `starec_training.generation.ranker`, or `served` with the server that holds it.
         reward: Of the follow-up's rank.
         ending: How to tell whether a completion was cut off.
     """

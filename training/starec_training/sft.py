@@ -11,8 +11,8 @@ from trl import SFTConfig, SFTTrainer
 
 from starec_env.errors import unknown
 from starec_env.types import Id
-from starec_training.rows import Rows, check_apart, fitting, to_dataset
-from starec_training.stage import FINAL, Guard, check_trainable, claim, device_settings, load_policy
+from starec_training.checkpoints import FINAL, Guard, check_trainable, claim, device_settings, load_policy
+from starec_training.dataset import Rows, check_apart, fitting, to_dataset
 
 LEARNING_RATES = {"0.5B": 1e-4, "1.5B": 1e-4, "7B": 1e-5}
 """Of the paper's sizes (5.1.4)."""

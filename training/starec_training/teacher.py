@@ -22,7 +22,7 @@ from starec_agents.tasks.titles import item_title
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import LIKED_CUTOFF
-from starec_training.rows import Row, Rows, Task
+from starec_training.dataset import Row, Rows, Task
 
 _PREFERENCE = re.compile(
     r"\b(dis)?(like[sd]?|prefer\w*|enjoy\w*|loves?|favou?r\w*|interest\w*|tastes?|avoids?|fans? of|drawn to)\b", re.I

@@ -18,7 +18,7 @@ from starec_env.data.splits import Split, split_users
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.stream import Seen, Stream, sample_negatives
 from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
-from starec_training.evidence import Batch, Evidence
+from starec_training.features import Batch, Evidence
 from starec_training.miniature.tokenizer import build_tokenizer
 
 SPLIT_SEED = 2508

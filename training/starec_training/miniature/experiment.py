@@ -26,7 +26,7 @@ from starec_env.data.splits import Split
 from starec_env.errors import TrainingError
 from starec_env.metrics import interval, ndcg, of_means, per_user
 from starec_env.types import Dataset, Id
-from starec_training.evidence import FEATURES, Evidence
+from starec_training.features import FEATURES, Evidence
 from starec_training.miniature.data import Descriptions, Encoder, Example, Prompts, split_able_users, tokens_for
 from starec_training.miniature.decode import decode
 from starec_training.miniature.heldout import Case, Keeps, asked, cases, remembering

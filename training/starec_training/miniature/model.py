@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_training.evidence import Batch, Evidence
+from starec_training.features import Batch, Evidence
 from starec_training.miniature.data import Encoder, Example
 
 if TYPE_CHECKING:

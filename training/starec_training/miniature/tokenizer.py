@@ -15,7 +15,7 @@ from typing import Any
 from starec_agents.llm import Message
 from starec_agents.tasks.titles import item_line, item_title
 from starec_env.types import Item
-from starec_training.evidence import kinds_of
+from starec_training.features import kinds_of
 
 PAD, END = "<|pad|>", "<|end|>"
 SPECIAL = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from starec_training.health import symptoms
+from starec_training.callbacks import symptoms
 
 
 def log(**series: tuple[float, float]) -> list[dict[str, Any]]:

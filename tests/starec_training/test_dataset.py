@@ -16,7 +16,7 @@ from starec_agents.tasks import rank_messages
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Memory
-from starec_training.rows import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
+from starec_training.dataset import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
 
 
 def run(dataset: Dataset, out: Path, reply: Any = None, **options: Any) -> Path:

@@ -12,9 +12,9 @@ from starec_agents.agent import UserAgent
 from starec_agents.runs.population import run_population
 from starec_env.errors import EndpointError, TrainingError
 from starec_env.types import Dataset, Id
-from starec_training.policy import LocalChat, generate, ranker
-from starec_training.rows import Rows
-from starec_training.stage import load_policy
+from starec_training.checkpoints import load_policy
+from starec_training.dataset import Rows
+from starec_training.generation import LocalChat, generate, ranker
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from starec_env.errors import TrainingError
 from starec_env.metrics import ndcg
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id, Turn
-from starec_training.evidence import FEATURES, PAD, Evidence
+from starec_training.features import FEATURES, PAD, Evidence
 
 
 def clustered() -> Dataset:

@@ -21,7 +21,7 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.tasks import profile_format, ranking_format, target_position
 from starec_agents.tasks.titles import candidate_titles, item_title
 from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking
-from starec_training.evidence import Evidence, kinds_of
+from starec_training.features import Evidence, kinds_of
 
 _RECENT = 3
 _SUPPORT = 2

@@ -10,9 +10,9 @@ from starec_agents.runs.store import read_run, read_steps
 from starec_agents.tasks import parse_profile, parse_ranking
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Memory, Ranking
-from starec_training.blind import BlindTeacher, HindsightTeacher
-from starec_training.evidence import Evidence
-from starec_training.rows import run_rows
+from starec_training.dataset import run_rows
+from starec_training.features import Evidence
+from starec_training.rule_teacher import BlindTeacher, HindsightTeacher
 
 
 @pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("compact", False), ("compact", True)])

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import EndpointError, TrainingError
 from starec_env.types import Endpoint
-from starec_training.stage import load_policy
+from starec_training.checkpoints import load_policy
 
 START = (
     'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\' '

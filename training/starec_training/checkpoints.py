@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from starec_agents.runs.store import write_text
 from starec_agents.serving.weights import NANO, SMOLLM2, find_folder
 from starec_env.errors import StarecWarning, TrainingError
-from starec_training.health import symptoms
-from starec_training.rows import Rows, check_chat_template
+from starec_training.callbacks import symptoms
+from starec_training.dataset import Rows, check_chat_template
 
 FINAL = "final"
 """Sub-folder of a stage's output that holds the trained model; it is there when the stage is complete."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from starec_agents.llm import Completion, Message
 from starec_env.errors import EndpointError
 from starec_env.types import Usage
+from starec_training.dataset import check_chat_template
 from starec_training.rewards import RankPrompts, whole
-from starec_training.rows import check_chat_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
