@@ -167,10 +167,11 @@ class Stream:
         shown.flags.writeable = False
         rows = self.rows[index]
         liked, numbers = self.liked[rows].view(np.bool_), self.numbers(who, index)
-        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), strict=True)
+        ratings = self.dataset.ratings[rows].tolist()
+        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), ratings, strict=True)
         return [self._turns(*each, columns) for each in zip(users.tolist(), lengths.tolist(), strict=True)]
 
-    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int]]) -> list[Turn]:
+    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int, float]]) -> list[Turn]:
         data, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
         return [
             Turn(
@@ -178,8 +179,9 @@ class Stream:
                 at,
                 liked,
                 number,
+                rating,
             )
-            for row, shown, at, liked, number in islice(columns, n)
+            for row, shown, at, liked, number, rating in islice(columns, n)
         ]
 
     def numbers(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -279,6 +281,7 @@ def verdict(turn: Turn, rank: int | None, reward: Reward) -> tuple[Feedback, flo
         rank=rank,
         predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
         liked=turn.liked,
+        rating=turn.rating,
     )
     return feedback, reward(rank) if turn.liked else 0.0
 

@@ -9,12 +9,13 @@ from fake_endpoint import FakeEndpoint
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
-from starec_env.types import Endpoint, ParseReport, Ranking
+from starec_env.types import ParseReport, Ranking
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, build_llm
 from starec_eval.llm_rankers.llmrank import llmrank_messages, merge

@@ -20,16 +20,18 @@ import numpy as np
 
 from starec_agents._trial import check_graph
 from starec_agents.agent import UserAgent
+from starec_agents.memory import Memory
 from starec_agents.runs.config import DataConfig, Purpose, RunConfig, endpoints_of, ids_hash, memories_hash, versions
 from starec_agents.runs.progress import RunProgress
 from starec_agents.runs.records import Turns, finish, write_candidates
 from starec_agents.runs.rollout import Agent as Agent
 from starec_agents.runs.rollout import Rollout, Share, close
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import RunStore, writing
 from starec_agents.runs.workers import run_shares, start_engine
 from starec_env.errors import InvalidOption, StarecWarning, check_choice
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Id, Memory, Step
+from starec_env.types import Dataset, Id
 
 P = ParamSpec("P")
 
@@ -143,10 +145,10 @@ async def arun_population(
     try:
         if store.damaged:
             _warn_of_damage(store)
-        if store.recorded.n_steps and (own := getattr(first, "own_keys", ())):
+        if lost := getattr(first, "unrecorded_keys", ()):
             warnings.warn(
-                f"{store.out}: users that are under way begin anew with the graph's own state keys "
-                f"({', '.join(own)}), since a run records the memory alone",
+                f"{store.out}: the graph's state keys {', '.join(lost)} can't be recorded, as JSON can't hold them: if "
+                "the run is stopped and resumed, users that are under way begin anew with them",
                 StarecWarning,
                 stacklevel=2,
             )

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.memory import Memory
 from starec_agents.runs.config import Purpose
 from starec_agents.runs.population import arun_population
 from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError
 from starec_env.replay.stream import Seen, Stream
-from starec_env.types import Id, Memory, Ranking, Step, Turn
+from starec_env.types import Id, Ranking, Turn
 from starec_eval.protocol import Protocol
 
 MOST_WARMUP = 39
