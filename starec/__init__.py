@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "starec_env": "DataSpec Dataset from_frame load_dataset prepare",
-    "starec_env.types": "Endpoint",
+    "starec_agents.llm": "Endpoint",
     "starec_agents": "LangChainChat OpenAIChat ScriptedChat UserAgent arun_population build_graph read_steps "
     "run_population",
     "starec_eval.evaluate": "evaluate",

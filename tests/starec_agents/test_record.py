@@ -30,8 +30,8 @@ from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Feedback, ParseReport, Ranking
 
 DATA = make_dataset()
-N_STEPS = 14
-"""Of the first six users by seed, three turns or fewer each."""
+N_STEPS = 18
+"""Of the first six users by seed, three turns each."""
 
 
 def simulate(out: Path, llm: Any = None, agent: Callable[[], Any] | None = None, **options: Any) -> Run:

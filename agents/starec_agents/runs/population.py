@@ -60,7 +60,7 @@ async def arun_population(
     turns: int | None = None,
     seed: int = 0,
     n_candidates: int = 20,
-    targets: Literal["liked", "all"] = "liked",
+    targets: Literal["liked", "all"] = "all",
     split: Literal["test", "train"] = "test",
     min_history: int = 5,
     concurrency: int = 64,
@@ -85,7 +85,8 @@ async def arun_population(
         turns: The last so many turns of each user's stream; None for all.
         seed: Fixes the sample of users, their negatives and the order of candidates.
         n_candidates: Items to rank a turn: the true one and `n_candidates - 1` negatives.
-        targets: "liked" or "all": which interactions are turns.
+        targets: "all": agents learn from every interaction in order, from what the user disliked too (4.1.3), and
+            metrics score the liked ones; "liked": these alone are turns.
         split: "test" ends with the leave-one-out turn, "train" stops before it.
         min_history: Interactions that precede a user's first turn.
         concurrency: Users in flight, over all workers.

@@ -29,9 +29,9 @@ MOST_WARMUP = 39
 class CaseTurns:
     """A repetition's cases as the last turns of their users, after turns to warm up on.
 
-    Warm-up turns are those that the environment shows: the last `warmup` liked interactions of the case's history
-    (all interactions, if the reading's targets are all), each with negatives that its user never met. They end before
-    the case's target, whatever file the case is from.
+    Warm-up turns are those that the environment shows: the last `warmup` interactions of the case's history, disliked
+    ones too (4.1.3), each with negatives that its user never met. They end before the case's target, whatever file the
+    case is from.
 
     Args:
         protocol: Whose cases.
@@ -85,7 +85,7 @@ def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) 
         replace(source, window=window),
         n_candidates=protocol.cases.candidates.shape[1],
         seed=protocol.seed,
-        targets=reading.targets,
+        targets="all",
         min_history=reading.min_history,
     )
     stream.seen = Seen(protocol.dataset)
