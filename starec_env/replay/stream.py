@@ -37,14 +37,15 @@ class Stream:
     """The turns of every user of a data set.
 
     A turn is an interaction of the user's sequence (the data set's window) that has at least `min_history` others
-    before it, and that was liked, unless `targets` is "all". The last of them is held out (leave-one-out, paper 5.1.1):
-    only `split="test"` goes on to it. Turns are numbered from 0 in the user's whole stream, whatever part is stepped.
+    before it, and that was liked, unless `targets` is "all". The last liked one is held out, whatever `targets` are
+    (leave-one-out, paper 5.1.1), with what follows it: only `split="test"` goes on to them. Turns are
+    numbered from 0 in the user's whole stream, whatever part is stepped.
 
     Args:
         dataset: Whose interactions to replay.
         n_candidates: Items to rank at a turn: the true one, and negatives.
         seed: Decides the negatives and where the true item stands among them; any non-negative integer.
-        split: "train" stops before each user's held-out turn; "test" ends with it.
+        split: "train" stops before each user's held-out turn; "test" goes on to the last.
         targets: "liked" makes turns of liked interactions only (the others still enter the history); "all" of all.
         turns: Keep only the last so many turns of each user; None keeps all.
         min_history: Interactions that come before the first turn; an agent starts its memory from them.
@@ -57,6 +58,8 @@ class Stream:
         rows: The row of the data set that each turn asks for, user after user; held-out turns included.
         begin: (n_users,) index into `rows` of each user's first turn.
         end: (n_users,) index into `rows` after each user's last turn.
+        held_out: (n_users,) the row that "train" stops before: the last liked turn's, the last's where none is liked,
+            -1 where there is no turn.
         users: 0-based indices of the users who have a turn, ascending.
         notes: Who is left out, and why; empty if nobody is.
         liked: (n_interactions,) 1 or 0 for each row of the data set.
@@ -97,7 +100,9 @@ class Stream:
         self.rows = np.flatnonzero(asked & self.liked.view(np.bool_) if targets == "liked" else asked)
         bounds = np.searchsorted(self.rows, dataset.indptr)
         self._numbered_from = bounds[:-1]
-        self.end = np.maximum(bounds[:-1], bounds[1:] - (split == "train"))
+        self.held_out = self._held_out(bounds)
+        stops = np.searchsorted(self.rows, self.held_out)
+        self.end = bounds[1:] if split == "test" else np.maximum(bounds[:-1], stops)
         self.begin = bounds[:-1] if turns is None else np.maximum(bounds[:-1], self.end - turns)
         having = self.end > self.begin
         if not having.any():
@@ -109,6 +114,13 @@ class Stream:
         self.end = np.where(self._left < n_candidates - 1, self.begin, self.end)
         self.users = np.flatnonzero(self.end > self.begin)
         self.notes = self._left_out(np.flatnonzero(having & (self.end == self.begin)))
+
+    def _held_out(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        likes = np.append(-1, self.rows[self.liked[self.rows] > 0])
+        last = likes[np.searchsorted(likes, self.dataset.indptr[1:]) - 1]
+        rows = np.append(self.rows, -1)
+        last = np.where(last >= self.dataset.indptr[:-1], last, rows[bounds[1:] - 1])
+        return np.where(bounds[1:] > bounds[:-1], last, -1)
 
     def _left_out(self, dense: NDArray[np.int64]) -> tuple[str, ...]:
         if not len(dense):
@@ -167,10 +179,11 @@ class Stream:
         shown.flags.writeable = False
         rows = self.rows[index]
         liked, numbers = self.liked[rows].view(np.bool_), self.numbers(who, index)
-        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), strict=True)
+        ratings = self.dataset.ratings[rows].tolist()
+        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), ratings, strict=True)
         return [self._turns(*each, columns) for each in zip(users.tolist(), lengths.tolist(), strict=True)]
 
-    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int]]) -> list[Turn]:
+    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int, float]]) -> list[Turn]:
         data, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
         return [
             Turn(
@@ -178,8 +191,9 @@ class Stream:
                 at,
                 liked,
                 number,
+                rating,
             )
-            for row, shown, at, liked, number in islice(columns, n)
+            for row, shown, at, liked, number, rating in islice(columns, n)
         ]
 
     def numbers(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -279,6 +293,7 @@ def verdict(turn: Turn, rank: int | None, reward: Reward) -> tuple[Feedback, flo
         rank=rank,
         predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
         liked=turn.liked,
+        rating=turn.rating,
     )
     return feedback, reward(rank) if turn.liked else 0.0
 

@@ -152,7 +152,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         ranks = ranks_of(actions, self._n, self.num_envs, ignore=starting)
         rows = self.stream.rows[self._turn - starting]
         self._target = self.dataset.item_indices[rows]
-        self._liked = self.dataset.liked[rows]
+        self._liked, self._rating = self.dataset.liked[rows], self.dataset.ratings[rows]
         self._rank = ranks[self._each, self._places]
         self._judged = ~starting
         self._reward = np.where(self._liked & self._judged, self._worth[self._rank], 0.0)
@@ -186,6 +186,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             rank=rank,
             predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
             liked=bool(self._liked[i]),
+            rating=float(self._rating[i]),
         )
 
     def render(self) -> tuple[Any, ...] | None:
