@@ -18,7 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from fuzz_targets import (  # noqa: E402
-    FILES, check_loader, check_parsers, check_record, check_run, check_step, random_text, whole_record,
+    FILES,
+    check_loader,
+    check_parsers,
+    check_record,
+    check_run,
+    check_step,
+    random_text,
+    whole_record,
 )  # fmt: skip
 from support import make_dataset  # noqa: E402
 
