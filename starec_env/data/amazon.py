@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.build import Rows, add_item, build
 from starec_env.data.files import byte_lines, is_folder, listed
 from starec_env.data.rows import BadRows, bad_line, clock, csv_fields, csv_rows, finite, json_rows, printable, text_id
+from starec_env.data.text import clean_text, clean_title, count_notes, guess_domain
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 

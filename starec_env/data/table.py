@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import counted, guess_domain
 from starec_env.data.files import byte_lines, is_folder
 from starec_env.data.frame import from_frame
 from starec_env.data.ids import text_ids
@@ -31,8 +30,8 @@ from starec_env.data.rows import (
     finite,
     json_rows,
     printable,
-    whole_text,
 )
+from starec_env.data.text import counted, guess_domain, whole_text
 from starec_env.data.times import date_time, is_number
 from starec_env.errors import DataError
 from starec_env.types import Dataset
