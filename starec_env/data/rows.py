@@ -11,10 +11,10 @@ import csv
 import json
 import reprlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -30,8 +30,6 @@ NO_VALUE = (KeyError, TypeError, ValueError, OverflowError)
 _MOST_CSV_LINES = 8
 _MOST = 3.4028234663852886e38
 """The largest float32."""
-_Row = TypeVar("_Row")
-_Read = TypeVar("_Read")
 
 
 class BadRows:
@@ -103,21 +101,6 @@ def _shown(got: object) -> str:
 def printable(line: bytes) -> str:
     """A line for a message, whatever bytes it holds."""
     return line[:400].decode(errors="replace")
-
-
-def good_rows(
-    rows: Iterable[tuple[int, _Row]],
-    read: Callable[[_Row], _Read],
-    bad: BadRows,
-    wanted: str,
-    shown: Callable[[_Row], object],
-) -> Iterator[_Read]:
-    """Yield what `read` makes of each (line number, row); one for which it raises is bad, and `shown` of it is kept."""
-    for number, row in rows:
-        try:
-            yield read(row)
-        except NO_VALUE:
-            bad.add(number, shown(row), wanted)
 
 
 def field_rows(
