@@ -201,7 +201,7 @@ class _File:
         """The column of a role: as named, or the first usual name; None where there may be none."""
         if role in named:
             if named[role] not in self.names:
-                near = get_close_matches(named[role], self.names, n=1, cutoff=0.5) or self.names
+                near = get_close_matches(named[role], self.names, n=1, cutoff=0.5) or self.names or ["NAME"]
                 raise self.lacks([role], f"{role}={near[0]}", named[role])
             return named[role]
         plain = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(self.names)}
