@@ -40,12 +40,7 @@ def order_ties(
     Returns:
         (rows,) the order of the file, or None where that has nothing to do with ids (`follows_ids`) and is kept.
     """
-    tied = np.zeros(len(order), np.bool_)
-    tied[1:] = True
-    for column in (codes[0], *times):
-        if column is not None:
-            ordered = column[order]
-            tied[1:] &= ordered[1:] == ordered[:-1]
+    tied = _tied(order, codes[0], *times)
     second, items = np.flatnonzero(tied), codes[1]
     share = follows_ids(items[order[second - 1]], items[order[second]], ids[1]) if len(second) else None
     notes += _notes(len(second), share, timeless=times[0] is None)
@@ -61,6 +56,17 @@ def order_ties(
     key |= group << (np.uint64(64) - bits)  # groups in their order; one key sorts faster than two
     order[at] = rows[np.argsort(key, kind="stable")]
     return order.astype(np.int32)
+
+
+def _tied(order: NDArray[np.int64], *columns: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """(rows,) whether each row, in order, has all that the row before it has in some columns."""
+    tied = np.zeros(len(order), np.bool_)
+    tied[1:] = True
+    for column in columns:
+        if column is not None:
+            ordered = column[order]
+            tied[1:] &= ordered[1:] == ordered[:-1]
+    return tied
 
 
 def _notes(n: int, share: float | None, timeless: bool) -> list[str]:
