@@ -37,7 +37,7 @@ Work = tuple[Any, list[int], int, str, Path]
 def through_starec(work: Work, concurrency: int) -> int:
     """Run a population; returns how many calls were answered."""
     from starec_agents import OpenAIChat, UserAgent, run_population
-    from starec_env.types import Endpoint
+    from starec_agents.llm.base import Endpoint
 
     dataset, users, turns, url, out = work
     llm = OpenAIChat(Endpoint(base_url=url, model="fake", concurrency=concurrency))
@@ -258,7 +258,8 @@ def main() -> None:
         print(
             f"{name} {found[0]['version']}: "
             f"{figures['cpu_ms']:.2f} ms of CPU a call ({times:.1f} times ours), "
-            f"{figures['wall_s']:.1f} s, {figures['calls_s']:.0f} calls/s, {1e3 / figures['cpu_ms']:.0f} calls a second "
+            f"{figures['wall_s']:.1f} s, {figures['calls_s']:.0f} calls/s, "
+            f"{1e3 / figures['cpu_ms']:.0f} calls a second "
             f"of CPU, {figures['kib'] / 1024:.1f} MiB written",
             flush=True,
         )
