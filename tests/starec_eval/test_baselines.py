@@ -9,7 +9,7 @@ import pytest
 from support import make_dataset, shared_data
 
 from starec_env.data import load_dataset
-from starec_env.errors import InvalidOption, StarecWarning, MissingExtra, UnknownName
+from starec_env.errors import InvalidOption, MissingExtra, StarecWarning, UnknownName
 from starec_env.metrics import ndcg
 from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
 from starec_eval.baselines.scorer import ranks_of
