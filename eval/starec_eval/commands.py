@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @model_card_option
 @format_options
 @click.option(
-    "--warmup", type=click.IntRange(0, 39), default=0, show_default=True, help="Turns agents learn from first."
+    "--warmup", type=click.IntRange(0, 39), help="Turns that agents learn from first  [default: the reading's, 10]"
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
 @click.option(
@@ -119,6 +120,9 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
 
     Example: starec eval --dataset ml-latest-small --methods random,pop,item-knn,markov,ease --out runs/table
     """
+    if options["warmup"] is None:
+        options["warmup"] = reading.warmup
+    reading = replace(reading, warmup=options["warmup"])
     methods = [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
     _refuse_what_has_no_effect(options, methods)
     refuse_without_plan(options)

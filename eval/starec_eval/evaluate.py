@@ -103,7 +103,7 @@ class _Run:
                     self._rank(name, ranker, log)
                 finally:
                     log.seconds += time.perf_counter() - begun
-            return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases))
+            return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases), prompts=log.prompts)
         except Exception as error:
             text = str(error) if isinstance(error, StarecError) else f"{type(error).__name__}: {error}"
             return Scored(name, np.full(len(log.ranks), np.nan), log.seconds, error=text)
@@ -144,7 +144,9 @@ class _Run:
 
         with nullcontext(self.out) if self.out else TemporaryDirectory() as folder:
             out = Path(folder) / "runs" / file_name(name)
-            found = await ranker.rank_cases(self.protocol, out, concurrency=self.concurrency, report=report)
+            found, log.prompts = await ranker.rank_cases(
+                self.protocol, out, concurrency=self.concurrency, report=report
+            )
         for case, ranking in sorted(found.items()):
             log.add(case, ranking, self.protocol.cases)
 
@@ -199,13 +201,14 @@ def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, ParseRepo
 class _Log:
     """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case.
 
-    The last line, written on closing, tells the seconds of all sessions together.
+    The last line, written on closing, has the seconds of all sessions together and a digest of all prompts.
     """
 
     def __init__(self, out: Path | None, name: str, settings: Mapping[str, Any], resume: bool, n: int) -> None:
         self.ranks = np.full(n, np.nan)
         self.finished = np.zeros(n, bool)
         self.seconds = 0.0
+        self.prompts: str | None = None
         self._reports: dict[int, ParseReport] = {}
         self._file: TextIO | None = None
         if out is None:
@@ -228,6 +231,7 @@ class _Log:
             different = [key for key in head if lines[0].get(key) != head[key]]
             raise RunError(f"{path} was made with another {', '.join(different)}: choose another folder")
         self.seconds = max((line["seconds"] for line in lines[1:] if "seconds" in line), default=0.0)
+        self.prompts = next((line["prompts"] for line in lines[1:] if line.get("prompts")), None)
         kept = [line for line in lines[1:] if "seconds" not in line]
         for line in kept:
             self._set(line["case"], line["rank"], ParseReport(**line.get("report", {})))
@@ -280,7 +284,7 @@ class _Log:
 
     def close(self) -> None:
         if self._file:
-            self._write({"seconds": self.seconds})
+            self._write({"seconds": self.seconds, "prompts": self.prompts})
             self._file.close()
 
 

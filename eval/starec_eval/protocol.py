@@ -51,8 +51,8 @@ class Protocol:
         repetitions: Candidate lists a user.
         n_candidates: Length of a list.
         candidates: A candidates file to use instead of drawing (`read_cases`); its users are the test users.
-        split: Says the reading, who is trained on and who is tested, instead of all that; test users of a candidates
-            file still are the file's.
+        split: Says who is trained on and who is tested, instead of those, and the reading, unless one is given whole;
+            test users of a candidates file still are the file's.
         part: Whom of the split to test: "test", or "validation" to choose models by.
 
     Attributes:
@@ -81,7 +81,8 @@ class Protocol:
         part: Literal["test", "validation"] = "test",
     ) -> None:
         if split is not None:
-            reading, train_users = split.reading, split.train
+            reading = reading if isinstance(reading, Reading) else split.reading
+            train_users = split.train
             users = getattr(split, part) if candidates is None else None
         if isinstance(reading, str):
             check_choice("reading", reading, list(READINGS))
@@ -112,7 +113,7 @@ class Protocol:
         index = stream.begin[tested]
         rows, parts = stream.rows[index], []
         for repetition in range(repetitions):
-            stream.seed = _seed_of(self.seed, repetition)
+            stream.seed = _seed_of(self.seed, repetition if reading.lists == "new" else 0)
             parts.append(stream.candidates(tested, index))
         shown, places = (np.concatenate(part) for part in zip(*parts, strict=True))
         rows, turns, who = (np.tile(part, repetitions) for part in (rows, stream.numbers(tested, index), tested))
@@ -145,7 +146,8 @@ class Protocol:
 
     def _train_users(self, given: Ints | None, n_train: int) -> Ints:
         if given is None:
-            others = np.setdiff1d(np.arange(self.dataset.n_users), self.cases.users)
+            there = np.flatnonzero(self.dataset.indptr[1:] > self.dataset.starts)
+            others = np.setdiff1d(there, self.cases.users)
             return np.sort(sample(others, min(n_train, len(others)), (self.seed, _TRAIN)))
         both = np.intersect1d(given, self.cases.users)
         if len(both) and not self.reading.transductive:

@@ -83,7 +83,7 @@ class Section(_Strict):
     users: int | None = None
     seed: int = 0
     repetitions: int = 3
-    warmup: int = Field(default=0, ge=0, le=39)
+    warmup: int = Field(default=10, ge=0, le=39)
     answer_format: str = "paper"
     structured: bool = False
     max_history: int = Field(default=MAX_HISTORY, ge=1)
@@ -131,7 +131,7 @@ def run_section5(
         rankers = build_methods(methods, config.endpoints, seed=config.seed, warmup=config.warmup, **asking)
         protocol = Protocol(
             load_dataset(name, data.path),
-            READINGS[data.reading].with_settings(data.settings),
+            replace(READINGS[data.reading].with_settings(data.settings), warmup=config.warmup),
             seed=config.seed,
             users=data.users or config.users,
             repetitions=config.repetitions,

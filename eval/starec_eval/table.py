@@ -46,6 +46,8 @@ class Scored:
     """Rankings that were partial or wrong, naming user and cause."""
     error: str | None = None
     """Why the method has no ranks at all."""
+    prompts: str | None = None
+    """A digest of the prompts that asked a model for the rankings."""
 
 
 @dataclass
@@ -65,7 +67,8 @@ class Results:
         """A dict a method: each metric in percent with `_se` over users, what it cost, and what went wrong.
 
         Keys: `method`, each of `METRICS` and its `_se`, `users` and `cases` that are scored, `seconds`, `missing`
-        (share of targets not ranked), `violations` (how many) and `error`. The metrics of a failed method, or of one
+        (share of targets not ranked), `violations` (how many), `error`, and `same_prompts_as`, the other methods that
+        asked a model the very same. The metrics of a failed method, or of one
         without a scored case, are None.
         """
         return [self._row(method) for method in self.methods]
@@ -83,7 +86,13 @@ class Results:
             "missing": None if method.error else float(np.isnan(method.ranks).mean()),
             "violations": len(method.violations),
             "error": method.error,
+            "same_prompts_as": self._twins(method),
         }
+
+    def _twins(self, method: Scored) -> list[str]:
+        """Other methods that sent the very prompts of one, so that the two are the same experiment."""
+        others = [other for other in self.methods if other is not method and method.prompts]
+        return [other.method for other in others if other.prompts == method.prompts]
 
     def values(self, method: Scored, metric: str) -> Floats:
         """(cases,) a metric of a method, nan where the reading leaves a disliked target unscored."""
@@ -199,6 +208,9 @@ class Results:
                 yield f"{method.method} failed: {method.error}"
             if method.violations:
                 yield f"{method.method}: {len(method.violations):,} rankings not valid, first {method.violations[0]}"
+        groups = {tuple(sorted([method.method, *twins])) for method in self.methods if (twins := self._twins(method))}
+        for group in sorted(groups):
+            yield f"{' and '.join(group)} sent the same prompts: they are one experiment, not {len(group)}"
 
 
 def _points(gap: Difference, p: float) -> str:

@@ -178,7 +178,8 @@ def make_split(
     dataset = reading.prepare(loaded)
     able = Stream(dataset, turns=1, **reading.stream).users
     tested = split_users(dataset.user_ids[able].tolist(), test=test, validation=validation, seed=seed)
-    others = apart_from(dataset.user_ids.tolist(), (*tested.test, *tested.validation))
+    there = dataset.user_ids[dataset.indptr[1:] > dataset.starts].tolist()
+    others = apart_from(there, (*tested.test, *tested.validation))
     trained = [others[place] for place in np.random.default_rng((seed, 1)).permutation(len(others))[:train].tolist()]
     source = loaded.source and {**loaded.source, **{name: getattr(reading, name) for name in _FILTER}}
     split = Split.of(dataset, reading, train=trained, validation=tested.validation, test=tested.test)

@@ -18,14 +18,15 @@ LLM_METHODS = (*GRAPHS, *LLMRANK, "agentcf")
 """All names."""
 
 
-def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: int = 0, **options: Any) -> LLMRanker:
+def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: int = 10, **options: Any) -> LLMRanker:
     """An LLM ranker by name.
 
     Args:
         method: One of `LLM_METHODS`.
         llm: Answers its prompts.
         name: In tables; None for the method's.
-        warmup: Turns that agents learn from before the held-out one; LLMRank has none, AgentCF at least one.
+        warmup: Turns that agents learn from before the held-out one; LLMRank and rank-only have none, the others at
+            least one.
         options: answer_format, structured, max_history (AgentCF's prompts tell no history) and sampling.
 
     Raises:
@@ -38,7 +39,7 @@ def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: i
         return LLMRanker(name, partial(LLMRank, llm, LLMRANK[method], **options))
     if method == "agentcf":
         options.pop("max_history", None)
-        return agentcf(llm, name=name, warmup=max(1, warmup), **options)
+        return agentcf(llm, name=name, warmup=warmup, **options)
     raise unknown("LLM method", method, LLM_METHODS)
 
 

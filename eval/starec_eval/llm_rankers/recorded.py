@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from starec_env.replay.stream import Seen, Stream
 from starec_env.types import Id, Ranking, Turn
 from starec_eval.protocol import Protocol
 
+NOTHING = "Nothing is known of this user yet."
 MOST_WARMUP = 39
 """Turns that can precede the held-out one in a sequence of 40 (5.1.1)."""
 
@@ -153,7 +156,7 @@ class LLMRanker:
         *,
         concurrency: int = 64,
         report: Callable[[int, int], object] = lambda done, total: None,
-    ) -> dict[int, Ranking]:
+    ) -> tuple[dict[int, Ranking], str]:
         """Rank every case of a protocol, going on with what `out` holds.
 
         Args:
@@ -163,7 +166,7 @@ class LLMRanker:
             report: Told of steps done and steps in all of the present repetition.
 
         Returns:
-            The rankings by case.
+            The rankings by case, and a digest of all prompts that asked for them.
 
         Raises:
             RunError: Users failed, or the folder holds other settings.
@@ -177,17 +180,21 @@ class LLMRanker:
             self.refuse_trained(protocol)
             memories = dict(await self.prepare(protocol, out, concurrency)) if self.prepare else {}
             rankings: dict[int, Ranking] = {}
+            prompts: list[str] = []
+            empty = {id_: Memory(profile=NOTHING) for id_ in protocol.dataset.user_ids.tolist()}
+            known = empty if protocol.reading.memory == "empty" and not self.prepare else {}
             for repetition in np.unique(protocol.cases.repetition).tolist():
                 turns = CaseTurns(protocol, repetition, self.warmup, memories)
                 purpose = Purpose(method=self.name, warmup=self.warmup, repetition=repetition)
                 counted = _Count(len(turns), report)
                 folder = out / str(repetition)
-                await run_turns(protocol, self.agent, turns, folder, purpose, memories, concurrency, counted)
+                await run_turns(protocol, self.agent, turns, folder, purpose, known | memories, concurrency, counted)
                 for step in read_steps(folder):
                     if (case := turns.case_of(step)) is not None:
                         rankings[case] = step.ranking
+                        prompts.append(json.dumps([case, [call.messages for call in step.calls]]))
                         memories.setdefault(step.user_id, step.memory_before)
-            return rankings
+            return rankings, blake2b("".join(sorted(prompts)).encode(), digest_size=8).hexdigest()
         finally:
             if hasattr(llm, "aclose"):
                 await llm.aclose()
