@@ -44,6 +44,7 @@ from starec_training.dataset import (
 )
 from starec_training.features import Evidence
 from starec_training.generation import LocalChat, ends_of, ranker
+from starec_training.grouped import Rollout, share_prefixes
 from starec_training.negatives import KINDS, HarderTurns
 from starec_training.rewards import REWARDS, Ending, RankPrompts, memory_reward, ranking_reward, served
 from starec_training.sft import finish
@@ -143,6 +144,8 @@ def train_grpo(
     max_prompt: int = MAX_PROMPT,
     heldout: Collection[Id] = (),
     minutes: float | None = None,
+    rollout: Rollout | None = None,
+    frozen: Sequence[str] = (),
 ) -> Path | None:
     """One round of reinforcement training. A killed or stopped round goes on from its last checkpoint.
 
@@ -161,6 +164,9 @@ def train_grpo(
         max_prompt: Longer prompts are dropped and counted.
         heldout: Users kept for testing.
         minutes: Stop with a checkpoint after so long.
+        rollout: Draws the answers in TRL's place, e.g. `grouped.scores_only(...)`.
+        frozen: Parts of parameters' names that aren't trained, e.g. "embed_tokens": a score is a token, and noise on
+            its vector costs the greedy answer more than the policy gains.
 
     Returns:
         The folder of the trained policy, or None if the time ran out before the end.
@@ -183,6 +189,10 @@ def train_grpo(
     if rank is None and holds_policy(config):
         rank = served(server_chat(config), temperature=0.0, max_tokens=most)
     policy, tokenizer = load_policy(model)
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_(weight.requires_grad and not any(part in name for part in frozen))
+    if adapter is None and not config.use_vllm:
+        share_prefixes(policy)
     rows = fitting(rows, tokenizer, max_prompt=max_prompt)
     prompts = config.generation_batch_size // config.num_generations
     if len(rows) < prompts:
@@ -205,6 +215,7 @@ def train_grpo(
         train_dataset=to_dataset(rows).remove_columns("completion"),
         processing_class=tokenizer,
         peft_config=adapter,
+        rollout_func=rollout,
         callbacks=[Guard(minutes, anchored=start is None and checkpoint is None)],
     )
     sharded = trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and config.deepspeed_plugin.zero_stage == 3)

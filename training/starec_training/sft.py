@@ -61,6 +61,7 @@ def train_sft(
     eval_rows: Rows | None = None,
     heldout: Collection[Id] = (),
     minutes: float | None = None,
+    trainer_class: type[SFTTrainer] = SFTTrainer,
 ) -> Path | None:
     """Teach a model the rows' answers. A killed or stopped run goes on from its last checkpoint when called again.
 
@@ -72,6 +73,7 @@ def train_sft(
         eval_rows: Of other users; with them the loss is watched for overfit (set eval_strategy and eval_steps).
         heldout: Users kept for testing.
         minutes: Stop with a checkpoint after so long.
+        trainer_class: A subclass with a loss of its own.
 
     Returns:
         The folder of the trained model, or None if the time ran out before the end.
@@ -91,7 +93,7 @@ def train_sft(
     policy, tokenizer = load_policy(model)
     rows = fitting(rows, tokenizer, max_length=config.max_length)
     columns = ["prompt", "completion"]
-    trainer = SFTTrainer(
+    trainer = trainer_class(
         model=policy,
         args=config,
         train_dataset=to_dataset(rows).select_columns(columns),
