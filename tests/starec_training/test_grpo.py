@@ -66,8 +66,8 @@ def test_the_papers_settings_are_equation_3(tmp_path: Path) -> None:
 def caught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The trainers that are made, to look inside."""
     made: list[Any] = []
-    real = grpo.finish
-    monkeypatch.setattr(grpo, "finish", lambda trainer, *rest: (made.append(trainer), real(trainer, *rest))[1])
+    real = grpo.save_final
+    monkeypatch.setattr(grpo, "save_final", lambda trainer, *rest: (made.append(trainer), real(trainer, *rest))[1])
     return made
 
 

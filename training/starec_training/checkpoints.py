@@ -106,6 +106,7 @@ class StageConfig(BaseModel):
     reward_funcs: tuple[str, ...] = ()
     follow_up_tokens: int | None = None
     max_prompt: int | None = None
+    frozen: tuple[str, ...] = ()
     rounds: Mapping[str, Any] | None = None
     processes: int = 1
     trainer: Mapping[str, Any]

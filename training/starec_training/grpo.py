@@ -58,6 +58,7 @@ from starec_training.dataset import (
 )
 from starec_training.features import Evidence
 from starec_training.generation import LocalChat, ends_of, outside_loop, ranker
+from starec_training.grouped import Rollout, share_prefixes
 from starec_training.negatives import KINDS, HarderTurns
 from starec_training.rendering import fitting
 from starec_training.rewards import (
@@ -193,6 +194,8 @@ def train_grpo(
     max_prompt: int = MAX_PROMPT,
     heldout: Collection[Id] = (),
     minutes: float | None = None,
+    rollout: Rollout | None = None,
+    frozen: Sequence[str] = (),
 ) -> Path | None:
     """One round of reinforcement training. A killed or stopped round goes on from its last checkpoint.
 
@@ -213,6 +216,9 @@ def train_grpo(
         max_prompt: Longer prompts are dropped and counted.
         heldout: Users kept for testing.
         minutes: Stop with a checkpoint after so long.
+        rollout: Draws the answers in TRL's place, e.g. `grouped.scores_only(...)`.
+        frozen: Parts of parameters' names that aren't trained, e.g. "embed_tokens": a score is a token, and noise on
+            its vector costs the greedy answer more than the policy gains.
 
     Returns:
         The folder of the trained policy, or None if the time ran out before the end.
@@ -225,7 +231,12 @@ def train_grpo(
     check_apart((row.snapshot.user_id for row in rows), heldout)
     out = Path(config.output_dir)
     switches = config.chat_template_kwargs or {}
-    known: dict[str, Any] = {"follow_up_tokens": follow_up_tokens, "max_prompt": max_prompt, "adapter": adapter}
+    known: dict[str, Any] = {
+        "follow_up_tokens": follow_up_tokens,
+        "max_prompt": max_prompt,
+        "adapter": adapter,
+        "frozen": tuple(frozen),
+    }
     known |= {"reward": reward, "reward_funcs": tuple(map(name_of, functions)), "chat_template": switches}
     known |= {"start": None if start is None else str(start)}
     checkpoint = claim(out, StageConfig.of(algorithm, model, config, rows, **known))
@@ -236,6 +247,10 @@ def train_grpo(
         rank = served(server_chat(config), temperature=0.0, max_tokens=most)
     adapts = start is not None and (Path(start) / "adapter_config.json").exists()
     policy, tokenizer = load_policy(model if adapts or start is None else start, switches, anchor=model)
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_(weight.requires_grad and not any(part in name for part in frozen))
+    if adapter is None and not config.use_vllm:
+        share_prefixes(policy)
     rows = _whole_batches(fitting(rows, tokenizer, max_prompt=max_prompt), config)
     pays = REWARDS.get(reward)
     follow = rank or ranker(
@@ -256,6 +271,7 @@ def train_grpo(
         train_dataset=to_dataset(rows).remove_columns("completion"),
         processing_class=tokenizer,
         peft_config=adapter,
+        rollout_func=rollout,
         callbacks=[Guard(minutes, most_kl=most_kl(config) if own_start else None, groups=algorithm == "grpo")],
     )
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
@@ -523,10 +539,10 @@ class _Collection:
 
 
 def readable(row: Row) -> bool:
-    """Whether a row's answer is a whole ranking, or holds a profile."""
+    """Whether a row's answer ranks anything, or holds a profile."""
     state, cut_off = row.snapshot, bool(row.lineage.get("cut_off"))
     if row.task == "rank":
-        return state.shown.parse(row.completion, state.answer_format, cut_off).valid
+        return bool(state.shown.parse(row.completion, state.answer_format, cut_off).order)
     return profile_format(state.answer_format).parse(row.completion, cut_off).text is not None
 
 

@@ -89,6 +89,7 @@ def train_sft(
     heldout: Collection[Id] = (),
     minutes: float | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    trainer_class: type[SFTTrainer] | None = None,
 ) -> Path | None:
     """Teach a model the rows' answers. A killed or stopped run goes on from its last checkpoint when called again.
 
@@ -101,6 +102,7 @@ def train_sft(
         heldout: Users kept for testing.
         minutes: Stop with a checkpoint after so long.
         chat_template_kwargs: The template's switches, which stay with the trained model; see `rendering.settle`.
+        trainer_class: A subclass with a loss of its own.
 
     Returns:
         The folder of the trained model, or None if the time ran out before the end.
@@ -119,7 +121,7 @@ def train_sft(
         return out / FINAL
     policy, tokenizer = load_policy(model, switches)
     rows = fitting(rows, tokenizer, max_length=config.max_length)
-    trainer = SFTTrainer(
+    trainer = (trainer_class or SFTTrainer)(
         model=policy,
         args=config,
         train_dataset=tokens(rows, tokenizer),
