@@ -62,7 +62,7 @@ def test_sft_and_grpo_run_by_their_configs(
     assert len(logged(tmp_path / "sft", "eval_loss")) == 2
     assert "trained: " in capsys.readouterr().out
     command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--out", tmp_path / "rl"]
-    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
+    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--beta", 0]
     command += ["--gradient_accumulation_steps", 1, "--max_completion_length", 8, "--algorithm", "reinforce++"]
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
@@ -104,7 +104,7 @@ def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses
     told = json.loads((whole / "round-0" / "population" / "run.json").read_text())
     assert (told["hard"], told["hard_kind"]) == (0.5, "near")
     assert starec(*command, "--out", whole, "--n-train", 4) == 1
-    assert "belongs to another run: its train_users differ" in capsys.readouterr().err
+    assert "holds another run: its train_users differ" in capsys.readouterr().err
 
 
 def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path) -> None:
@@ -145,6 +145,10 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
             "--items, --turns have no effect with --rows",
         ),
         (["grpo", "--reward", "position2"], "did you mean 'position'"),
+        (["grpo", "--reward-funcs", "nowhere:none"], "must be MODULE:FUNCTION"),
+        (["grpo", "--agent", "nobody"], "nobody"),
+        (["grpo", "--split-file", "none.json", "--n-train", "3"], "--n-train has no effect with --split-file"),
+        (["sft", "--template-switches", "on", "--out", "x"], "wanted JSON"),
     ],
 )
 def test_faults_are_told_in_one_line(

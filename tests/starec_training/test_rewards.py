@@ -170,3 +170,15 @@ async def test_a_server_ranks_follow_ups_even_inside_a_running_loop() -> None:
     prompts = [[{"role": "user", "content": str(n)}] for n in range(50)]
     assert list(rank(prompts)) == [f"0.0 {n}" for n in range(50)]
     assert list(rank(prompts[:1])) == ["0.0 0"]
+
+
+def test_equal_follow_ups_are_ranked_once() -> None:
+    asked: list[int] = []
+
+    def rank(prompts: Sequence[Sequence[Message]]) -> list[str]:
+        asked.append(len(prompts))
+        return by_profile(prompts)
+
+    texts = ["Updated User description: likes Film 04."] * 3 + ["Updated User description: likes nothing."]
+    paid = memory_reward(rank)(completions=list(map(said, texts)), snapshot=[update(3)] * 4)
+    assert (paid, asked) == ([1.0, 1.0, 1.0, -0.5], [2])

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from starec_agents.runs.config import check_same
 from starec_agents.runs.store import write_text
+from starec_agents.serving.card import ModelCard, find_card
 from starec_agents.serving.weights import NANO, SMOLLM2, find_folder
+from starec_env.data.splits import Split
 from starec_env.errors import RunError, StarecWarning, TrainingError
+from starec_env.types import Id
 from starec_training.callbacks import symptoms
 from starec_training.dataset import Rows
 from starec_training.generation import ends_of, plain
@@ -129,6 +132,11 @@ class StageConfig(BaseModel):
             **known,
         )
 
+    def plain(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        found: dict[str, Any] = json.loads(json.dumps(self.model_dump(), default=_jsonable))
+        return found
+
 
 CHANGES_NOTHING = (
     "output_dir", "run_name", "project", "report_to", "disable_tqdm", "log_", "logging_", "num_completions_to_print",
@@ -156,7 +164,7 @@ def claim(out: str | Path, config: StageConfig) -> Path | None:
         TrainingError: The folder belongs to another run; names each setting that differs.
     """
     folder, path = Path(out), Path(out) / "stage.json"
-    wanted = json.loads(json.dumps(config.model_dump(), default=_jsonable))
+    wanted = config.plain()
     with PartialState().main_process_first():
         if not path.exists():
             if any(folder.glob("checkpoint-*")):
@@ -208,8 +216,21 @@ def check_savable(accelerator: Any) -> None:
         )
 
 
-def save_final(trainer: Any, tokenizer: Any, out: Path) -> Path | None:
-    """Save the trained model in one move if training is complete: a kill leaves no half of it.
+def card_of(config: StageConfig, rows: Rows, split: Split | None, heldout: Collection[Id] = ()) -> ModelCard:
+    """The card of a stage's model: whom it learns from, by its rows, and who is kept from it, by its split."""
+    users = tuple(dict.fromkeys(row.snapshot.user_id for row in rows))
+    known = split or Split(train=users, test=tuple(heldout))
+    return ModelCard(
+        stage=config.stage,
+        base_model=config.model,
+        split=known.model_copy(update={"train": users}),
+        settings=config.plain(),
+        base=find_card(config.start, config.model),
+    )
+
+
+def save_final(trainer: Any, tokenizer: Any, out: Path, card: ModelCard) -> Path | None:
+    """Save the trained model and its card in one move if training is complete: a kill leaves no half of it.
 
     All processes call it: where the model is sharded (FSDP, ZeRO-3), its weights are gathered from all of them.
     """
@@ -222,6 +243,7 @@ def save_final(trainer: Any, tokenizer: Any, out: Path) -> Path | None:
         chosen = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
         model.save_pretrained(part, state_dict=weights, **chosen)
         tokenizer.save_pretrained(part)
+        card.save(part)
         part.replace(out / FINAL)
     trainer.accelerator.wait_for_everyone()
     return out / FINAL

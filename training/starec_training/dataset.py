@@ -22,6 +22,7 @@ from starec_agents.llm import Message
 from starec_agents.runs.records import Turns
 from starec_agents.runs.store import read_run, read_steps, write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
@@ -354,6 +355,11 @@ def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
             f"{len(mixed):,} held-out users are among the training rows, e.g. {', '.join(mixed[:3])}: leave them out "
             "of the population that training learns from"
         )
+
+
+def kept_apart(split: Split | None) -> tuple[Id, ...]:
+    """Users of a split whom nothing may be trained on: those who choose and those who are tested."""
+    return () if split is None else (*split.validation, *split.test)
 
 
 def with_turns(dataset: Dataset, users: Iterable[Id], **stream: Any) -> list[Id]:

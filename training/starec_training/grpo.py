@@ -10,6 +10,7 @@ import copy
 import os
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,13 +31,15 @@ from starec_agents.runs.config import Purpose
 from starec_agents.runs.population import run_population
 from starec_agents.runs.records import Turns
 from starec_agents.tasks import profile_format
-from starec_env.errors import InvalidOption, TrainingError, check_choice
+from starec_env.data.splits import Split
+from starec_env.errors import InvalidOption, StarecWarning, TrainingError, check_choice
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
 from starec_training.checkpoints import (
     FINAL,
     Guard,
     StageConfig,
+    card_of,
     check_savable,
     check_trainable,
     claim,
@@ -49,6 +52,7 @@ from starec_training.dataset import (
     Row,
     Rows,
     check_apart,
+    kept_apart,
     read_rows,
     read_snapshot,
     run_rows,
@@ -193,6 +197,7 @@ def train_grpo(
     follow_up_tokens: int | None = None,
     max_prompt: int = MAX_PROMPT,
     heldout: Collection[Id] = (),
+    split: Split | None = None,
     minutes: float | None = None,
     rollout: Rollout | None = None,
     frozen: Sequence[str] = (),
@@ -215,6 +220,7 @@ def train_grpo(
         follow_up_tokens: Most tokens of such a follow-up; None: as of any completion.
         max_prompt: Longer prompts are dropped and counted.
         heldout: Users kept for testing.
+        split: Who trains and who is tested; it goes on the model's card.
         minutes: Stop with a checkpoint after so long.
         rollout: Draws the answers in TRL's place, e.g. `grouped.scores_only(...)`.
         frozen: Parts of parameters' names that aren't trained, e.g. "embed_tokens": a score is a token, and noise on
@@ -228,7 +234,7 @@ def train_grpo(
         EndpointError: The server that ranks follow-ups, or holds the policy, died; call again when it is back.
     """
     functions = _checked(algorithm, reward, reward_funcs, config)
-    check_apart((row.snapshot.user_id for row in rows), heldout)
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
     out = Path(config.output_dir)
     switches = config.chat_template_kwargs or {}
     known: dict[str, Any] = {
@@ -239,7 +245,8 @@ def train_grpo(
     }
     known |= {"reward": reward, "reward_funcs": tuple(map(name_of, functions)), "chat_template": switches}
     known |= {"start": None if start is None else str(start)}
-    checkpoint = claim(out, StageConfig.of(algorithm, model, config, rows, **known))
+    stage = StageConfig.of(algorithm, model, config, rows, **known)
+    checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL
     most = follow_up_tokens or config.max_completion_length
@@ -289,7 +296,7 @@ def train_grpo(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if holds_policy(config) and trainer.is_world_process_zero():
         trainer.vllm_generation.vllm_client.close_communicator()  # the next round opens its own, at the same port
-    return save_final(trainer, tokenizer, out)
+    return save_final(trainer, tokenizer, out, card_of(stage, rows, split, heldout))
 
 
 def most_kl(config: Any) -> float:
@@ -357,6 +364,8 @@ class Rounds:
     """Which of the two tasks train."""
     follow_ups: int = 1
     """Next turns that pay a memory update."""
+    stream: dict[str, Any] = field(default_factory=dict)
+    """Further options of Stream: a reading's, `Reading.stream`."""
     agent: dict[str, Any] = field(default_factory=dict)
     """Options of UserAgent: graph, answer_format, max_history and so on."""
     batch_size: int = 32
@@ -400,7 +409,9 @@ def train_rounds(
     if rounds.rounds < 1 or not rounds.candidates or not rounds.hard:
         raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
     check_choice("hard_kind", rounds.hard_kind, KINDS)
-    check_apart(train_users, heldout)
+    split = options.pop("split", None)
+    check_apart(train_users, [*heldout, *kept_apart(split)])
+    split = split or Split.of(dataset, train=train_users, test=list(heldout))
     algorithm, reward = options.get("algorithm", "grpo"), options.get("reward", "position")
     functions = _checked(algorithm, reward, options.get("reward_funcs", ()), config)
     agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
@@ -421,7 +432,7 @@ def train_rounds(
         own = copy.copy(config)
         own.output_dir, own.seed = str(folder / "train"), config.seed + number
         left = None if minutes is None else minutes - (time.monotonic() - began) / 60
-        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, minutes=left, **options)
+        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, split=split, minutes=left, **options)
         if policy is None:
             return None
     return policy
@@ -471,7 +482,7 @@ class _Collection:
             agent,
             out=out,
             users=users,
-            **settings,
+            **{name: value for name, value in settings.items() if name != "negatives"},
             stream=stream,
             purpose=Purpose(hard=hard, hard_kind=rounds.hard_kind) if hard else None,
             concurrency=max(64, 2 * rounds.batch_size),
@@ -483,15 +494,15 @@ class _Collection:
     def settings(self, number: int) -> dict[str, Any]:
         """A round's options of Stream."""
         seed, n_candidates = self.rounds.seed + number, _of_round(self.rounds.candidates, number)
-        return {"turns": self.rounds.turns, "n_candidates": n_candidates, "seed": seed, "split": "train"}
+        own = {"turns": self.rounds.turns, "n_candidates": n_candidates, "seed": seed, "split": "train"}
+        return {**self.rounds.stream, **own}
 
-    def stream(self, number: int) -> tuple[Turns | None, float]:
-        """A round's turns where some negatives are harder, and their share; None and 0 where none is."""
-        hard = _of_round(self.rounds.hard, number)
+    def stream(self, number: int) -> tuple[Turns, float]:
+        """A round's turns, and the share of their negatives that are harder."""
+        uniform, hard = Stream(self.dataset, **self.settings(number)), _of_round(self.rounds.hard, number)
         if not hard:
-            return None, hard
-        evidence = Evidence(self.dataset, self.train_users)
-        return HarderTurns(Stream(self.dataset, **self.settings(number)), evidence, self.rounds.hard_kind, hard), hard
+            return uniform, hard
+        return HarderTurns(uniform, Evidence(self.dataset, self.train_users), self.rounds.hard_kind, hard), hard
 
     def users(self, number: int) -> list[Id]:
         """A round's users."""
@@ -518,20 +529,24 @@ class _Collection:
         """The rows to train on: of the tasks that train, and no more than the round's number of prompts.
 
         Raises:
-            TrainingError: A task has no answer to be read, so no group of it would differ in reward.
+            TrainingError: No ranking can be read, or nothing at all, so no group would differ in reward.
         """
         rounds = self.rounds
         others = {place: row.task for place, row in enumerate(rows) if row.task not in rounds.tasks}
         rows = rows.kept({place: f"task {task} doesn't train" for place, task in others.items()})
         for task in rounds.tasks:
             answered = [row for row in rows if row.task == task]
-            if answered and not any(map(readable, answered)):
-                cut_off = sum(bool(row.lineage.get("cut_off")) for row in answered)
-                raise TrainingError(
-                    f"round {number}: none of the policy's {len(answered)} answers to task {task!r} can be read "
-                    f"({cut_off} were cut off), so nothing would be learned: train it by `starec train sft` first, ask "
-                    "for a simpler answer_format (labels), raise max_completion_length, or leave the task out"
-                )
+            if not answered or any(map(readable, answered)):
+                continue
+            cut_off = sum(bool(row.lineage.get("cut_off")) for row in answered)
+            seen = (
+                f"round {number}: none of the policy's {len(answered)} answers to task {task!r} can be read "
+                f"({cut_off} were cut off), so nothing is learned from them: train it by `starec train sft` first, ask "
+                "for a simpler answer_format (labels), raise max_completion_length, or leave the task out"
+            )
+            if task == "rank" or len(rounds.tasks) == 1:  # rankings pay memory updates too
+                raise TrainingError(seen)
+            warnings.warn(seen, StarecWarning, stacklevel=2)
         if rounds.prompts is not None and len(rows) > rounds.prompts:
             places = random.Random(rounds.seed + number).sample(range(len(rows)), len(rows) - rounds.prompts)
             rows = rows.kept(dict.fromkeys(places, "over the round's number of prompts"))

@@ -10,12 +10,14 @@ import datasets
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from starec_env.data.splits import Split
 from starec_env.errors import unknown
 from starec_env.types import Id
 from starec_training.checkpoints import (
     FINAL,
     Guard,
     StageConfig,
+    card_of,
     check_savable,
     check_trainable,
     claim,
@@ -24,7 +26,7 @@ from starec_training.checkpoints import (
     rows_hash,
     save_final,
 )
-from starec_training.dataset import Row, Rows, check_apart
+from starec_training.dataset import Row, Rows, check_apart, kept_apart
 from starec_training.rendering import Template, encode, fitting
 
 LEARNING_RATES = {"0.5B": 1e-4, "1.5B": 1e-4, "7B": 1e-5}
@@ -87,6 +89,7 @@ def train_sft(
     adapter: LoraConfig | None = None,
     eval_rows: Rows | None = None,
     heldout: Collection[Id] = (),
+    split: Split | None = None,
     minutes: float | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     trainer_class: type[SFTTrainer] | None = None,
@@ -100,6 +103,7 @@ def train_sft(
         adapter: Train LoRA instead of all weights.
         eval_rows: Of other users; with them the loss is watched for overfit (set eval_strategy and eval_steps).
         heldout: Users kept for testing.
+        split: Who trains and who is tested; it goes on the model's card.
         minutes: Stop with a checkpoint after so long.
         chat_template_kwargs: The template's switches, which stay with the trained model; see `rendering.settle`.
         trainer_class: A subclass with a loss of its own.
@@ -110,13 +114,14 @@ def train_sft(
     Raises:
         TrainingError: A held-out user is among the rows, no row fits, nothing is trainable, or the folder isn't ours.
     """
-    check_apart((row.snapshot.user_id for row in rows), heldout)
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
     if eval_rows is not None:
         check_apart((row.snapshot.user_id for row in rows), {row.snapshot.user_id for row in eval_rows})
     out = Path(config.output_dir)
     switches = chat_template_kwargs or {}
     known = {"adapter": adapter, "chat_template": switches, "eval_rows_hash": rows_hash(eval_rows)}
-    checkpoint = claim(out, StageConfig.of("sft", model, config, rows, **known))
+    stage = StageConfig.of("sft", model, config, rows, **known)
+    checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL
     policy, tokenizer = load_policy(model, switches)
@@ -134,4 +139,4 @@ def train_sft(
     check_savable(trainer.accelerator)
     trainer.accelerator.print(str(rows))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return save_final(trainer, tokenizer, out)
+    return save_final(trainer, tokenizer, out, card_of(stage, rows, split, heldout))
