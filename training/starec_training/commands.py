@@ -233,9 +233,12 @@ def _parse(
     if stage != "teach":
         args = [_OUT.get(flag, flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in args)]
     about = (train.commands[stage].help or "").strip()
+    more = (
+        "" if stage == "teach" else "Every field of TRL's config can be set too, here or in --config FILE: --help-trl."
+    )
     parser = Parser(
         classes, prog=f"starec train {stage}", usage=f"starec train {stage} [OPTIONS]", description=about,
-        add_help=not partly,
+        epilog=more, add_help=not partly,
     )  # fmt: skip
     for action in parser._actions:  # shown with hyphens alone; argparse takes both
         known = [flag for flag in action.option_strings if "_" not in flag and flag not in _old_flags(stage)]
@@ -249,6 +252,13 @@ def _parse(
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise unknown(f"option of starec train {stage}", left[0].partition("=")[0], known)
     return tuple(found)
+
+
+def _show_help(args: Sequence[str], ours: type, stage: str) -> list[str]:
+    """Show our own options where help is asked for, without TRL's; --help-trl is the help of all."""
+    if {"-h", "--help"} & set(args):
+        _parse(["--help"], (ours,), stage, {})  # exits
+    return ["--help" if arg == "--help-trl" else arg for arg in args]
 
 
 def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -330,9 +340,10 @@ def sft(args: Sequence[str]) -> int:
 
     Example: starec train sft --model smollm2 --lora-rank 16 --rows runs/taught --out runs/sft
     """
+    args = _show_help(args, SftArguments, "sft")
     given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
     switches = _switches(given.template_switches)
-    rows = _rows(given.rows)
+    rows = None if "--help" in args else _rows(given.rows)
     try:
         from trl import SFTConfig
 
@@ -353,6 +364,7 @@ def grpo(args: Sequence[str]) -> int:
 
     Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
+    args = _show_help(args, GrpoArguments, "grpo")
     given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
     _check_grpo(given)  # before what takes seconds to import
     try:
