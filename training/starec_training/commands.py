@@ -233,9 +233,7 @@ def _parse(
     if stage != "teach":
         args = [_OUT.get(flag, flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in args)]
     about = (train.commands[stage].help or "").strip()
-    more = (
-        "" if stage == "teach" else "Every field of TRL's config can be set too, here or in --config FILE: --help-trl."
-    )
+    more = "" if stage == "teach" else "Fields of TRL's config can be set too: --help-trl shows all."
     parser = Parser(
         classes, prog=f"starec train {stage}", usage=f"starec train {stage} [OPTIONS]", description=about,
         epilog=more, add_help=not partly,
