@@ -341,7 +341,7 @@ def sft(args: Sequence[str]) -> int:
     args = _show_help(args, SftArguments, "sft")
     given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
     switches = _switches(given.template_switches)
-    rows = None if "--help" in args else _rows(given.rows)
+    rows: Any = None if "--help" in args else _rows(given.rows)
     try:
         from trl import SFTConfig
 
