@@ -13,8 +13,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from starec_agents.llm import Completion
+from starec_agents.llm.base import Usage
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
 from starec_training.precision import bfloat16_is_quicker
 from starec_training.rendering import Prompt, check_chat_template
 from starec_training.rendering import encode as _encode
