@@ -1,4 +1,4 @@
-"""Training rows for a small model: prompts of both tasks from training users' streams, answered by a rule-based teacher.
+"""Training rows for a small model: prompts of both tasks from training users, answered by a rule-based teacher.
 
 The prompts are the package's own. A ranking's answer is a JSON object of scores, the teacher's log-odds; a memory
 update's answer is a text of true facts. The teacher counts other users' streams and never sees the answer.
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.llm import Message
+from starec_agents.memory import Memory
 from starec_agents.tasks import event_line, labels, rank_messages, reflect_messages, start_memory
 from starec_env.cases import PAD
 from starec_env.data.splits import Split, split_users
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.stream import Seen, Stream, sample_negatives
-from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
+from starec_env.types import Candidates, Dataset, Feedback, History, Id, Query, Ranking
 from starec_training.dataset import Row, Shown, Snapshot
 from starec_training.features import Batch, Evidence
 

@@ -7,13 +7,13 @@ import pytest
 from fake_endpoint import FakeEndpoint, scripted
 from test_cli import starec
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.store import read_steps
 from starec_agents.serving.card import NANO, NANO_FOLDER, ModelCard, find_card, read_card, say_seen
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split
 from starec_env.errors import DataError
-from starec_env.types import Endpoint
 
 
 def test_a_card_reads_back_and_counts_the_users_of_every_model_before_it(tmp_path: Path) -> None:

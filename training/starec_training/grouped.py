@@ -105,7 +105,7 @@ def scores_only(example: str) -> Rollout:
     """
     between = re.split(r"\d+", example)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
         pieces = [tokenizer.encode(text, add_special_tokens=False) for text in between]
@@ -123,7 +123,7 @@ def scores_only(example: str) -> Rollout:
         answers = [_joined(pieces, own) for own in drawn.tolist()]
         return {"prompt_ids": asked, "completion_ids": answers, "logprobs": None, "env_mask": [marks] * len(asked)}
 
-    return rollout
+    return rollout  # type: ignore[no-any-return]
 
 
 def _joined(pieces: Sequence[Sequence[int]], scores: Sequence[int]) -> list[int]:
