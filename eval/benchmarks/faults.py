@@ -115,7 +115,7 @@ async def check_mix(faults: dict[str, float], dataset: Dataset, users: int, out:
             # Two users may be asked the same, so a prompt's count may exceed the retries by its number of askers.
             limited = any(name.startswith("429") for name in faults)  # waiting for a rate limit burns no retries
             assert limited or max(server.asked.values()) <= 1 + MAX_RETRIES, max(server.asked.values())
-            assert server.peak <= 128
+            assert server.peak <= 128, server.peak
             recorded = {hash_of(call.messages) for step in steps for call in step.calls}
 
             server.faults, server.asked = {}, Counter()

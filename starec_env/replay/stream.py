@@ -18,7 +18,7 @@ from starec_env.data.splits import windows_only
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
 from starec_env.splitmix import GOLDEN, splitmix64
-from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query, Ranking, Turn
+from starec_env.types import Candidates, Dataset, Feedback, History, Id, Indices, Query, Ranking, Turn
 
 Reward = Callable[[int | None], float]
 """What a 1-based rank is worth; None means the target was not ranked."""
@@ -139,13 +139,9 @@ class Stream:
         return (f"{note}: {_fewer(most)} to ask more of them" if most else note,)
 
     def require(self, users: NDArray[np.integer]) -> None:
-        """Check that each of some users can be asked.
+        """Raise InvalidOption, naming the first, if one of users of (n,) 0-based indices can't be asked.
 
-        Args:
-            users: (n,) 0-based indices.
-
-        Raises:
-            InvalidOption: One has no turn, or too few items are left as negatives; the message names the first.
+        That is one without a turn, or with too few items left as negatives.
         """
         unable = users[self.end[users] == self.begin[users]]
         if not len(unable):
@@ -159,19 +155,11 @@ class Stream:
         )
 
     def turns(self, user: int) -> list[Turn]:
-        """A user's turns in order; empty if the user has none.
-
-        Args:
-            user: 0-based index of the user.
-        """
+        """The turns of the user of a 0-based index, in order; empty if there are none."""
         return self.turns_of(np.array([user]))[0]
 
     def turns_of(self, users: NDArray[np.int64]) -> list[list[Turn]]:
-        """Several users' turns; one call for many is faster than many calls.
-
-        Args:
-            users: (n,) 0-based indices.
-        """
+        """The turns of users of (n,) 0-based indices; one call for many is faster than many calls."""
         lengths = self.end[users] - self.begin[users]
         who, stops = np.repeat(users, lengths), np.cumsum(lengths)
         index = np.arange(len(who)) + np.repeat(self.end[users] - stops, lengths)
@@ -288,14 +276,14 @@ def judge(turn: Turn, ranking: Ranking, reward: Reward = position_reward) -> tup
 
 def verdict(turn: Turn, rank: int | None, reward: Reward) -> tuple[Feedback, float]:
     """`judge`, for a target whose 1-based rank is known; None if it was not ranked."""
-    feedback = Feedback(
-        item_id=turn.target_item.id,
-        rank=rank,
-        predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
-        liked=turn.liked,
-        rating=turn.rating,
-    )
+    feedback = feedback_on(turn.target_item.id, rank, turn.liked, turn.rating)
     return feedback, reward(rank) if turn.liked else 0.0
+
+
+def feedback_on(item_id: Id, rank: int | None, liked: bool, rating: float | None) -> Feedback:
+    """What the user did with a target, beside what its 1-based rank predicted."""
+    predicted = rank is not None and rank <= LIKED_CUTOFF
+    return Feedback(item_id=item_id, rank=rank, predicted_liked=predicted, liked=liked, rating=rating)
 
 
 def sample_negatives(

@@ -6,7 +6,6 @@ STAREC_VLLM_PYTHON names the interpreter that has vLLM; `make test-vllm` install
 import asyncio
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from support import vllm_python
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.base import Endpoint
@@ -27,14 +27,11 @@ from starec_env.replay.stream import Stream
 from starec_env.types import Dataset
 
 pytestmark = pytest.mark.vllm
-PYTHON = Path(os.environ.get("STAREC_VLLM_PYTHON", Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"))
 POPULATION: dict[str, Any] = {"users": 4, "turns": 2, "n_candidates": 10, "progress": False}
 
 
 def start(port: int = 0) -> Server:
-    if not PYTHON.exists():
-        pytest.skip(f"needs vLLM at {PYTHON}: make test-vllm")
-    return start_server("smollm2", engine="vllm", python=str(PYTHON), port=port, context=4096, parallel=8)
+    return start_server("smollm2", engine="vllm", python=vllm_python(), port=port, context=4096, parallel=8)
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,19 @@ def test_half_a_surrogate_pair_in_an_answer_leaves_the_record_readable(tmp_path:
     assert next(read_steps(tmp_path)).calls[0].completion.startswith("A B C ?\n")
 
 
+def test_texts_that_differ_by_half_a_surrogate_pair_alone_do_not_shift_those_after(tmp_path: Path) -> None:
+    kept: dict[tuple[object, int], Step] = {}
+    answer = ScriptedChat("Updated User description: this reader likes odd books \udfff and long words.\nA B C \ud800")
+    simulate(tmp_path, answer, users=2, on_step=lambda step: kept.update({(step.user_id, step.turn): step}))
+    for step in read_steps(tmp_path):
+        was = kept[step.user_id, step.turn]
+        assert step.calls[0].messages == was.calls[0].messages
+        assert (
+            step.ranking.text == step.calls[0].completion == was.calls[0].completion.encode(errors="replace").decode()
+        )
+        assert step.memory.profile == was.memory.profile
+
+
 def test_a_failure_keeps_its_type_where_it_came_from_and_what_it_cost(tmp_path: Path) -> None:
     class Broken(UserAgent):
         async def alearn(self, feedback):  # type: ignore[no-untyped-def]

@@ -81,6 +81,7 @@ class _Texts:
 
     def put(self, text: str) -> Text:
         """Record a text."""
+        text = encodable(text)  # as it will be read: texts that differ before and not after would shift the pieces
         own = _pieces(text)
         found: list[str | list[int]] = []
         place = plain = 0
@@ -118,6 +119,11 @@ class _Texts:
 
     def _run(self, first: int, count: int) -> str:
         return "".join(self.pieces[first : first + count])
+
+
+def encodable(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which UTF-8 can't hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _pieces(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from starec_agents.llm.base import Call
 from starec_agents.memory import Memory
+from starec_agents.runs.lines import encodable
 from starec_agents.runs.records import Turns
 from starec_agents.runs.steps import Step
 from starec_agents.runs.store import Failure, Index, Shard, UserRecord
@@ -202,17 +203,13 @@ def _failure(user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) ->
         user_id=user_id,
         turn=turn,
         kind=error.kind if isinstance(error, EndpointError) else "agent",
-        message=_encodable(text[:_MOST_MESSAGE]),
+        message=encodable(text[:_MOST_MESSAGE]),
         type=name,
-        traceback=_encodable(trace[-_MOST_TRACEBACK:]),
+        traceback=encodable(trace[-_MOST_TRACEBACK:]),
         calls=len(calls),
         prompt_tokens=sum(call.usage.prompt_tokens for call in calls),
         completion_tokens=sum(call.usage.completion_tokens for call in calls),
     )
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", errors="replace").decode()
 
 
 async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:
