@@ -107,6 +107,11 @@ def test_models_that_contradict_each_other_are_refused(given: list[str]) -> None
         named_models(given)
 
 
+def test_a_mistyped_command_gets_the_nearest_name() -> None:
+    done = starec("simulat")
+    assert done.returncode == 2 and "did you mean 'simulate'" in done.stderr
+
+
 def test_show_tells_a_story_and_suggests_the_nearest_user(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     starec(*simulate_args(endpoint, tmp_path / "run"))
     user = next(read_steps(tmp_path / "run")).user_id
@@ -153,7 +158,8 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
         while not (steps.exists() and steps.stat().st_size) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[1].count("Traceback") == 0
+        said = process.communicate(timeout=30)[1]
+        assert "Traceback" not in said and "the same command with --resume" in said
         assert process.returncode == 130
         before = len(list(read_steps(tmp_path / "run")))
         assert 0 < before < 24
