@@ -126,9 +126,7 @@ class RuleTeacher:
         liked = Counter(genre for item in _liked(query) for genre in genres_of(item))
         reasons = {}
         for place, position in enumerate(positions):
-            columns = [
-                c for c in np.argsort(-weight[place], genre="stable")[:_SUPPORT].tolist() if counts[place, c] > 1
-            ]
+            columns = [c for c in np.argsort(-weight[place], kind="stable")[:_SUPPORT].tolist() if counts[place, c] > 1]
             genres = [genre for genre in genres_of(query.candidates[position]) if liked[genre]]
             if columns:
                 with_ = " and ".join(

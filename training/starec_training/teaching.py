@@ -74,8 +74,8 @@ async def teach_population(
         say: Is given the lines on progress.
         beat_s: Seconds between them.
     """
-    options = {"n_candidates": n_candidates, "seed": seed, "split": "train", "turns": turns}
-    stream = Stream(dataset, **options, **split.reading.stream)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"n_candidates": n_candidates, "seed": seed, "split": "train", "turns": turns}
+    stream = Stream(dataset, **options, **split.reading.stream)
     options |= {"targets": split.reading.targets, "min_history": split.reading.min_history}
     users = with_turns(dataset, split.train, **options, negatives=split.reading.negatives)
     run, done = out / "population", [0, 0]
@@ -122,8 +122,8 @@ async def heartbeat(
             silent, answers = (silent + 1 if now == answers else 0), now
             if silent:
                 say(
-                    f"no answer from {llm!r} for {silent * every_s:,.0f} s: {llm.in_flight:,} requests wait, each for at "
-                    f"most {llm.endpoint.timeout_s:,.0f} s, {llm.retries:,} were sent again"
+                    f"no answer from {llm!r} for {silent * every_s:,.0f} s: {llm.in_flight:,} requests wait, each "
+                    f"for at most {llm.endpoint.timeout_s:,.0f} s, {llm.retries:,} were sent again"
                 )
             elif doing():
                 say(f"{doing()}, {now:,} answers, {llm.in_flight:,} requests wait")
