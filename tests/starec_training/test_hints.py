@@ -90,6 +90,7 @@ HONEST = (
     "Heat (1995): also taken by 12 who took Ronin (1998) and 5 who took Dune (1984).",
     "Heat (1995) - Crime, liked 4 times before",
     "The user liked Ronin (1998), so Heat fits.",
+    "The user liked Back to the Future (1985) and The True Outcome (1994), so Heat fits.",
     "I think the user will likely choose Heat next.",
     "The last turn: Ronin (1998): ranked 3 of 20, liked.",
     "Heat could suit someone who enjoyed Goodfellas.",

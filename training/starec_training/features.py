@@ -1,8 +1,8 @@
 """What other users' behaviour and the catalogue say of a candidate, without ever seeing the answer.
 
 The evidence of the rule-based teacher: who else took these items together, how popular they are, and what genres
-and years they share. It is counted on training users alone; a training user's own stream is taken out of the counts before that
-user is judged, or the counts would give the answer away.
+and years they share. It is counted on training users alone; a training user's own stream is taken
+out of the counts before that user is judged, or the counts would give the answer away.
 """
 
 from __future__ import annotations

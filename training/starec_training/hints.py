@@ -124,6 +124,10 @@ _NO_CLAIM = _any(rf"""
 _SENTENCE = re.compile(r"(?<=[.!?])\s|\n")
 _PRONOUN = re.compile(r"\b(?:it|this one|that one)\b", re.IGNORECASE)
 _LABEL = re.compile(r"\b(?:[Cc]andidate|[Oo]ption|[Ii]tem|[Ll]abel|[Ll]etter|[Nn]umber|[Nn]o\.) ?#?(?:[A-Z]|\d{1,2})\b")
+_TITLE_END = re.compile(r" \| | - (?:dis)?liked|: (?:not )?ranked")
+_DATED = re.compile(
+    r"(?<![^\s(\"'])[A-Z][\w'’&!?:.,-]*(?: (?:[A-Z0-9&(][\w'’&!?:.,)-]*|of|the|and|a|in|to|for|on))*? \(\d{4}\)"
+)
 _BARE_LABEL = re.compile(r"(?<![\w'])[B-HJ-Z](?![\w'])")
 
 
@@ -134,7 +138,8 @@ def hint_in(row: Row) -> str | None:
     memory update the outcome is the turns to come: what the turn itself brought is in the prompt.
     """
     ranks = row.task == "rank"
-    text = _LABEL.sub(MASK, mask_titles(row.completion, _unmet(row)))
+    text = _without_known(mask_titles(row.completion, _unmet(row)), row)
+    text = _LABEL.sub(MASK, text)
     if ranks and row.snapshot.answer_format != "paper":
         text = _BARE_LABEL.sub(MASK, text)
     text = "\n".join(map(_named, _SENTENCE.split("\n".join(map(visible, text.splitlines())))))
@@ -161,6 +166,16 @@ def _unmet(row: Row) -> Sequence[Item]:
     prompt = row.prompt[-1]["content"]
     later = [item for case in row.snapshot.follow_ups for item in case.candidates]
     return [item for item in dict.fromkeys(later) if item_title(item) not in prompt]
+
+
+def _without_known(text: str, row: Row) -> str:
+    """A text without the titles that the prompt lists: their words ("Back to the Future") claim nothing."""
+    lines = (_TITLE_END.split(line, maxsplit=1)[0].lstrip("+- ") for line in row.prompt[-1]["content"].splitlines())
+    dated = _DATED.findall(row.prompt[-1]["content"])
+    known = {form for title in {*lines, *dated} for form in (title, title.rpartition(" (")[0]) if len(form) > 3}
+    for title in sorted(known, key=len, reverse=True):
+        text = text.replace(title, "TITLE")
+    return _DATED.sub(r"TITLE", text)
 
 
 def mask_titles(text: str, items: Sequence[Item], by: str = MASK) -> str:
