@@ -102,7 +102,8 @@ def told_from_untold(thoughts: Sequence[Thought], seed: int = 0) -> tuple[float,
     """The scorer's area under the ROC curve on users that it wasn't fitted to, and its standard error over users.
 
     A ridge regression (penalty 1) on log counts of words and pairs of words (hashed), on five folds of users; the error
-    is that of 200 bootstrap samples of users.
+    is that of 200 bootstrap samples of users. Labels drawn at random gave figures that spread by 2.0 points where it
+    stated 1.7: it leaves out that the weights would differ, too.
     """
     rng = np.random.default_rng(seed)
     names, user = np.unique([str(thought.user) for thought in thoughts], return_inverse=True)
