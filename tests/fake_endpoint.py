@@ -114,7 +114,11 @@ class FakeEndpoint:
         self._loop.close()
 
     async def _open(self) -> None:
-        self._runner = web.ServerRunner(web.Server(self._handle), access_log=None, shutdown_timeout=0.01)
+        self._runner = web.ServerRunner(
+            web.Server(self._handle, handler_cancellation=True),  # a request whose client hung up is none in flight
+            access_log=None,
+            shutdown_timeout=0.01,
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True)
         await site.start()

@@ -57,7 +57,7 @@ class Canned(asyncio.Protocol):
             text = str(time.process_time()) if b" /cpu " in head[:20] else '{"data": [{"id": "fake"}]}'
             self.transport.write(plain(text))
         else:
-            answer = ANSWERS[b"preference analyst" in body[:300]]
+            answer = ANSWERS[b"preference analyst" in body]
             asyncio.get_running_loop().call_later(self.latency, self.transport.write, answer)
 
 

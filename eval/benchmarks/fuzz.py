@@ -1,4 +1,4 @@
-"""Hostile inputs by the million: answers to parse, damaged data sets and records, actions to step.
+"""Hostile inputs by the million: answers to parse and to run on, damaged data sets and records, actions to step.
 
     python eval/benchmarks/fuzz.py [--parsers 1000000] [--others 20000]
 
@@ -17,8 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from fuzz_targets import FILES, check_loader, check_parsers, check_record, check_step, random_text  # noqa: E402
-from fuzz_targets import whole_record as make_record  # noqa: E402
+from fuzz_targets import (  # noqa: E402
+    FILES,
+    check_loader,
+    check_parsers,
+    check_record,
+    check_run,
+    check_step,
+    random_text,
+    whole_record,
+)  # fmt: skip
 from support import make_dataset  # noqa: E402
 
 from starec_env.replay.env import UserFeedbackEnv  # noqa: E402
@@ -53,8 +61,9 @@ def main() -> None:
             place.mkdir()
             fuzz(f"loader {name}", args.others, lambda rng, name=name, place=place: check_loader(name, place, rng))  # type: ignore[misc]
         place = Path(folder, "run")
-        files = make_record(place)
+        files = whole_record(place)
         fuzz("record", args.others, lambda rng: check_record(files, place, rng))
+        fuzz("run", args.others, lambda rng: check_run(Path(folder, "runs"), rng))
     env = UserFeedbackEnv(make_dataset())
     fuzz("step", args.others, lambda rng: check_step(env, rng))
     fuzz("parsers", args.parsers, lambda rng: check_parsers(random_text(rng)))

@@ -15,11 +15,13 @@ from math import comb, log2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from starec_agents.llm.base import Call
+from starec_agents.runs.steps import Step
 from starec_env.errors import InvalidOption
 from starec_env.metrics import Estimate as Estimate
 from starec_env.metrics import Relevant, ndcg, scored
 from starec_env.metrics import estimate as estimate
-from starec_env.types import Call, Id, Step
+from starec_env.types import Id
 
 TOP = 5
 """Places of a ranking whose items are looked at for popularity, diversity and novelty."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from starec_env.types import Id, Step
+from starec_agents.runs.steps import Step
+from starec_env.types import Id
 from starec_eval.analysis import Estimate, estimate
 
 FEWEST_RATINGS = 3

@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from starec_agents.runs.steps import Step
 from starec_env.metrics import estimate
-from starec_env.types import Id, Step
+from starec_env.types import Id
 from starec_eval.analysis import step_ndcg
 from starec_eval.told import Told
 
@@ -87,5 +88,5 @@ def _step(step: Step, repetition: int, titles: _Titles) -> dict[str, Any]:
         "answers": [[call.kind, "\n".join(filter(None, (call.reasoning, call.completion)))] for call in step.calls],
         "before": step.memory_before.profile,
         "after": step.memory.profile,
-        "events": step.memory.history[len(step.memory_before.history) :],
+        "events": [*map(str, step.memory.history[len(step.memory_before.history) :])],
     }

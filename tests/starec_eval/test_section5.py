@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 from fake_endpoint import FakeEndpoint
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.types import Endpoint
 from starec_eval.commands import eval_command
 from starec_eval.figures import FigureData, TableData
 from starec_eval.llm_rankers import LLMRanker

@@ -13,13 +13,13 @@ from support_training import ROOT, kill_when_there, logged, losses
 from trl import GRPOConfig
 
 from starec_agents.llm import OpenAIChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split
 from starec_env.errors import UnknownName
 from starec_env.reading import READINGS
-from starec_env.types import Endpoint
 from starec_training import commands
 from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.dataset import Rows, read_rows, write_rows
