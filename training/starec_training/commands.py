@@ -10,12 +10,13 @@ TRL's, the training's own, and so is --data-seed; what is drawn from the data se
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from starec_training.miniature.commands import miniature
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
 
-TEACHERS = ("blind", "hindsight", "llm")
+TEACHERS = ("rules", "llm")
 
 
 _SPLIT = "Who trains and who is tested, of which data: from starec data split."
@@ -79,19 +80,25 @@ class TeachArguments(DataArguments):
     """The teacher's trajectories as screened rows: OUT/rows.jsonl, with users.json and report.json."""
 
     out: str = field(default="runs/taught", metadata={"help": "Folder of the rows."})
-    teacher: str = field(default="blind", metadata={"help": "blind, hindsight, or llm (with --base-url)"})
-    thinks: bool = field(default=False, metadata={"help": "compact: the blind teacher gives its thought too."})
+    split_file: str | None = field(default=None, metadata={"help": "A file of `starec data split`: who trains."})
+    teacher: str = field(default="rules", metadata={"help": "rules (no LLM), or llm (with --base-url)"})
+    thinks: bool = field(default=False, metadata={"help": "labels: the rule-based teacher gives its thought too."})
     n_candidates: int = field(default=20, metadata={"help": "Items to rank."})
-    min_ndcg: float = field(default=float(ndcg(LIKED_CUTOFF, 10)), metadata={"help": "Least NDCG@10 of a sample."})
-    rethinks: int = field(default=2, metadata={"help": "llm: most times that a flawed sample goes back."})
+    follow_ups: int = field(default=1, metadata={"help": "Next turns by which a memory update is judged."})
+    min_ndcg: float = field(default=float(ndcg(LIKED_CUTOFF, 10)), metadata={"help": "Least NDCG@10 of a ranking."})
+    min_gain: float = field(default=0.0, metadata={"help": "llm: a memory update must gain more NDCG@10 than this."})
+    samples: int = field(default=4, metadata={"help": "llm: answers to a prompt at a time; the best is kept."})
+    rethinks: int = field(default=2, metadata={"help": "llm: most times that a fault is named and asked again."})
     base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
     model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
     api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "llm: variable that holds the API key."})
-    max_tokens: int = field(default=4096, metadata={"help": "llm: most tokens of an answer."})
-    timeout: float = field(default=120.0, metadata={"help": "llm: seconds."})
-    max_retries: int = field(default=5, metadata={"help": "llm: for faults that pass."})
-    concurrency: int = field(default=64, metadata={"help": "Users in flight."})
-    sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and prompts.", "aliases": ["--seed"]})
+    temperature: float = field(default=0.6, metadata={"help": "llm: DeepSeek-R1's card asks for 0.5 to 0.7."})
+    top_p: float = field(default=0.95, metadata={"help": "llm: as DeepSeek-R1's card."})
+    max_tokens: int = field(default=16384, metadata={"help": "llm: of an answer; the paper's longest sequence."})
+    timeout: float = field(default=1800.0, metadata={"help": "llm: seconds; 16,384 tokens at 10 a second take 1,640."})
+    max_retries: int = field(default=2, metadata={"help": "llm: for faults that pass."})
+    concurrency: int = field(default=64, metadata={"help": "Users in flight, and requests."})
+    sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and requests.", "aliases": ["--seed"]})
 
 
 @dataclass
@@ -154,7 +161,23 @@ class GrpoArguments(ModelArguments, DataArguments):
     agent: str = field(default="starec", metadata={"help": "The graph that collects: as simulate's --agent."})
 
 
-_OF_LLM = ("base_url", "model", "api_key_env", "max_tokens", "timeout", "max_retries", "rethinks")
+_OF_LLM = (
+    "base_url", "model", "api_key_env", "temperature", "top_p", "max_tokens", "timeout", "max_retries", "rethinks",
+    "samples", "min_gain",
+)  # fmt: skip
+_OF_SPLIT = ("columns", "domain", "liked_above", "min_interactions", "max_length", "users_file", "heldout")
+_PACE = (
+    "out",
+    "split_file",
+    "users_file",
+    "heldout",
+    "data_dir",
+    "api_key_env",
+    "timeout",
+    "max_retries",
+    "concurrency",
+)
+"""What may change when a teacher goes on: where and how fast, and whom the files name is compared as the split."""
 _OF_ROUNDS = tuple(
     each.name
     for each in fields(GrpoArguments)
@@ -285,52 +308,77 @@ def _refuse(given: Any, names: Iterable[str], why: str) -> None:
 def teach(args: Sequence[str]) -> None:
     """Run a teacher as a population, screen its answers, and write training rows.
 
-    Example: starec train teach --dataset ml-1m --data-dir data/ml-1m --n-train 1000 --out runs/taught
+    Example: starec train teach --split-file split.json --out runs/taught
     """
-    from starec_training.dataset import run_rows, save_report, with_turns, write_rows
-    from starec_training.teacher import Screening
-    from starec_training.teacher import teach as screen
+    from starec_training.dataset import save_report
+    from starec_training.screening import Screening
+    from starec_training.teaching import claim, teach_population
 
     (given,) = _parse(args, (TeachArguments,), "teach", {})
-    check_choice("teacher", given.teacher, TEACHERS)
+    given.teacher = _teacher_name(given.teacher)
     if given.teacher == "llm":
         _refuse(given, ["thinks"], "with --teacher llm, which thinks as its model does")
     else:
         _refuse(given, _OF_LLM, "without --teacher llm")
     _check_users(given)
-    out, data = Path(given.out), _data(given)
-    train_users, heldout = chosen_users(data, given)
-    save_report(out / "users.json", {"train": train_users, "heldout": heldout})
-    options = {"turns": given.turns, "n_candidates": given.n_candidates, "seed": given.sample_seed}
-    options["split"] = "train"
-    users = with_turns(data, train_users, **options)
-    agent, llm = _teacher(given, data, train_users)
-    from starec_agents.runs.population import run_population
+    out, llm = Path(given.out), _server(given) if given.teacher == "llm" else None
+    screening = Screening(min_ndcg=given.min_ndcg, min_gain=given.min_gain)
+    split, data = _split(given)
+    about = {"split": split.hash, "reading": str(split.reading), "data_hash": data.hash}
+    claim(out, {**{f.name: getattr(given, f.name) for f in fields(given) if f.name not in _PACE}, **about})
+    split.save(out / "split.json")
+    save_report(out / "users.json", {"train": split.train, "heldout": [*split.validation, *split.test]})
+    agent = _teacher(given, data, split.train, llm)
+    names = ("turns", "n_candidates", "follow_ups", "concurrency")
+    options = {name: getattr(given, name) for name in names} | {"seed": given.sample_seed, "screening": screening}
+    if llm:
+        options |= {"samples": given.samples, "rethinks": given.rethinks}
 
-    run = out / "population"
-    run_population(
-        data, agent, out=run, users=users, resume=(run / "run.json").exists(), concurrency=given.concurrency, **options
-    )
-    rows, report = screen(
-        run_rows(run, data, heldout=heldout), llm, Screening(min_ndcg=given.min_ndcg), rethinks=given.rethinks
-    )
-    write_rows(out / "rows.jsonl", rows)
-    save_report(out / "report.json", {**report.model_dump(), "dropped": dict(rows.dropped)})
+    async def run() -> Any:
+        try:
+            return await teach_population(
+                data, split, agent, out, llm=llm, say=partial(click.echo, err=True), **options
+            )
+        finally:
+            if llm:
+                await llm.aclose()
+
+    rows, report = asyncio.run(run())
     click.echo(f"{report}\n{rows}\n{out / 'rows.jsonl'}")
 
 
-def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id]) -> tuple[Any, Any]:
+def _teacher_name(name: str) -> str:
+    if name == "blind":
+        click.echo("starec: --teacher blind is --teacher rules now: the old name goes with the next release", err=True)
+        return "rules"
+    if name == "hindsight":
+        raise InvalidOption("--teacher hindsight is gone: rows written by one who knows the answer teach to assert it")
+    check_choice("teacher", name, TEACHERS)
+    return name
+
+
+def _split(given: TeachArguments) -> tuple[Split, Dataset]:
+    """Who trains and who is held out, and the data, by a split file or as drawn here."""
+    if given.split_file is None:
+        data = _data(given)
+        train_users, heldout = chosen_users(data, given)
+        return Split.of(data, train=train_users, test=heldout), data
+    _refuse(given, _OF_SPLIT, "with --split-file, which says who trains, on which data")
+    split = Split.load(given.split_file)
+    places = {name: getattr(given, name) for name in ("data_dir", "items") if getattr(given, name)}
+    data = split.load_dataset(DataSpec.of(**places) if places else None)
+    return split.model_copy(update={"train": split.train[: given.n_train]}) if given.n_train else split, data
+
+
+def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id], llm: Any) -> Any:
     from starec_agents.agent import UserAgent
     from starec_training.features import Evidence
-    from starec_training.rule_teacher import BlindTeacher, HindsightTeacher
+    from starec_training.rule_teacher import RuleTeacher
 
     agent = {name: getattr(given, name) for name in ("answer_format", "structured", "max_history")}
-    if given.teacher == "llm":
-        cache = Path(given.out) / "answers"  # a killed run asks nothing twice
-        llm = _server(given, cache)
-        return UserAgent.factory(llm, **agent), _server(given, cache)
-    made = BlindTeacher if given.teacher == "blind" else HindsightTeacher
-    return made(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent), None
+    if llm:
+        return UserAgent.factory(llm, seed=given.sample_seed, **agent)  # with a seed answers are kept, and asked once
+    return RuleTeacher(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent)
 
 
 @_stage
@@ -481,21 +529,27 @@ def _lora(given: ModelArguments) -> Any:
     return lora(given.lora_rank, given.lora_alpha) if given.lora_rank else None
 
 
-def _server(given: TeachArguments, cache: Path) -> Any:
+def _server(given: TeachArguments) -> Any:
+    """The teacher's client, which keeps answers in OUT/answers; raises unless the model is served."""
     from starec_agents.llm.client import OpenAIChat
 
     if given.base_url is None or given.model is None:
         raise TrainingError("an LLM teacher needs --base-url and --model")
-    endpoint = Endpoint(
-        base_url=given.base_url,
-        model=given.model,
-        api_key_env=given.api_key_env,
-        max_tokens=given.max_tokens,
-        timeout_s=given.timeout,
-        max_retries=given.max_retries,
-        concurrency=given.concurrency,
-    )
-    return OpenAIChat(endpoint, cache_dir=cache)
+    names = ("base_url", "model", "api_key_env", "temperature", "top_p", "max_tokens", "max_retries", "concurrency")
+    try:
+        endpoint = Endpoint(**{name: getattr(given, name) for name in names}, timeout_s=given.timeout)
+    except ValueError as error:
+        raise InvalidOption(f"the teacher's options: {error}") from None
+    if given.samples < 1 or given.rethinks < 0 or given.follow_ups < 1 or given.concurrency < 1:
+        raise InvalidOption("--samples, --follow-ups and --concurrency are at least 1, --rethinks at least 0")
+    llm = OpenAIChat(endpoint, cache_dir=Path(given.out) / "answers")
+
+    async def check() -> None:
+        async with llm:
+            await llm.check()
+
+    asyncio.run(check())
+    return llm
 
 
 def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
