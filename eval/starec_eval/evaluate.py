@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.cases import Cases
-from starec_env.data.splits import catalogue_only
+from starec_env.data.cut import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
@@ -66,8 +66,12 @@ def evaluate(
 
     Raises:
         RunError: `out` holds ranks of other settings, or of any and `resume` is False.
+        InvalidOption: A model's card says that it was trained on users who are to be tested.
     """
     named = [ranker if isinstance(ranker, tuple) else (_name(ranker), ranker) for ranker in rankers]
+    for _, ranker in named:
+        if isinstance(ranker, LLMRanker):
+            ranker.refuse_trained(protocol)
     run = _Run(protocol, Path(out) if out else None, resume, concurrency, report or (lambda *_: None))
     return Results(protocol.describe(), protocol.cases, [run.method(name, ranker) for name, ranker in named])
 

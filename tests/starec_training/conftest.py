@@ -103,6 +103,7 @@ def student(tiny: Path, taught: Rows, tmp_path_factory: pytest.TempPathFactory) 
         logging_steps=10,
         disable_tqdm=True,
         warmup_steps=10,
+        bf16=False,
     )
     final = train_sft(tiny, taught, config)
     assert final is not None

@@ -15,7 +15,7 @@ from starec_env.cli import main
 from starec_env.data.spec import DataSpec
 from starec_env.errors import UnknownName
 from starec_training import commands
-from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
+from starec_training.commands import UNFINISHED, BatchArguments, DataArguments, GrpoArguments, TeachArguments
 from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
 
@@ -62,7 +62,7 @@ def test_sft_and_grpo_run_by_their_configs(
     assert len(logged(tmp_path / "sft", "eval_loss")) == 2
     assert "trained: " in capsys.readouterr().out
     command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--out", tmp_path / "rl"]
-    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
+    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--beta", 0]
     command += ["--gradient_accumulation_steps", 1, "--max_completion_length", 8, "--algorithm", "reinforce++"]
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
@@ -90,7 +90,18 @@ def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses
     student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["grpo", "--model", student, "--n-train", 5, "--turns", 2, "--n-candidates", 4, "--max-history", 2]
-    command += ["--answer-format", "compact", "--collect-batch", 2, "--max_completion_length", 30, "--max_steps", 2]
+    command += [
+        "--answer-format",
+        "compact",
+        "--collect-batch",
+        2,
+        "--tasks",
+        "rank",
+        "--max_completion_length",
+        30,
+        "--max_steps",
+        2,
+    ]
     command += ["--hard", 0.5, "--hard-kind", "near", "--num_generations", 2, "--per_device_train_batch_size", 4]
     command += ["--gradient_accumulation_steps", 1, "--save_steps", 1, "--reward", "ndcg", "--learning_rate", 1e-3]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
@@ -104,7 +115,7 @@ def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses
     told = json.loads((whole / "round-0" / "population" / "run.json").read_text())
     assert (told["hard"], told["hard_kind"]) == (0.5, "near")
     assert starec(*command, "--out", whole, "--n-train", 4) == 1
-    assert "belongs to another run: its train_users differ" in capsys.readouterr().err
+    assert "holds another run: its train_users differ" in capsys.readouterr().err
 
 
 def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path) -> None:
@@ -112,7 +123,9 @@ def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path)
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
     command = ["--config", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "rl")]
-    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
+    given, batch = commands._parse(command, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
     assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
     assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
 
@@ -145,6 +158,10 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
             "--items, --turns have no effect with --rows",
         ),
         (["grpo", "--reward", "position2"], "did you mean 'position'"),
+        (["grpo", "--reward-funcs", "nowhere:none"], "must be MODULE:FUNCTION"),
+        (["grpo", "--agent", "nobody"], "nobody"),
+        (["grpo", "--split-file", "none.json", "--n-train", "3"], "--n-train has no effect with --split-file"),
+        (["sft", "--template-switches", "on", "--out", "x"], "wanted JSON"),
     ],
 )
 def test_faults_are_told_in_one_line(
@@ -223,12 +240,13 @@ def test_a_stage_takes_each_option_of_a_data_set() -> None:
         assert named[name] == (getattr(wanted, name) or None)
 
 
-def test_help_shows_our_fields_and_trls(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_our_options_first_and_trls_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     assert starec("grpo", "--help") == 0
     shown = capsys.readouterr().out
-    assert (
-        "--rounds" in shown and "--num-generations" in shown and "Example: starec train grpo" in " ".join(shown.split())
-    )
-    assert "--num_generations" not in shown
+    assert "--rounds" in shown and "Example: starec train grpo" in " ".join(shown.split())
+    assert "--num-generations" not in shown and "--help-trl" in shown
+    assert starec("grpo", "--help-trl") == 0
+    shown = capsys.readouterr().out
+    assert "--rounds" in shown and "--num-generations" in shown and "--num_generations" not in shown
     assert starec("--help") == 0
     assert "teach" in capsys.readouterr().out

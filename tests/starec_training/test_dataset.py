@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support_training import Words
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, ScriptedChat
@@ -16,7 +15,7 @@ from starec_agents.tasks import rank_messages
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Memory
-from starec_training.dataset import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
+from starec_training.dataset import Case, Rows, Shown, check_apart, read_rows, run_rows, to_dataset, write_rows
 
 
 def run(dataset: Dataset, out: Path, reply: Any = None, **options: Any) -> Path:
@@ -126,19 +125,3 @@ def test_a_candidate_listed_twice_is_refused(taught: Rows) -> None:
     item = taught.rows[0].snapshot.shown.candidates[0]
     with pytest.raises(ValidationError, match="listed twice"):
         Shown(candidates=(item, item), target=0)
-
-
-def test_prompts_over_the_limit_are_dropped_and_counted(taught: Rows) -> None:
-    lengths = sorted(Words().count(row.prompt) for row in taught)
-    limit = lengths[len(lengths) // 2]
-    kept = fitting(taught, Words(), max_prompt=limit)
-    assert 0 < len(kept) < len(taught)
-    assert kept.dropped[f"prompt over {limit} tokens"] == len(taught) - len(kept)
-    assert len(fitting(taught, Words(), max_length=10**6)) == len(taught)
-    with pytest.raises(TrainingError, match="no row is left"):
-        fitting(taught, Words(), max_length=5)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused(taught: Rows) -> None:
-    with pytest.raises(TrainingError, match="no chat template"):
-        fitting(taught, object(), max_prompt=10)

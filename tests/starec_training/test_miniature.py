@@ -219,7 +219,7 @@ def test_quick_decoding_takes_what_transformers_finds_likeliest_and_can_be_held_
 
 @pytest.mark.parametrize("quicker", [True, False])
 def test_products_are_in_bfloat16_only_where_it_is_the_quicker(monkeypatch: pytest.MonkeyPatch, quicker: bool):
-    monkeypatch.setattr(model_module, "_bfloat16_is_quicker", lambda device: quicker)
+    monkeypatch.setattr(model_module, "bfloat16_is_quicker", lambda device: quicker)
     with model_module.quick_arithmetic():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if quicker else torch.float32)
 

@@ -10,6 +10,7 @@ TRL's, the training's own, and so is --data-seed; what is drawn from the data se
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,11 +21,13 @@ from typing import Any
 
 import click
 
+from starec_agents.commands import load_graph
 from starec_env.data.options import HELP, data_spec
 from starec_env.data.spec import DataSpec
-from starec_env.data.splits import apart_from, read_users
+from starec_env.data.splits import Split, apart_from, read_users
 from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice, unknown
 from starec_env.metrics import ndcg
+from starec_env.reading import READINGS, Reading
 from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Endpoint, Id
@@ -34,6 +37,9 @@ UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
 
 TEACHERS = ("blind", "hindsight", "llm")
+
+
+_SPLIT = "Who trains and who is tested, of which data: from starec data split."
 
 
 @dataclass
@@ -48,6 +54,9 @@ class DataArguments:
     liked_above: float | None = field(default=None, metadata={"help": HELP["liked_above"]})
     min_interactions: int = field(default=10, metadata={"help": HELP["min_interactions"]})
     max_length: int = field(default=40, metadata={"help": HELP["max_length"]})
+    split_file: str | None = field(default=None, metadata={"help": _SPLIT})
+    reading: str = field(default="default", metadata={"help": "How to read what the paper leaves open."})
+    set: list[str] = field(default_factory=list, metadata={"help": "NAME=VALUE: change settings of the reading."})
     users_file: str | None = field(default=None, metadata={"help": "users.json of an earlier stage: the same users."})
     heldout: str | None = field(
         default=None,
@@ -95,13 +104,26 @@ class ModelArguments:
 
 
 @dataclass
+class BatchArguments:
+    """What of TRL's options says how many prompts a step has, and so what follows from our own."""
+
+    num_generations: int = 8
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int | None = None
+
+
+@dataclass
 class SftArguments(ModelArguments):
     """Supervised training on a teacher's rows; fields of TRL's SFTConfig follow."""
 
     rows: list[str] = field(default_factory=list, metadata={"help": "Folders of `teach`, or JSONL files."})
     users_file: str | None = field(default=None, metadata={"help": "users.json whose held-out users must not occur."})
+    split_file: str | None = field(default=None, metadata={"help": "A split whose other users must not occur."})
     size: str = field(default="0.5B", metadata={"help": "0.5B, 1.5B or 7B: the paper's settings for it."})
     eval_users: int = field(default=0, metadata={"help": "Users of the rows kept apart, to watch for overfit."})
+    template_switches: str | None = field(
+        default=None, metadata={"help": "The chat template's, as JSON: '{\"enable_thinking\": false}'"}
+    )
 
 
 @dataclass
@@ -121,16 +143,32 @@ class GrpoArguments(ModelArguments, DataArguments):
     tasks: list[str] = field(default_factory=lambda: ["rank", "reflect"], metadata={"help": "Which tasks train."})
     follow_ups: int = field(default=1, metadata={"help": "Next turns that pay a memory update."})
     algorithm: str = field(default="grpo", metadata={"help": "grpo or reinforce++"})
-    reward: str = field(default="position", metadata={"help": "position (the paper's) or ndcg"})
+    reward: str = field(default="position", metadata={"help": "position (the paper's), ndcg, or none: own ones alone"})
+    reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "Further ones, MODULE:FUNCTION with TRL's signature."}
+    )
     max_prompt: int = field(default=4096, metadata={"help": "Longer prompts are dropped and counted."})
-    anchor: bool = field(default=True, metadata={"help": "False: direct RL, without KL to the model it starts from."})
+    follow_up_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a follow-up ranking."})
+    prompts_per_step: int = field(default=64, metadata={"help": "On all processes together."})
+    agent: str = field(default="starec", metadata={"help": "The graph that collects: as simulate's --agent."})
 
 
 _OF_LLM = ("base_url", "model", "api_key_env", "max_tokens", "timeout", "max_retries", "rethinks")
 _OF_ROUNDS = tuple(
     each.name
     for each in fields(GrpoArguments)
-    if each.name not in {"rows", "users_file", "algorithm", "reward", "max_prompt", "anchor"}
+    if each.name
+    not in {
+        "rows",
+        "users_file",
+        "split_file",
+        "algorithm",
+        "reward",
+        "reward_funcs",
+        "max_prompt",
+        "follow_up_tokens",
+        "prompts_per_step",
+    }
     and each.name not in {own.name for own in fields(ModelArguments)}
 )
 
@@ -195,9 +233,10 @@ def _parse(
     if stage != "teach":
         args = [_OUT.get(flag, flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in args)]
     about = (train.commands[stage].help or "").strip()
+    more = "" if stage == "teach" else "Fields of TRL's config can be set too: --help-trl shows all."
     parser = Parser(
         classes, prog=f"starec train {stage}", usage=f"starec train {stage} [OPTIONS]", description=about,
-        add_help=not partly,
+        epilog=more, add_help=not partly,
     )  # fmt: skip
     for action in parser._actions:  # shown with hyphens alone; argparse takes both
         known = [flag for flag in action.option_strings if "_" not in flag and flag not in _old_flags(stage)]
@@ -211,6 +250,13 @@ def _parse(
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise unknown(f"option of starec train {stage}", left[0].partition("=")[0], known)
     return tuple(found)
+
+
+def _show_help(args: Sequence[str], ours: type, stage: str) -> list[str]:
+    """Show our own options where help is asked for, without TRL's; --help-trl is the help of all."""
+    if {"-h", "--help"} & set(args):
+        _parse(["--help"], (ours,), stage, {})  # exits
+    return ["--help" if arg == "--help-trl" else arg for arg in args]
 
 
 def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -292,20 +338,21 @@ def sft(args: Sequence[str]) -> int:
 
     Example: starec train sft --model smollm2 --lora-rank 16 --rows runs/taught --out runs/sft
     """
+    args = _show_help(args, SftArguments, "sft")
+    given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
+    switches = _switches(given.template_switches)
+    rows = None if "--help" in args else _rows(given.rows)
     try:
         from trl import SFTConfig
 
         from starec_training.sft import paper_settings, train_sft
     except ImportError:
         raise MissingExtra("starec train sft", "train") from None
-    given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
     watch = {"eval_strategy": "steps", "eval_steps": 50} if given.eval_users else {}
     given, config = _parse(args, (SftArguments, SFTConfig), "sft", {**paper_settings(given.size), **watch})
-    rows = _rows(given.rows)
-    options = {"adapter": _lora(given), "minutes": given.minutes}
+    options = {"adapter": _lora(given), "minutes": given.minutes, "chat_template_kwargs": switches, **_apart(given)}
     if given.eval_users:
         rows, options["eval_rows"] = rows.split(given.eval_users)
-    options["heldout"] = read_users(given.users_file)["heldout"] if given.users_file else []
     return _end(train_sft(given.model, rows, config, **options))
 
 
@@ -315,25 +362,23 @@ def grpo(args: Sequence[str]) -> int:
 
     Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
+    args = _show_help(args, GrpoArguments, "grpo")
+    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    _check_grpo(given)  # before what takes seconds to import
     try:
         from trl import GRPOConfig
 
-        from starec_training.grpo import ALGORITHMS, Rounds, paper_settings, train_grpo, train_rounds
-        from starec_training.rewards import REWARDS
+        from starec_training.grpo import Rounds, paper_settings, train_grpo, train_rounds
     except ImportError:
         raise MissingExtra("starec train grpo", "train") from None
 
-    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
-    if not given.anchor:
-        config.beta = 0.0
-    options = {name: getattr(given, name) for name in ("algorithm", "reward", "max_prompt", "minutes")}
-    options |= {"adapter": _lora(given)}
-    check_choice("algorithm", given.algorithm, ALGORITHMS)
-    check_choice("reward", given.reward, list(REWARDS))
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
+    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    names = ("algorithm", "reward", "reward_funcs", "max_prompt", "follow_up_tokens", "minutes")
+    options = {name: getattr(given, name) for name in names} | {"adapter": _lora(given)}
     if given.rows:
-        _refuse(given, _OF_ROUNDS, "with --rows, which are there already")
-        heldout = read_users(given.users_file)["heldout"] if given.users_file else []
-        return _end(train_grpo(given.model, _rows([given.rows]), config, heldout=heldout, **options))
+        return _end(train_grpo(given.model, _rows([given.rows]), config, **_apart(given), **options))
     _check_users(given)
     data = _data(given)
     train_users, heldout = chosen_users(data, given)
@@ -347,11 +392,52 @@ def grpo(args: Sequence[str]) -> int:
         prompts=given.prompts,
         tasks=given.tasks,
         follow_ups=given.follow_ups,
-        agent={name: getattr(given, name) for name in ("answer_format", "structured", "max_history")},
+        stream=_reading(given).stream,
+        agent={"graph": load_graph(given.agent)} | {name: getattr(given, name) for name in _OF_AGENT},
         batch_size=given.collect_batch,
         seed=given.sample_seed,
     )
+    options["split"] = Split.load(given.split_file) if given.split_file else None
     return _end(train_rounds(given.model, data, train_users, config, rounds, heldout=heldout, **options))
+
+
+_OF_AGENT = ("answer_format", "structured", "max_history")
+
+
+def _check_grpo(given: GrpoArguments) -> None:
+    """Raise what is wrong with the options alone."""
+    from starec_training.rewards import check_rewards, reward_functions
+
+    check_choice("algorithm", given.algorithm, ("grpo", "reinforce++"))
+    check_rewards(given.reward, given.reward_funcs, None)
+    reward_functions(given.reward_funcs)
+    if given.rows:
+        _refuse(given, _OF_ROUNDS, "with --rows, which are there already")
+    _check_users(given)
+    load_graph(given.agent)
+
+
+def _switches(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidOption(f'--template-switches {text}: wanted JSON, as {{"enable_thinking": false}}')
+    return found
+
+
+def _apart(given: Any) -> dict[str, Any]:
+    """Who must not be among rows that are there already."""
+    heldout = read_users(given.users_file)["heldout"] if given.users_file else []
+    return {"heldout": heldout, "split": Split.load(given.split_file) if given.split_file else None}
+
+
+def _reading(given: DataArguments) -> Reading:
+    if given.split_file:
+        return Split.load(given.split_file).reading
+    sizes = [f"{name}={getattr(given, name)}" for name in ("min_interactions", "max_length")]
+    return READINGS[given.reading].with_settings([*sizes, *given.set])
 
 
 def _end(final: Path | None) -> int:
@@ -361,12 +447,22 @@ def _end(final: Path | None) -> int:
 
 
 def _data(given: DataArguments) -> Dataset:
-    return data_spec(**{name: getattr(given, name) for name in DataSpec.model_fields}).load()
+    known = {name: getattr(given, name) for name in DataSpec.model_fields}
+    if given.split_file:
+        places = {name: known[name] for name in ("data_dir", "items") if known[name] is not None}
+        split = Split.load(given.split_file)
+        return split.load_dataset(DataSpec.of(dataset=split.spec().dataset, **places) if places else None)
+    spec = data_spec(**known)
+    return spec.load() if given.reading == "default" and not given.set else _reading(given).prepare(spec.read())
 
 
 def _check_users(given: DataArguments) -> None:
     if given.users_file:
         _refuse(given, ["heldout", "n_train"], "with --users-file, which says who trains and who is held out")
+    if given.split_file:
+        of_data = ("dataset", "columns", "domain", "liked_above", "min_interactions", "max_length", "reading", "set")
+        names = (*of_data, "users_file", "heldout", "n_train")
+        _refuse(given, names, "with --split-file, which says what the data are, who trains and who is tested")
 
 
 def _rows(paths: Sequence[str]) -> Any:
@@ -408,6 +504,9 @@ def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list
         DataError: A file of users can't be read.
         InvalidOption: Nobody is left to train on.
     """
+    if given.split_file:
+        split = Split.load(given.split_file)
+        return list(split.train), [*split.validation, *split.test]
     if given.users_file:
         users = read_users(given.users_file)
         return users["train"], users["heldout"]

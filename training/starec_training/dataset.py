@@ -22,9 +22,12 @@ from starec_agents.llm import Message
 from starec_agents.runs.records import Turns
 from starec_agents.runs.store import read_run, read_steps, write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
+from starec_training.rendering import encode as _length  # noqa: F401  # as is the next, an old home for one release
+from starec_training.rendering import fitting as fitting
 
 if TYPE_CHECKING:
     import datasets
@@ -354,54 +357,15 @@ def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
         )
 
 
+def kept_apart(split: Split | None) -> tuple[Id, ...]:
+    """Users of a split whom nothing may be trained on: those who choose and those who are tested."""
+    return () if split is None else (*split.validation, *split.test)
+
+
 def with_turns(dataset: Dataset, users: Iterable[Id], **stream: Any) -> list[Id]:
     """Those users that have a turn under some settings of Stream; a population refuses the others by name."""
     able = set(Stream(dataset, **stream).users.tolist())
     return [user for user in users if dataset.user_index(user) in able]
-
-
-def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_length: int | None = None) -> Rows:
-    """Rows whose prompt, and prompt with completion, are within limits; the others are dropped and counted.
-
-    Args:
-        rows: The rows.
-        tokenizer: Counts tokens, by its chat template.
-        max_prompt: Most tokens of a prompt (the paper's reinforcement training: 4096).
-        max_length: Most tokens of prompt and completion together (the paper's SFT: 16384).
-
-    Raises:
-        TrainingError: The tokenizer has no chat template, or no row is left.
-    """
-    check_chat_template(tokenizer)
-    goes: dict[int, str] = {}
-    for place, row in enumerate(rows):
-        prompt = _length(tokenizer, row.prompt, add_generation_prompt=True)
-        if max_prompt is not None and prompt > max_prompt:
-            goes[place] = f"prompt over {max_prompt} tokens"
-        elif max_length is not None and row.lineage.get("cut_off"):
-            goes[place] = "the answer was cut off"
-        elif max_length is not None:
-            answer = {"role": "assistant", "content": row.completion}
-            if prompt > max_length or _length(tokenizer, [*row.prompt, answer]) > max_length:
-                goes[place] = f"prompt and answer over {max_length} tokens"
-    kept = rows.kept(goes)
-    if not len(kept):
-        raise TrainingError(f"no row is left ({kept}): raise the limit, or show a shorter history")
-    return kept
-
-
-def check_chat_template(tokenizer: Any) -> None:
-    """Raise TrainingError unless the tokenizer can render a conversation."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise TrainingError(
-            "the tokenizer has no chat template, so prompts can't be rendered as the server renders them: use an "
-            "instruction-tuned model, or set tokenizer.chat_template"
-        )
-
-
-def _length(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: bool) -> int:
-    conversation = [dict(message) for message in messages]
-    return len(tokenizer.apply_chat_template(conversation, return_dict=False, **options))
 
 
 def save_report(path: str | Path, report: Mapping[str, Any]) -> None:

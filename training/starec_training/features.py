@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.cases import PAD
-from starec_env.data.splits import rows_only
+from starec_env.data.cut import rows_only
 from starec_env.errors import TrainingError
 from starec_env.pairs import PairCounts
 from starec_env.replay.stream import Stream

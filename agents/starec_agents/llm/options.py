@@ -35,6 +35,16 @@ def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+model_card_option = click.option(
+    "--model-card",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="The model's folder, whose starec.json says whom it was trained on; needed where neither --model nor the "
+    "server names it.",
+)
+"""Gives a command --model-card."""
+
+
 def endpoint(base_url: str, model: str, options: dict[str, Any]) -> Endpoint:
     """The endpoint of a command's options.
 

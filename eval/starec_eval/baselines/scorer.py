@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from starec_env import ranks
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
+from starec_env.reading import TrainOn as TrainOn
 from starec_env.types import Dataset, Query, Ranking
 
 Scores = NDArray[Any]
-TrainOn = Literal["sample", "full"]
 
 _CHUNK = 1 << 20
 

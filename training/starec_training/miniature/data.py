@@ -40,7 +40,8 @@ def split_able_users(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
     """Split the users who have a held-out turn: about 22 % test (at most 1,000), 9 % validation, the others train."""
     able = dataset.user_ids[Stream(dataset).users].tolist()
     test, validation = min(1000, round(0.224 * len(able))), min(400, round(0.09 * len(able)))
-    return split_users(able, test=test, validation=validation, seed=seed)
+    split = split_users(able, test=test, validation=validation, seed=seed)
+    return Split.of(dataset, train=split.train, validation=split.validation, test=split.test)
 
 
 @dataclass

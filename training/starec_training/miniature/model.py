@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from starec_training.features import Batch, Evidence
 from starec_training.miniature.data import Encoder, Example
+from starec_training.precision import bfloat16_is_quicker
 
 if TYPE_CHECKING:
     import torch
@@ -197,23 +196,7 @@ def quick_arithmetic(device: str = "cpu") -> Any:
     """
     import torch
 
-    return torch.autocast(device, torch.bfloat16, enabled=_bfloat16_is_quicker(device))
-
-
-@lru_cache(maxsize=4)
-def _bfloat16_is_quicker(device: str) -> bool:
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones((256, 256), dtype=dtype, device=device)
-        times = []
-        for _ in range(5):
-            begun = perf_counter()
-            (a @ a)[0, 0].item()
-            times.append(perf_counter() - begun)
-        return min(times)
-
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    return torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_quicker(device))
 
 
 def states(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starec_agents.serving.weights import NANO
+from starec_agents.serving.card import NANO, ModelCard
 from starec_env.data.splits import Split
 from starec_env.metrics import ndcg
 from starec_training.miniature.data import Encoder, Prompts, tokens_for
@@ -34,7 +33,7 @@ def make(folder: str | Path, seed: int = 1) -> None:
     """Train starec-nano on ml-latest-small's training users and write what ships; prints validation users' NDCG@10.
 
     Args:
-        folder: Gets the weights in both formats, the tokenizer and users.json.
+        folder: Gets the weights in both formats, the tokenizer and the card (`starec.json`).
         seed: Of weights, prompts and their order.
     """
     import torch
@@ -101,5 +100,4 @@ def publish(model: Any, tokenizer: Any, split: Split, folder: str | Path) -> Non
     folder = Path(folder)
     save(model, tokenizer, folder)
     write_gguf(model, tokenizer, folder / f"{NANO}.gguf", NANO, "see the model card")
-    users = {"train": sorted(split.train), "validation": sorted(split.validation), "test": sorted(split.test)}
-    (folder / "users.json").write_text(json.dumps(users) + "\n", encoding="utf-8")
+    ModelCard(stage="sft", base_model="none: embeddings initialised from the training users", split=split).save(folder)
