@@ -46,7 +46,7 @@ from starec_training.checkpoints import load_policy
 from starec_training.dataset import Row, Rows
 from starec_training.features import FEATURES, Evidence
 from starec_training.generation import LocalChat
-from starec_training.grouped import head_on_answers, quick_bf16, scores_only
+from starec_training.grouped import head_on_answers, scores_only
 from starec_training.grpo import paper_grpo, train_grpo
 from starec_training.sft import paper_sft, train_sft
 
@@ -118,7 +118,6 @@ def sft_config(out: Path, plan: Plan, steps: int, seed: int) -> Any:
         weight_decay=0.02,
         train_sampling_strategy="sequential",
         save_steps=100,
-        bf16=quick_bf16(),
         seed=seed,
         report_to="none",
         disable_tqdm=True,
@@ -141,7 +140,6 @@ def grpo_config(out: Path, plan: Plan, seed: int) -> Any:
         warmup_steps=min(5, plan.grpo),
         beta=0.0,
         save_steps=10,
-        bf16=quick_bf16(),
         seed=seed,
         log_completions=False,
         report_to="none",

@@ -31,7 +31,6 @@ from starec_env.reading import READINGS, Reading
 from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Endpoint, Id
-from starec_training.miniature.commands import miniature
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
@@ -181,7 +180,6 @@ def train() -> None:
     """
 
 
-train.add_command(miniature)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
