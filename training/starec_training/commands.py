@@ -180,8 +180,6 @@ def train() -> None:
     """
 
 
-
-
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
 _RENAMED = {
     "teach": {"user_turns": "turns", "sample_seed": "seed", "served_model": "model"},
