@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path

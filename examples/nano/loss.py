@@ -23,18 +23,18 @@ class ScoresTrainer(SFTTrainer):  # type: ignore[misc]
         labels = inputs.pop("labels")[:, 1:]
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.args.bf16):
             hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1].float()
-        known = torch.tensor(score_ids(self.processing_class))
-        score = torch.full((len(self.processing_class),), -1).index_put((known,), torch.arange(100))
+        known = torch.tensor(score_ids(self.processing_class), device=labels.device)
+        score = torch.full((len(self.processing_class),), -1, device=labels.device)
+        score[known] = torch.arange(len(known), device=labels.device)
         score = torch.where(labels >= 0, score[labels.clamp(min=0)], -1)
-        rows, places = torch.nonzero((labels >= 0) & (score < 0), as_tuple=True)
-        fixed = torch.nn.functional.cross_entropy(hidden[rows, places] @ model.lm_head.weight.T, labels[rows, places])
-        taught = [at for at in (row.nonzero()[:, 0] for row in score >= 0)]
-        parts = [
-            scores_loss(hidden[row, at] @ model.lm_head.weight[known].T, score[row, at])
-            for row, at in enumerate(taught)
-            if len(at)
-        ]
-        return fixed + (torch.stack(parts).sum() / len(labels) if parts else 0.0)
+        rows, places = torch.nonzero(labels >= 0, as_tuple=True)
+        logs = torch.log_softmax(hidden[rows, places] @ model.lm_head.weight.T, -1)
+        wanted = score[rows, places]
+        token = logs.gather(-1, labels[rows, places][:, None])[:, 0]
+        form = -torch.where(wanted < 0, token, logs[:, known].logsumexp(-1)).mean()  # that a score comes, not which
+        lists = [(rows == row) & (wanted >= 0) for row in range(len(labels))]
+        scores = [scores_loss(logs[own][:, known], wanted[own]) for own in lists if own.any()]
+        return form + (torch.stack(scores).sum() / len(labels) if scores else 0.0)
 
 
 def scores_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -18,28 +18,24 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# A third of a step on a CPU is page faults of large tensors that malloc hands back: read before torch is loaded.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
-if not MALLOC.items() <= os.environ.items():
-    os.environ |= MALLOC
-    if __name__ == "__main__":
-        os.execv(sys.executable, [sys.executable, *sys.argv])
-
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from loss import ScoresTrainer
 from rows import MAX_HISTORY, Prompts, answer_of, split_able_users
-from start import new_model, tokens_for
+from start import new_model, save, tokens_for
 
 from starec_env import load_dataset, prepare
 from starec_env.cases import Cases
 from starec_env.metrics import interval, ndcg, of_means, per_user
 from starec_env.replay.stream import Stream
+from starec_env.types import Dataset
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers.starec import starec
 from starec_eval.protocol import Protocol
@@ -47,7 +43,7 @@ from starec_training.checkpoints import load_policy
 from starec_training.dataset import Row, Rows
 from starec_training.features import FEATURES, Evidence
 from starec_training.generation import LocalChat
-from starec_training.grouped import head_on_answers, quick_bf16, scores_only
+from starec_training.grouped import head_on_answers, scores_only
 from starec_training.grpo import paper_grpo, train_grpo
 from starec_training.sft import paper_sft, train_sft
 
@@ -81,45 +77,53 @@ class Plan:
 class Data:
     """The data set, who trains and who is tested, and the teacher."""
 
-    def __init__(self) -> None:
-        loaded = load_dataset("ml-latest-small")
-        self.windows, self.streams = prepare(loaded), prepare(loaded, max_length=None)
+    def __init__(self, loaded: Dataset | None = None, teacher_sees: Sequence[str] = CONTENT) -> None:
+        self.loaded, self.sees = loaded or load_dataset("ml-latest-small"), teacher_sees
+        self.windows, self.streams = prepare(self.loaded), prepare(self.loaded, max_length=None)
         self.split = split_able_users(self.windows)
 
     @cached_property
     def teacher(self) -> Evidence:
-        """Counts of the training users' streams; ranks by `CONTENT`."""
-        return Evidence(self.streams, self.split.train).only(CONTENT)
+        """Counts of the training users' streams; ranks by what it sees."""
+        return Evidence(self.streams, self.split.train).only(self.sees)
 
     def prompts(self, seed: int) -> Prompts:
         """Draws rows of training users; another seed draws others."""
         return Prompts(self.streams, self.teacher, self.split.train, seed)
 
 
-def mixed(prompts: Prompts, steps: int, batch: int, popular_first: float = 0.0) -> Rows:
-    """Rows for so many steps, each of lists of one length; the first share of them taught by popularity, ever less."""
+def mixed(prompts: Prompts, steps: int, batch: int, popular_first: float = 0.0, reflecting: float = 0.0) -> Rows:
+    """Rows for so many steps, each of lists of one length, in the order in which they are learned.
+
+    Args:
+        prompts: Draws them.
+        steps: How many batches.
+        batch: Rows of each.
+        popular_first: In this share of the steps the teacher goes over from popularity to what it sees itself.
+        reflecting: Share of memory updates.
+    """
     rows: list[Row] = []
     for step in range(steps):
-        share = max(0.0, 1 - step / max(1.0, popular_first * steps))
-        rows += prompts.draw(batch, candidates=LISTS[step % len(LISTS)], popularity=share)
+        popular = max(0.0, 1 - step / max(1.0, popular_first * steps))
+        length = LISTS[step % len(LISTS)]
+        rows += prompts.draw(batch, candidates=length, popularity=popular, reflecting=reflecting)
     return Rows(rows)
 
 
-def sft_config(out: Path, plan: Plan, steps: int, seed: int) -> Any:
-    """Of both SFT stages; the second has the first's rate again, which was the better one on validation users."""
+def sft_config(out: Path, steps: int, batch: int, learning_rate: float = 1.5e-3, seed: int = 0) -> Any:
+    """Of every SFT stage."""
     return paper_sft(
         output_dir=str(out),
-        per_device_train_batch_size=plan.sft_batch,
+        per_device_train_batch_size=batch,
         num_train_epochs=1,
         max_steps=steps,
-        learning_rate=1.5e-3,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(50, steps),
         adam_beta2=0.98,
         weight_decay=0.02,
         train_sampling_strategy="sequential",
         save_steps=100,
-        bf16=quick_bf16(),
         seed=seed,
         report_to="none",
         disable_tqdm=True,
@@ -142,12 +146,18 @@ def grpo_config(out: Path, plan: Plan, seed: int) -> Any:
         warmup_steps=min(5, plan.grpo),
         beta=0.0,
         save_steps=10,
-        bf16=quick_bf16(),
         seed=seed,
         log_completions=False,
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def begin(folder: Path, data: Data, prompts: Prompts, size: str, seed: int) -> None:
+    """Write the untrained model and its tokenizer."""
+    shown = [row for n in LISTS for row in prompts.draw(300, candidates=n, reflecting=0.3)]
+    tokenizer = tokens_for(data.teacher, shown)
+    save(new_model(data.teacher, tokenizer, size=size, seed=seed), tokenizer, folder)
 
 
 def train(out: Path, seed: int, plan: Plan, data: Data, minutes: float | None = None) -> bool:
@@ -156,13 +166,7 @@ def train(out: Path, seed: int, plan: Plan, data: Data, minutes: float | None = 
     until = None if minutes is None else time.monotonic() + 60 * minutes
     _claim(out, seed, plan)
     if not (out / "start").exists():
-        prompts = data.prompts(seed)
-        shown = [row for n in LISTS for row in prompts.draw(300, candidates=n, reflecting=0.3)]
-        tokenizer = tokens_for(data.teacher, shown)
-        model = new_model(data.teacher, tokenizer, size=plan.size, seed=seed)
-        model.save_pretrained(out / "start.part")
-        tokenizer.save_pretrained(out / "start.part")
-        (out / "start.part").rename(out / "start")
+        begin(out / "start", data, data.prompts(seed), plan.size, seed)
     sft = _taught(out / "sft", out / "start", 10 * seed, plan, plan.sft, 0.12, data, until)
     grpo = sft and _reinforced(out / "grpo", sft, 10 * seed + 1, plan, data, until)
     more = grpo and _taught(out / "more", sft, 10 * seed + 2, plan, _as_long(out, plan), 0.0, data, until)
@@ -184,7 +188,7 @@ def _taught(
     if (out / "final").exists():
         return out / "final"
     rows = mixed(data.prompts(seed), steps, plan.sft_batch, popular)
-    config = sft_config(out, plan, steps, seed)
+    config = sft_config(out, steps, plan.sft_batch, seed=seed)
     options: dict[str, Any] = {"heldout": [*data.split.test, *data.split.validation], "minutes": _left(until)}
     return _timed(out, lambda: train_sft(model, rows, config, trainer_class=ScoresTrainer, **options))
 
@@ -204,7 +208,7 @@ def _left(until: float | None) -> float | None:
     return None if until is None else max(0.0, (until - time.monotonic()) / 60)
 
 
-def _timed(out: Path, stage: Any) -> Path | None:
+def _timed(out: Path, stage: Callable[[], Path | None]) -> Path | None:
     # CPU seconds of the training itself, added up over pieces.
     begun, wall = time.process_time(), time.time()
     final: Path | None = None
@@ -252,7 +256,7 @@ def judge(out: Path, plan: Plan, data: Data) -> None:
     path = out / "cases.parquet"
     if not path.exists():
         test_cases(data, plan.users).write(path)
-    protocol = Protocol(load_dataset("ml-latest-small"), candidates=path)
+    protocol = Protocol(data.loaded, candidates=path)
     for name in ("sft", "grpo", "more"):
         network, tokenizer = load_policy(out / name / "final")
         chat = LocalChat(network, tokenizer, model=name, batch_size=128)
@@ -262,30 +266,28 @@ def judge(out: Path, plan: Plan, data: Data) -> None:
         np.save(out / f"ranks-{name}.npy", results.methods[0].ranks)
 
 
+STAGES = {"sft": "SFT", "grpo": "SFT, then GRPO", "more": "SFT, then more SFT"}
+
+
 def table(folder: Path) -> str:
     """Means over seeds and users, errors and 95 % intervals of paired differences over users."""
     seeds = sorted(path.parent for path in folder.glob("seed-*/ranks-more.npy"))
-    users = None
-    values: dict[str, Any] = {}
-    for name in ("sft", "grpo", "more"):
-        found = []
-        for seed in seeds:
-            import pyarrow.parquet as pq
-
-            users = pq.read_table(seed / "cases.parquet")["user_id"].to_numpy()
-            found.append(100 * per_user(ndcg(np.load(seed / f"ranks-{name}.npy"), 10), users))
-        values[name] = np.array(found)
-    lines = [
-        f"{len(seeds)} seeds, {values['sft'].shape[1]} test users",
-        "",
-        "| | NDCG@10 | minus SFT | minus more SFT |",
-    ]
-    lines.append("|---|---|---|---|")
-    for name in values:
+    if not seeds:
+        raise SystemExit(f"{folder} holds no seed that is done: give --out and --seed, and let it end")
+    values = {name: np.array([_by_user(seed, name) for seed in seeds]) for name in STAGES}
+    lines = [f"{len(seeds)} seeds, {values['sft'].shape[1]} test users; NDCG@10 in percent, 95 % over users", ""]
+    lines += ["| | NDCG@10 | ranked | minus SFT | minus more SFT |", "|---|---|---|---|---|"]
+    for name, shown in STAGES.items():
         mean = of_means("", values[name].mean(0))
+        ranked = np.mean([np.isfinite(np.load(seed / f"ranks-{name}.npy")).mean() for seed in seeds])
         gaps = [_gap(values[name], values[other]) if name != other else "" for other in ("sft", "more")]
-        lines.append(f"| {name} | {mean.mean:.1f} ± {mean.se:.1f} | {' | '.join(gaps)} |")
+        lines.append(f"| {shown} | {mean.mean:.1f} ± {mean.se:.1f} | {ranked:.1%} | {' | '.join(gaps)} |")
     return "\n".join(lines) + "\n"
+
+
+def _by_user(seed: Path, name: str) -> Any:
+    users = pq.read_table(seed / "cases.parquet")["user_id"].to_numpy()
+    return 100 * per_user(ndcg(np.load(seed / f"ranks-{name}.npy"), 10), users)
 
 
 def _gap(ours: Any, others: Any) -> str:

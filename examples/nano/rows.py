@@ -1,4 +1,4 @@
-"""Training rows for a small model: prompts of both tasks from training users, answered by a rule-based teacher.
+"""Training rows for a small model: prompts of both tasks from users' streams, answered by a rule-based teacher.
 
 The prompts are the package's own. A ranking's answer is a JSON object of scores, the teacher's log-odds; a memory
 update's answer is a text of true facts. The teacher counts other users' streams and never sees the answer.
@@ -86,8 +86,8 @@ class Prompts:
         """
         rng = self.rng
         asks = rng.random(n) < reflecting
-        unlucky = asks & (rng.random(n) < 0.25)
-        rows = np.where(unlucky, rng.choice(self.disliked, n), rng.choice(self.rows, n))
+        disliked_ones = asks & (rng.random(n) < 0.25)
+        rows = np.where(disliked_ones, rng.choice(self.disliked, n), rng.choice(self.rows, n))
         users = self.owner[rows]
         length = np.where(rng.random(n) < 0.6, _SEEN, rng.integers(_MIN_HISTORY, _SEEN + 1, n))
         first = np.maximum(self.dataset.indptr[users], rows - length)

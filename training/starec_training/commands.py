@@ -33,7 +33,6 @@ from starec_env.reading import READINGS, Reading
 from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Id
-from starec_training.miniature.commands import miniature
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
@@ -203,9 +202,6 @@ def train() -> None:
 
     Example: starec train teach --dataset ml-latest-small --out runs/taught
     """
-
-
-train.add_command(miniature)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out

@@ -9,8 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -169,25 +167,6 @@ def _drawn(
 def _cache_name(model: Any) -> str:
     # transformers renamed the argument in 5.2x.
     return "cache" if "cache" in inspect.signature(type(model.base_model).forward).parameters else "past_key_values"
-
-
-@lru_cache(maxsize=4)
-def quick_bf16(device: str = "cpu") -> bool:
-    """Whether products are quicker in bfloat16 than in float32 here: one of each is timed.
-
-    A processor without instructions for bfloat16 takes tens of times as long in it; one that has them, a third.
-    """
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones((256, 256), dtype=dtype, device=device)
-        times = []
-        for _ in range(5):
-            begun = perf_counter()
-            (a @ a)[0, 0].item()
-            times.append(perf_counter() - begun)
-        return min(times)
-
-    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def head_on_answers() -> None:
