@@ -26,8 +26,10 @@ install: $(VENV)/.installed  ## create .venv and install starec into it
 demo: install  ## serve a small model, run a population of user agents, print its table and a story
 	$(BIN)/python -m starec_env.cli demo
 
-miniature: $(VENV)/.installed-train  ## train a small model from nothing in several ways, and print what each is worth (an hour)
-	$(BIN)/python -m starec_env.cli train miniature
+miniature: $(VENV)/.installed-train  ## SFT, then GRPO or more SFT of a small model on two cores, two seeds (hours; goes on when called again)
+	$(BIN)/python examples/nano/miniature.py --out runs/miniature --seed 0
+	$(BIN)/python examples/nano/miniature.py --out runs/miniature --seed 1
+	$(BIN)/python examples/nano/miniature.py --out runs/miniature --table
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
