@@ -48,7 +48,7 @@ def evidence(films: Dataset, train_users: list[Id]) -> Evidence:
 def taught(films: Dataset, evidence: Evidence, train_users: list[Id], tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """The blind teacher's rows, compact: 4 candidates, 2 films of history."""
     out = tmp_path_factory.mktemp("taught") / "run"
-    options = {"users": train_users, "n_candidates": 4, "split": "train", "progress": False}
+    options = {"users": train_users, "n_candidates": 4, "split": "train", "targets": "liked", "progress": False}
     run_population(films, BlindTeacher(evidence).agent(**AGENT), out=out, **options)
     return run_rows(out, films)
 

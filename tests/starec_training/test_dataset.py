@@ -21,7 +21,7 @@ from starec_training.dataset import Case, Rows, Shown, check_apart, read_rows, r
 
 def run(dataset: Dataset, out: Path, reply: Any = None, **options: Any) -> Path:
     llm = ScriptedChat(reply or scripted_user())
-    run_population(dataset, UserAgent.factory(llm), out=out, progress=False, **options)
+    run_population(dataset, UserAgent.factory(llm), out=out, progress=False, **{"targets": "liked", **options})
     return out
 
 
