@@ -495,7 +495,7 @@ class _Collection:
         """A round's options of Stream."""
         seed, n_candidates = self.rounds.seed + number, _of_round(self.rounds.candidates, number)
         own = {"turns": self.rounds.turns, "n_candidates": n_candidates, "seed": seed, "split": "train"}
-        return {**self.rounds.stream, **own}
+        return {"targets": "liked", **self.rounds.stream, **own}  # a disliked target has no reward
 
     def stream(self, number: int) -> tuple[Turns, float]:
         """A round's turns, and the share of their negatives that are harder."""
