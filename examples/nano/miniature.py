@@ -6,8 +6,7 @@
 
 The stages are those of the big recipes: `train_sft`, `train_grpo`, and `evaluate` on a candidates file. What is small
 is the model (2.4 million weights, initialised by hand) and the data (ml-latest-small). A stopped run goes on when
-called again. Settings, steps and the one comparison, GRPO minus more SFT, were fixed before the test
-users were looked at.
+called again. `make miniature` runs both seeds side by side, and prints their table.
 """
 
 from __future__ import annotations

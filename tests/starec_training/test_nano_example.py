@@ -11,7 +11,6 @@ from support import make_dataset
 from support_training import ROOT
 
 from starec_agents.tasks import parse_profile, parse_ranking
-from starec_env.errors import TrainingError
 from starec_env.types import Candidates
 
 pytest.importorskip("trl", reason="needs the 'train' extra")
@@ -104,42 +103,37 @@ def test_another_plan_in_the_same_folder_is_refused(nano, done, data, plan):
         nano.miniature.train(done / "seed-0", 1, plan, data)
 
 
+def asking(model, tokenizer, group: int) -> SimpleNamespace:
+    """What a rollout uses of TRL's trainer."""
+    accelerator = SimpleNamespace(
+        unwrap_model=lambda model: model, autocast=lambda: torch.autocast("cpu", enabled=False)
+    )
+    args = SimpleNamespace(temperature=1.0)
+    return SimpleNamespace(
+        processing_class=tokenizer, model=model, num_generations=group, args=args, accelerator=accelerator
+    )
+
+
 def test_drawn_scores_make_whole_answers_and_only_they_are_trained(nano, done, data):
     model, tokenizer = load_policy(done / "seed-0" / "sft" / "final")
     prompts = [[dict(message) for message in row.prompt] for row in data.prompts(4).draw(2, candidates=5)]
-    trainer = SimpleNamespace(
-        processing_class=tokenizer,
-        model=model,
-        num_generations=3,
-        args=SimpleNamespace(temperature=1.0),
-        accelerator=SimpleNamespace(
-            unwrap_model=lambda model: model, autocast=lambda: torch.autocast("cpu", enabled=False)
-        ),
+    drawn = scores_only(nano.rows.answer_of(np.zeros(5)))(
+        [each for each in prompts for _ in range(3)], asking(model, tokenizer, 3)
     )
-    drawn = scores_only(nano.rows.answer_of(np.zeros(5)))([each for each in prompts for _ in range(3)], trainer)
     assert drawn["prompt_ids"] == [encode(tokenizer, each) for each in prompts for _ in range(3)]
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn["completion_ids"]]
     assert all(list(json.loads(text)) == list("ABCDE") for text in texts) and len(set(texts)) > 1
     assert all(ids[-1] == tokenizer.eos_token_id for ids in drawn["completion_ids"])
-    trained = [[token for token, mark in zip(ids, marks, strict=True) if mark] for ids, marks in
-               zip(drawn["completion_ids"], drawn["env_mask"], strict=True)]  # fmt: skip
-    assert [tokenizer.batch_decode(ids) for ids in trained] == [[str(n) for n in json.loads(t).values()] for t in texts]
+    for ids, marks, text in zip(drawn["completion_ids"], drawn["env_mask"], texts, strict=True):
+        trained = [token for token, mark in zip(ids, marks, strict=True) if mark]
+        assert tokenizer.convert_ids_to_tokens(trained) == [str(score) for score in json.loads(text).values()]
 
 
 def test_drawn_scores_follow_the_policys_distribution(nano, done, data):
     model, tokenizer = load_policy(done / "seed-0" / "sft" / "final")
     prompt = [[dict(message) for message in row.prompt] for row in data.prompts(4).draw(1, candidates=5)]
     n = 4000
-    trainer = SimpleNamespace(
-        processing_class=tokenizer,
-        model=model,
-        num_generations=n,
-        args=SimpleNamespace(temperature=1.0),
-        accelerator=SimpleNamespace(
-            unwrap_model=lambda model: model, autocast=lambda: torch.autocast("cpu", enabled=False)
-        ),
-    )
-    drawn = scores_only(nano.rows.answer_of(np.zeros(5)))(prompt * n, trainer)
+    drawn = scores_only(nano.rows.answer_of(np.zeros(5)))(prompt * n, asking(model, tokenizer, n))
     known = nano.start.score_ids(tokenizer)
     begun = torch.tensor([drawn["prompt_ids"][0] + tokenizer.encode('{"A":', add_special_tokens=False)])
     with torch.no_grad():
@@ -161,18 +155,8 @@ def test_a_taught_score_costs_least_and_a_near_one_less_than_a_far_one(nano):
 def test_what_ships_is_in_both_formats_with_its_users(nano, data, tmp_path):
     pytest.importorskip("gguf")
     folder = nano.make.make(tmp_path, data, 1, [(1, 1e-3, 0.0, 0.5)], "tiny")
-    assert {"model.safetensors", "tokenizer.json", "users.json", "starec-nano.gguf"} <= {
-        p.name for p in folder.iterdir()
-    }
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "users.json", "starec-nano.gguf"} <= names
     assert (folder / "starec-nano.gguf").read_bytes()[:4] == b"GGUF"
     users = json.loads((folder / "users.json").read_text())
     assert sum(map(len, users.values())) == len(data.windows.user_ids)
-
-
-def test_a_held_out_user_among_the_rows_is_refused(nano, data, plan, tmp_path):
-    other = nano.miniature.Data(make_dataset(n_users=60, n_items=45, length=20))
-    other.split = data.split.model_copy(update={"train": data.split.train + data.split.test[:1]})
-    other.__dict__["teacher"] = data.teacher
-    with pytest.raises(TrainingError, match="held-out"):
-        for _ in range(20):
-            nano.miniature.train(tmp_path / "seed-0", 0, plan, other)

@@ -103,7 +103,6 @@ def scores_only(example: str) -> Rollout:
     """
     between = re.split(r"\d+", example)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
         pieces = [tokenizer.encode(text, add_special_tokens=False) for text in between]
@@ -112,7 +111,7 @@ def scores_only(example: str) -> Rollout:
         asked = [tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=False) for each in prompts]
         training = model.training
         model.eval()
-        with trainer.accelerator.autocast():
+        with torch.no_grad(), trainer.accelerator.autocast():
             scores = torch.tensor(_score_tokens(tokenizer), device=model.device)
             prefixes = [[*ids, *pieces[0]] for ids in asked[::size]]
             drawn = _drawn(model, prefixes, size, pieces[1:-1], scores, trainer.args.temperature)
