@@ -12,12 +12,13 @@ from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user
 from starec_agents.llm import Completion
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import RunStore, read_failures, read_steps, read_trajectories
 from starec_agents.tasks import ANSWER_FORMATS, parse_ranking, profile_format
 from starec_env import load_dataset
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning
 from starec_env.replay.env import UserFeedbackEnv
-from starec_env.types import Candidates, Dataset, Item, ParseReport, Step
+from starec_env.types import Candidates, Dataset, Item, ParseReport
 
 PIECES = [
     *("<think>", "</think>", "<THINK >", "1. ", "2) ", "3: ", "- ", "Heat (1995)", "Alien", "Matrix, The (1999)"),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from starec_agents.llm import Completion, Message, OpenAIChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.tasks import labels
-from starec_env.types import Endpoint
 
 _LISTED = re.compile(r"^Candidate [^\n]*:\n(.+?)\n\n", re.MULTILINE | re.DOTALL)
 _THOUGHT = r'"<think>\n" [A-Z] [a-z ]{8,20} ".\n</think>\n" '

@@ -88,7 +88,13 @@ class _UsersFile(click.Path):
 @endpoint_options
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
 @format_options
-@click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
+@click.option(
+    "--targets",
+    type=click.Choice(["all", "liked"]),
+    default="all",
+    show_default=True,
+    help="What to learn from; liked ones alone are scored.",
+)
 @click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items to rank a turn.")
 @click.option(
     "--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Of each stream."

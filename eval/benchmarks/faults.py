@@ -32,10 +32,11 @@ from rich.table import Table
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import session
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import arun_population
 from starec_agents.runs.store import read_failures, read_steps
-from starec_env.types import Dataset, Endpoint
+from starec_env.types import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from fake_endpoint import FakeEndpoint, scripted  # noqa: E402

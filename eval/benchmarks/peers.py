@@ -1,4 +1,4 @@
-"""The same work through starec, verifiers and inspect_ai: calls a second of CPU time, each in an environment of its own.
+"""The same work through starec, verifiers and inspect_ai: calls a second of CPU, each in its own environment.
 
     python eval/benchmarks/peers.py [--users 512] [--concurrency 256] [--rounds 3] [--envs .venv-peers]
 
@@ -19,7 +19,6 @@ import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import venv
@@ -38,7 +37,7 @@ Work = tuple[Any, list[int], int, str, Path]
 def through_starec(work: Work, concurrency: int) -> int:
     """Run a population; returns how many calls were answered."""
     from starec_agents import OpenAIChat, UserAgent, run_population
-    from starec_env.types import Endpoint
+    from starec_agents.llm.base import Endpoint
 
     dataset, users, turns, url, out = work
     llm = OpenAIChat(Endpoint(base_url=url, model="fake", concurrency=concurrency))
@@ -132,7 +131,8 @@ def through_verifiers(work: Work, concurrency: int) -> int:
 
 def through_inspect_ai(work: Work, concurrency: int) -> int:
     """Evaluate a task; returns how many calls were answered."""
-    from inspect_ai import Task, eval
+    from inspect_ai import Task
+    from inspect_ai import eval as run_eval
     from inspect_ai.dataset import Sample
     from inspect_ai.model import ChatMessageSystem, ChatMessageUser, get_model
     from inspect_ai.scorer import Score, mean, scorer, stderr
@@ -170,7 +170,7 @@ def through_inspect_ai(work: Work, concurrency: int) -> int:
     samples = [Sample(input=f"user {user}", metadata={"user": user}) for user in users]
     task = Task(dataset=samples, solver=user_solver(), scorer=reward())
     os.environ |= {"FAKE_BASE_URL": url, "FAKE_API_KEY": "none"}
-    (log,) = eval(
+    (log,) = run_eval(
         task, model="openai-api/fake/fake", log_dir=str(out / "inspect"), display="none", max_connections=concurrency,
         max_samples=concurrency, temperature=0.0, max_tokens=2048,
     )  # fmt: skip
@@ -257,8 +257,10 @@ def main() -> None:
         figures = {key: statistics.median(one[key] for one in found) for key in ("cpu_ms", "wall_s", "calls_s", "kib")}
         times = statistics.median(one["cpu_ms"] / own["cpu_ms"] for one, own in zip(found, ours, strict=True))
         print(
-            f"{name} {found[0]['version']}: {figures['cpu_ms']:.2f} ms of CPU a call ({times:.1f} times ours), "
-            f"{figures['wall_s']:.1f} s, {figures['calls_s']:.0f} calls/s, {1e3 / figures['cpu_ms']:.0f} calls a second "
+            f"{name} {found[0]['version']}: "
+            f"{figures['cpu_ms']:.2f} ms of CPU a call ({times:.1f} times ours), "
+            f"{figures['wall_s']:.1f} s, {figures['calls_s']:.0f} calls/s, "
+            f"{1e3 / figures['cpu_ms']:.0f} calls a second "
             f"of CPU, {figures['kib'] / 1024:.1f} MiB written",
             flush=True,
         )

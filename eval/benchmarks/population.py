@@ -32,9 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from starec_agents import OpenAIChat, ScriptedChat, UserAgent, read_steps, run_population, scripted_user
+from starec_agents.llm.base import Endpoint
 from starec_env import load_dataset, prepare
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Endpoint, Id
+from starec_env.types import Dataset, Id
 
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 EXECUTORS = ("direct", "langgraph")

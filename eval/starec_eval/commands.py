@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from starec_agents.llm import ChatModel
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options
+from starec_agents.memory import Memory
 from starec_agents.runs.plan import (
     PLAN_OPTIONS,
     check_writable,
@@ -31,7 +33,7 @@ from starec_env.data.options import data_options, explicit, refuse
 from starec_env.data.spec import DataSpec
 from starec_env.errors import InvalidOption, RunError, unknown
 from starec_env.renamed import RenamingCommand
-from starec_env.types import Dataset, Endpoint, Memory
+from starec_env.types import Dataset
 from starec_eval.baselines import BASELINES, Scorer, build
 from starec_eval.evaluate import Report, evaluate
 from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRanker, build_llm

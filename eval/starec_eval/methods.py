@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starec_agents.llm import ChatModel
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import InvalidOption, unknown
-from starec_env.types import Endpoint
 from starec_eval.baselines import BASELINES, Scorer, build
 from starec_eval.llm_rankers import LLM_METHODS, LLMRanker, build_llm
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_run, read_steps
 from starec_agents.serving.weights import trained_on
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.data.ties import file_rows
 from starec_env.errors import InvalidOption, RunError
-from starec_env.types import Dataset, Id, Step
+from starec_env.types import Dataset, Id
 from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored

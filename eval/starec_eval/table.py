@@ -30,7 +30,7 @@ from starec_env.metrics import (
     per_user,
     scored,
 )
-from starec_eval.figures import TableData, score_cells
+from starec_eval.report.tables import TableData, score_cells
 
 
 @dataclass

@@ -9,12 +9,13 @@ from held import Held
 from support import vllm_python
 
 from starec_agents.agent import UserAgent
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import run_population
 from starec_agents.runs.store import read_steps
 from starec_agents.runs.story import metrics_text
 from starec_agents.serving.serve import local_server
-from starec_env.types import Dataset, Endpoint
+from starec_env.types import Dataset
 
 pytestmark = pytest.mark.vllm
 POPULATION: dict[str, Any] = {"users": 4, "turns": 2, "n_candidates": 5, "progress": False, "concurrency": 4}

@@ -16,6 +16,7 @@ import pytest
 from support import vllm_python
 
 from starec_agents.agent import UserAgent
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import Run, arun_population, run_population
 from starec_agents.runs.store import read_steps
@@ -23,7 +24,7 @@ from starec_agents.serving.serve import Server, start_server
 from starec_agents.tasks import rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Endpoint
+from starec_env.types import Dataset
 
 pytestmark = pytest.mark.vllm
 POPULATION: dict[str, Any] = {"users": 4, "turns": 2, "n_candidates": 10, "progress": False}

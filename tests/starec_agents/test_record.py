@@ -16,19 +16,22 @@ from support import make_dataset, record
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, Message, OpenAIChat, ScriptedChat
+from starec_agents.llm.base import Call, Endpoint, Usage
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
 from starec_agents.runs.lines import Before, read_line, start_check, write_line
 from starec_agents.runs.population import Run, arun_population, run_population
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
 from starec_env.data import load_dataset
 from starec_env.data.preparation import prepare
 from starec_env.errors import InvalidOption, RunError, StarecWarning
 from starec_env.replay.stream import Stream
-from starec_env.types import Call, Dataset, Endpoint, Feedback, Memory, ParseReport, Ranking, Step, Usage
+from starec_env.types import Dataset, Feedback, ParseReport, Ranking
 
 DATA = make_dataset()
-N_STEPS = 14
-"""Of the first six users by seed, three turns or fewer each."""
+N_STEPS = 18
+"""Of the first six users by seed, three turns each."""
 
 
 def simulate(out: Path, llm: Any = None, agent: Callable[[], Any] | None = None, **options: Any) -> Run:
@@ -390,7 +393,7 @@ def test_a_record_of_the_first_format_is_read_and_not_gone_on_with(tmp_path: Pat
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "steps.jsonl").write_text(whole)  # whole steps, one a line
     assert record(tmp_path) == whole
-    with pytest.raises(RunError, match="its starec differ .* of format 1, is now 2"):
+    with pytest.raises(RunError, match="starec .* in format 1, and this version writes format 3: it can be read"):
         simulate(tmp_path, resume=True)
 
 

@@ -7,15 +7,16 @@ import pytest
 from click.testing import CliRunner
 from fake_endpoint import FakeEndpoint
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.types import Endpoint
 from starec_eval.commands import eval_command
-from starec_eval.figures import FigureData, TableData
 from starec_eval.llm_rankers import LLMRanker
 from starec_eval.methods import build_methods
 from starec_eval.report import write_report
+from starec_eval.report.figures import FigureData
+from starec_eval.report.tables import TableData
 from starec_eval.section5 import read_config
 
 HERE = {"": Endpoint(base_url="http://127.0.0.1:9/v1", model="m"), "big": Endpoint(base_url="http://x/v1", model="b")}

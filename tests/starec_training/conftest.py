@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from starec_agents.runs.population import run_population  # noqa: E402
-from starec_env.types import Dataset, Id  # noqa: E402
+from starec_env.types import Dataset, Id
 from starec_training.dataset import Rows, run_rows, with_turns  # noqa: E402
 from starec_training.features import Evidence  # noqa: E402
 from starec_training.rule_teacher import BlindTeacher  # noqa: E402

@@ -10,12 +10,13 @@ from support_training import Words
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
 from starec_agents.runs.store import read_steps
 from starec_agents.tasks import rank_messages
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Memory
+from starec_env.types import Dataset
 from starec_training.dataset import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
 from starec_agents.runs.store import read_run, read_steps
 from starec_agents.tasks import parse_profile, parse_ranking
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Dataset, Feedback, Id, Memory, Ranking
+from starec_env.types import Dataset, Feedback, Id, Ranking
 from starec_training.dataset import run_rows
 from starec_training.features import Evidence
 from starec_training.rule_teacher import BlindTeacher, HindsightTeacher

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from starec_agents.llm.base import Endpoint
 from starec_env.data.options import HELP, data_spec
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import apart_from, read_users
@@ -27,7 +28,7 @@ from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_
 from starec_env.metrics import ndcg
 from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
-from starec_env.types import Dataset, Endpoint, Id
+from starec_env.types import Dataset, Id
 from starec_training.miniature.commands import miniature
 
 UNFINISHED = 3

@@ -19,12 +19,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from starec_agents.llm import Message
+from starec_agents.llm.base import Call
+from starec_agents.memory import Event, Memory
 from starec_agents.runs.records import Turns
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_run, read_steps, write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
-from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
+from starec_env.types import Candidates, Dataset, History, Id, Item, Query, Ranking, Turn, User
 
 if TYPE_CHECKING:
     import datasets
@@ -121,8 +124,8 @@ class Snapshot(BaseModel):
     max_history: int = MAX_HISTORY
     memory: Memory = Memory()
     """As it was when the prompt was made."""
-    event: str | None = None
-    """Memory update: the line that the turn added to the memory's history."""
+    event: Event | str | None = None
+    """Memory update: what the turn added to the memory's history."""
     follow_ups: tuple[Case, ...] = ()
     """Memory update: the user's next turns, which the new profile is to help with."""
 

@@ -12,8 +12,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from starec_agents.llm import Completion, Message
+from starec_agents.llm.base import Usage
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
 from starec_training.dataset import check_chat_template
 from starec_training.rewards import RankPrompts, whole
 

@@ -18,9 +18,10 @@ from langgraph.runtime import Runtime
 from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, Graph, State, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ScriptedChat
+from starec_agents.memory import Memory
 from starec_agents.tasks import profile_format, ranking_format, target_position
 from starec_agents.tasks.titles import candidate_titles, item_title
-from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking
+from starec_env.types import Dataset, Feedback, Item, Query, Ranking
 from starec_training.features import Evidence, kinds_of
 
 _RECENT = 3

@@ -18,9 +18,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import EndpointError, TrainingError
-from starec_env.types import Endpoint
 from starec_training.checkpoints import load_policy
 
 START = (

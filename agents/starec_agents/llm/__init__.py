@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from starec_agents.llm.base import ChatModel, Completion, Message, kind_of_status
+from starec_agents.llm.base import ChatModel, Completion, Endpoint, Message, kind_of_status
 from starec_agents.llm.langchain import LangChainChat
 from starec_agents.llm.scripted import Reply, ScriptedChat, scripted_user
-from starec_env.types import Endpoint
 
 if TYPE_CHECKING:
     from starec_agents.llm.client import OpenAIChat as OpenAIChat

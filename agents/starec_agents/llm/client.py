@@ -17,13 +17,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from starec_agents.llm.base import Completion, Message
+from starec_agents.llm.base import Completion, Endpoint, Message, Usage
 from starec_agents.llm.cache import AnswerCache
 from starec_agents.llm.redaction import read_address
 from starec_agents.llm.server import Server, request_body
 from starec_agents.llm.session import Session
 from starec_env.errors import EndpointError, InvalidOption, unknown
-from starec_env.types import Endpoint, Usage
 
 MOST_NAMES = 10
 """How many different names of the answering model are counted apart."""

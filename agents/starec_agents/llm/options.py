@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from starec_agents.llm.base import Endpoint
 from starec_env.errors import InvalidOption
-from starec_env.types import Endpoint
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (

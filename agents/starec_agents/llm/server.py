@@ -20,14 +20,13 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from starec_agents.llm.base import Completion, Message
+from starec_agents.llm.base import Completion, Endpoint, Message
 from starec_agents.llm.faults import EXPECTED, Fault, Refused, understand
 from starec_agents.llm.pool import Limit
 from starec_agents.llm.redaction import Address, Secrets, public, read_address, short
 from starec_agents.llm.refusals import STATUSES, changed, next_change
 from starec_agents.llm.wire import read_completion, read_models, read_refusal
 from starec_env.errors import EndpointError, unknown
-from starec_env.types import Endpoint
 
 CONNECT_S = 10.0
 """Longest wait for a connection, TLS included."""

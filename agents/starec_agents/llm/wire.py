@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from starec_agents.llm.base import MAX_COUNT, Completion, bounded, count, longest_text
+from starec_agents.llm.base import MAX_COUNT, Completion, Usage, bounded, count, longest_text
 from starec_agents.llm.faults import Refused
 from starec_agents.llm.redaction import Secrets, short
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
 
 _MOST_SHOWN = 65_536
 

@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from starec_agents.runs.records import read_titles
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_failures, read_run, read_steps
 from starec_env.errors import unknown
 from starec_env.metrics import SHOWN
-from starec_env.types import Id, Step
+from starec_env.types import Id
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 

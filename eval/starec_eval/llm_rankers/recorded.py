@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.memory import Memory
 from starec_agents.runs.config import Purpose
 from starec_agents.runs.population import arun_population
 from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError
 from starec_env.replay.stream import Seen, Stream
-from starec_env.types import Id, Memory, Ranking, Step, Turn
+from starec_env.types import Id, Ranking, Turn
 from starec_eval.protocol import Protocol
 
 MOST_WARMUP = 39
@@ -27,9 +29,9 @@ MOST_WARMUP = 39
 class CaseTurns:
     """A repetition's cases as the last turns of their users, after turns to warm up on.
 
-    Warm-up turns are those that the environment shows: the last `warmup` liked interactions of the case's history
-    (all interactions, if the reading's targets are all), each with negatives that its user never met. They end before
-    the case's target, whatever file the case is from.
+    Warm-up turns are those that the environment shows: the last `warmup` interactions of the case's history, disliked
+    ones too (4.1.3), each with negatives that its user never met. They end before the case's target, whatever file the
+    case is from.
 
     Args:
         protocol: Whose cases.
@@ -83,7 +85,7 @@ def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) 
         replace(source, window=window),
         n_candidates=protocol.cases.candidates.shape[1],
         seed=protocol.seed,
-        targets=reading.targets,
+        targets="all",
         min_history=reading.min_history,
     )
     stream.seen = Seen(protocol.dataset)

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.llm import Message
-from starec_agents.tasks import event_line, labels, parse_profile, rank_messages, reflect_messages, start_memory
+from starec_agents.memory import Event, Memory
+from starec_agents.tasks import event_of, labels, parse_profile, rank_messages, reflect_messages, start_memory
 from starec_agents.tasks.titles import item_title
 from starec_env.cases import PAD
 from starec_env.data.splits import Split, split_users
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.stream import Seen, Stream, sample_negatives
-from starec_env.types import Candidates, Dataset, Feedback, History, Id, Memory, Query, Ranking
+from starec_env.types import Candidates, Dataset, Feedback, History, Id, Query, Ranking
 from starec_training.features import Batch, Evidence
 from starec_training.miniature.tokenizer import build_tokenizer
 
@@ -181,7 +182,7 @@ class Prompts:
             return start_memory(query)
         known = before[-int(rng.integers(1, 5)) :].tolist()
         past = [self._outcome(row) for row in known]
-        events = tuple(event_line(*each) for each in past)
+        events = tuple(event_of(*each) for each in past)
         last = History(self.dataset, user, first, known[-1])
         return Memory(profile=self.texts.describe(last, *past[-1]), history=events)
 
@@ -202,7 +203,7 @@ class Prompts:
 
     def _reflection(
         self, query: Query, memory: Memory, place: int, liked: bool, z: NDArray[np.float64]
-    ) -> tuple[Example, str]:
+    ) -> tuple[Example, Event]:
         # The update, and what the memory's history says of it.
         order = np.argsort(-(z + self.rng.gumbel(size=len(z)) * self.rng.choice([0.0, 1.0, 3.0])))
         feedback = self._feedback(query.candidates.indices[place], int(np.argmax(order == place)) + 1, liked)
@@ -211,7 +212,7 @@ class Prompts:
         )
         answer = _MARK + self.texts.describe(query.history, query, feedback)
         example = Example(messages, answer, target=place, candidates=query.candidates.indices)
-        return example, event_line(query, feedback)
+        return example, event_of(query, feedback)
 
 
 class Descriptions:

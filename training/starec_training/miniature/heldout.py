@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from starec_agents.tasks import event_line, parse_profile, rank_messages, reflect_messages, start_memory
+from starec_agents.memory import Memory
+from starec_agents.tasks import event_of, parse_profile, rank_messages, reflect_messages, start_memory
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Dataset, Feedback, Id, Memory, Ranking, Turn
+from starec_env.types import Dataset, Feedback, Id, Ranking, Turn
 from starec_training.miniature.data import MAX_HISTORY, Descriptions, Encoder, Example
 from starec_training.miniature.decode import decode
 from starec_training.miniature.train import scored
@@ -91,5 +92,5 @@ def remembering(
             pairs = zip(turns, heard, strict=True)
             profiles = [teacher.describe(turn.query.history, turn.query, feedback) for turn, feedback in pairs]
         for place, turn, feedback, profile in zip(places, turns, heard, profiles, strict=True):
-            memories[place] = memories[place].updated(profile=profile, event=event_line(turn.query, feedback))
+            memories[place] = memories[place].updated(profile=profile, event=event_of(turn.query, feedback))
     return memories

@@ -1,6 +1,7 @@
 """What a run's steps say beyond one number: pure functions from steps to small tables of estimates.
 
-Means are over users, and so are their standard errors: what one user did at several turns is averaged first.
+Means are over users, and so are their standard errors: what one user did at several turns is averaged first. Functions
+that group steps need pandas, of the `report` extra; it is loaded when one of them is called.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, log2
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starec_env.errors import InvalidOption
+from starec_agents.llm.base import Call
+from starec_agents.runs.steps import Step
+from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.metrics import Estimate as Estimate
 from starec_env.metrics import Relevant, ndcg, scored
 from starec_env.metrics import estimate as estimate
-from starec_env.types import Call, Id, Step
+from starec_env.types import Id
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TOP = 5
 """Places of a ranking whose items are looked at for popularity, diversity and novelty."""
@@ -35,6 +42,41 @@ def step_ndcg(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked") 
     """(steps,) NDCG@k of each step, nan where its target isn't scored: a disliked one, unless `relevant` is "taken"."""
     pairs = [(step.feedback.rank, step.feedback.liked) for step in steps]
     return scored(ndcg([rank for rank, _ in pairs], k), [liked for _, liked in pairs], relevant)
+
+
+def to_frame(rows: Iterable[tuple[Any, ...]], columns: str) -> DataFrame:
+    """A pandas table of rows; ids stay as they are.
+
+    Raises:
+        MissingExtra: pandas isn't installed.
+    """
+    try:
+        from pandas import DataFrame
+    except ImportError:
+        raise MissingExtra("analysing a run", "report") from None
+    return DataFrame(rows, columns=columns.split()).astype({"user": object})
+
+
+def step_frame(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked") -> DataFrame:
+    """A pandas table with a row a step.
+
+    Columns: `user`, `turn`, `position` (0-based place of the target in the list), `n_candidates`, `rank` (1-based, nan
+    where the target isn't ranked), `liked`, `predicted_liked` and `ndcg` (see `step_ndcg`).
+    """
+    steps = list(steps)
+    rows = [
+        (s.user_id, s.turn, s.target, len(s.candidates), s.feedback.rank, s.feedback.liked, s.feedback.predicted_liked)
+        for s in steps
+    ]
+    frame = to_frame(rows, "user turn position n_candidates rank liked predicted_liked")
+    return frame.astype({"rank": float}).assign(ndcg=step_ndcg(steps, k, relevant))
+
+
+def estimates(frame: DataFrame, by: str, value: str) -> list[Estimate]:
+    """The mean of a column over users, for each group in the order of its first row; nan values are left out."""
+    users = frame.dropna(subset=value).groupby([by, "user"], sort=False)[value].mean()
+    table = users.groupby(level=0, sort=False).agg(["mean", "sem", "count"])
+    return [Estimate(str(label), mean, se, n) for label, mean, se, n in table.itertuples()]
 
 
 def activity_bounds(dataset: str) -> tuple[tuple[str, int], ...]:
@@ -99,21 +141,15 @@ def sampled_ndcg(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked
     return np.array(whole).reshape(len(whole), longest)
 
 
-def learning_curve(steps: Sequence[Step], k: int = 10, relevant: Relevant = "liked") -> list[Estimate]:
-    """NDCG@k against how many turns of the run the agent has learned from.
+def learning_curve(steps: Iterable[Step], k: int = 10, relevant: Relevant = "liked") -> list[Estimate]:
+    """NDCG@k against the number of turns that the agent has learned from.
 
-    Users have streams of different lengths, and disliked targets aren't scored, so points may stand on fewer users:
-    `n` says on how many.
+    Users have streams of different lengths, and disliked targets aren't scored, so points may be means of fewer users:
+    `n` is their number.
     """
-    seen: Counter[Id] = Counter()
-    at: dict[int, list[Step]] = defaultdict(list)
-    for step in sorted(steps, key=lambda step: step.turn):
-        at[seen[step.user_id]].append(step)
-        seen[step.user_id] += 1
-    points = [
-        estimate(turn, step_ndcg(at[turn], k, relevant), [step.user_id for step in at[turn]]) for turn in sorted(at)
-    ]
-    return [point for point in points if point.n]
+    frame = step_frame(steps, k, relevant).sort_values("turn", kind="stable")
+    frame["learned"] = frame.groupby("user").cumcount()
+    return estimates(frame.sort_values("learned", kind="stable"), "learned", "ndcg")
 
 
 def position_bias(steps: Iterable[Step], bands: int = 4) -> list[Estimate]:
@@ -123,51 +159,50 @@ def position_bias(steps: Iterable[Step], bands: int = 4) -> list[Estimate]:
 
     Args:
         steps: A run's.
-        bands: Equal parts of the prompt's list that places are taken together in; a label such as "6-10" is 1-based.
+        bands: Equal parts of the prompt's list whose places are pooled; a label such as "6-10" is 1-based.
     """
-    at: dict[tuple[int, int], list[Step]] = defaultdict(list)
-    for step in steps:
-        n = len(step.candidates)
-        band = step.target * bands // n
-        at[-(-band * n // bands), -(-(band + 1) * n // bands)].append(step)
-    return [
-        estimate(
-            f"{first + 1}-{stop}" if stop > first + 1 else stop,
-            [step.feedback.rank or len(step.candidates) for step in at[first, stop]],
-            [step.user_id for step in at[first, stop]],
-        )
-        for first, stop in sorted(at)
+    frame = step_frame(steps)
+    n, band = frame["n_candidates"], frame["position"] * bands // frame["n_candidates"]
+    frame = frame.assign(first=-(-band * n // bands) + 1, stop=-(-(band + 1) * n // bands), place=_places(frame))
+    frame = frame.sort_values(["first", "stop"], kind="stable")
+    frame["band"] = [
+        f"{first}-{stop}" if stop > first else stop for first, stop in zip(frame["first"], frame["stop"], strict=True)
     ]
+    return estimates(frame, "band", "place")
 
 
-def position_slope(steps: Sequence[Step]) -> Estimate:
-    """Places that the target loses for each place it stands later in the prompt: a least-squares slope; 0 is no bias.
+def position_slope(steps: Iterable[Step]) -> Estimate:
+    """Least-squares slope of the target's rank on its place in the prompt; 0 is no bias, 1 keeps the prompt's order.
 
-    Its error is over users: each user's share in the slope is one term of a sum.
+    Its standard error is clustered by user: each user's share in the slope is one term of a sum.
     """
-    places = np.array([step.target for step in steps], dtype=np.float64)
-    ranks = np.array([step.feedback.rank or len(step.candidates) for step in steps], dtype=np.float64)
-    users, owner = np.unique([str(step.user_id) for step in steps], return_inverse=True)
-    apart = places - places.mean() if len(places) else places
-    if not (apart**2).sum():
-        return Estimate("position slope", float("nan"), float("nan"), len(users))
-    slope = float((apart * ranks).sum() / (apart**2).sum())
-    residuals = ranks - ranks.mean() - slope * apart
-    se = float(np.sqrt((np.bincount(owner, apart * residuals) ** 2).sum()) / (apart**2).sum())
-    return Estimate("position slope", slope, se if len(users) > 1 else float("nan"), len(users))
+    frame = step_frame(steps)
+    places, ranks, users = frame["position"], _places(frame), frame["user"].nunique()
+    apart = places - places.mean()
+    if not (spread := float((apart**2).sum())):
+        return Estimate("position slope", float("nan"), float("nan"), users)
+    slope = float((apart * ranks).sum()) / spread
+    shares = (apart * (ranks - ranks.mean() - slope * apart)).groupby(frame["user"]).sum()
+    se = float((shares**2).sum()) ** 0.5 / spread
+    return Estimate("position slope", slope, se if users > 1 else float("nan"), users)
+
+
+def _places(frame: DataFrame) -> DataFrame:
+    # Ranks, where a target that isn't ranked counts as last.
+    return frame["rank"].fillna(frame["n_candidates"])
 
 
 def invalid_answers(steps: Sequence[Step]) -> dict[str, float]:
-    """Share of answers with each kind of problem ("missing", "invented", ...), and of those with any ("invalid")."""
-    kinds: Counter[str] = Counter()
+    """Share of answers with each type of problem ("missing", "invented", ...), and of those with any ("invalid")."""
+    problems: Counter[str] = Counter()
     for step in steps:
-        kinds.update(kind.replace("_", " ") for kind in step.ranking.report.kinds)
-        kinds["invalid"] += not step.ranking.valid
-    return {kind: count / max(1, len(steps)) for kind, count in sorted(kinds.items())}
+        problems.update(problem.replace("_", " ") for problem in step.ranking.report.kinds)
+        problems["invalid"] += not step.ranking.valid
+    return {problem: count / max(1, len(steps)) for problem, count in sorted(problems.items())}
 
 
 def popularity(histories: Iterable[Iterable[Id]]) -> Counter[Id]:
-    """Users who took each item, from one history a user."""
+    """Number of users who interacted with each item, from one history a user."""
     return Counter(item for history in histories for item in set(history))
 
 
@@ -186,10 +221,10 @@ def popularity_bias(steps: Sequence[Step], counts: Mapping[Id, int]) -> Estimate
 
 
 def novelty(steps: Sequence[Step], counts: Mapping[Id, int], users: int) -> Estimate:
-    """Mean self-information of the first five, `-log2(share of users who took the item)`.
+    """Mean self-information of the first five, `-log2(share of users who interacted with the item)`.
 
     After Zhou et al. 2010 ("Solving the apparent diversity-accuracy dilemma of recommender systems"); shares are of
-    `users` + 1, with one added to each count, so that an item nobody took has a finite one.
+    `users` + 1, with one added to each count, so that an item new to all has a finite one.
     """
     values = [
         float(np.mean([-log2((counts.get(item, 0) + 1) / (users + 1)) for item in top]))
@@ -222,7 +257,7 @@ def attribute_words(attributes: Mapping[str, str]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predicted likes (4.1.3) against what users did."""
+    """Predicted likes (4.1.3) against actual ones."""
 
     hits: int
     """Predicted liked, and liked."""
@@ -233,40 +268,28 @@ class Calibration:
     rejections: int
     """Predicted disliked, and disliked."""
     by_rank: tuple[Estimate, ...]
-    """Share of targets that were liked, by where they were ranked."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of predictions that were right; nan without steps."""
-        total = self.hits + self.false_alarms + self.misses + self.rejections
-        return (self.hits + self.rejections) / total if total else float("nan")
+    """Share of targets that were liked, by where they were ranked; groups without targets are left out."""
 
 
-def calibration(steps: Sequence[Step]) -> Calibration:
+def calibration(steps: Iterable[Step]) -> Calibration:
     """Whether what is ranked higher is liked more; says something only of runs with `targets="all"`."""
-    pairs = Counter((step.feedback.predicted_liked, step.feedback.liked) for step in steps)
-    groups: dict[str, list[Step]] = {"1": [], "2-5": [], "6-10": [], "11-": [], "not ranked": []}
-    for step in steps:
-        rank = step.feedback.rank
-        place = 4 if rank is None else int(np.searchsorted((1, 5, 10), rank))
-        groups[list(groups)[place]].append(step)
-    by_rank = tuple(
-        estimate(name, [step.feedback.liked for step in group], [step.user_id for step in group])
-        for name, group in groups.items()
-    )
+    frame = step_frame(steps).sort_values("rank", kind="stable")
+    frame["place"] = np.select([frame["rank"] <= last for last in (1, 5, 10)], ["1", "2-5", "6-10"], "11-")
+    frame.loc[frame["rank"].isna(), "place"] = "not ranked"
+    pairs = Counter(zip(frame["predicted_liked"], frame["liked"], strict=True))
+    by_rank = tuple(estimates(frame, "place", "liked"))
     return Calibration(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False], by_rank)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run cost a user, on average."""
+    """A run's mean cost a user."""
 
     users: int
     prompt_tokens: float
     completion_tokens: float
-    cached_tokens: float
     seconds: float
-    """Waiting for answers, one after the other."""
+    """Latency of the calls, one after the other."""
     money: float
     """In the unit of the prices."""
 
@@ -284,14 +307,8 @@ def cost(steps: Sequence[Step], price_in: float = 0.0, price_out: float = 0.0, t
     calls = [*training, *(call for step in steps for call in step.calls)]
     prompt = sum(call.usage.prompt_tokens for call in calls) / users
     completion = sum(call.usage.completion_tokens for call in calls) / users
-    return Cost(
-        users,
-        prompt,
-        completion,
-        sum(call.usage.cached_tokens for call in calls) / users,
-        sum(call.latency for call in calls) / users,
-        (prompt * price_in + completion * price_out) / 1e6,
-    )
+    seconds = sum(call.latency for call in calls) / users
+    return Cost(users, prompt, completion, seconds, (prompt * price_in + completion * price_out) / 1e6)
 
 
 def _top(step: Step) -> list[Id]:

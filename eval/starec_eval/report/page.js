@@ -2,7 +2,7 @@
 const PAGE = 50;
 const byId = (id) => document.getElementById(id);
 const chunks = new Map();
-let index = { runs: [], stories: [] }, shown = [], drawn = 0;
+let index = { runs: [], timelines: [] }, shown = [], drawn = 0;
 
 async function unpack(id) {
   const bytes = Uint8Array.from(atob(byId(id).textContent.trim()), (char) => char.charCodeAt(0));
@@ -29,23 +29,24 @@ function make(tag, attributes, ...children) {
 function filter() {
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const run = byId("run").value, order = byId("order").value;
-  shown = index.stories.filter((story) =>
-    (run === "" || story[1] === Number(run)) && words.every((word) => story[5].includes(word)));
-  if (order !== "run") shown.sort((a, b) => (order === "best" ? b[4] - a[4] : a[4] - b[4]));
+  shown = index.timelines.filter((row) =>
+    (run === "" || row[1] === Number(run)) && words.every((word) => row[5].includes(word)));
+  const key = (row) => (row[4] === null ? Infinity : order === "best" ? -row[4] : row[4]);  // unscored ones last
+  if (order !== "run") shown.sort((a, b) => key(a) - key(b) || 0);
   drawn = 0;
   byId("list").replaceChildren();
-  const all = index.stories.length.toLocaleString("en");
-  byId("count").textContent = `${shown.length.toLocaleString("en")} of ${all} stories`;
+  const all = index.timelines.length.toLocaleString("en");
+  byId("count").textContent = `${shown.length.toLocaleString("en")} of ${all} timelines`;
   more();
 }
 
 function more() {
-  const items = shown.slice(drawn, drawn + PAGE).map((story) => {
-    const [user, run, , , score] = story;
+  const items = shown.slice(drawn, drawn + PAGE).map((row) => {
+    const [user, run, , , score] = row;
     const found = score === null ? "no liked target" : `NDCG@10 ${score.toFixed(2)}`;
     const about = index.runs.length > 1 ? `${index.runs[run]}, ${found}` : found;
     const details = make("details", {}, make("summary", {}, `User ${user} `, make("small", {}, about)));
-    details.addEventListener("toggle", () => open(details, story), { once: true });
+    details.addEventListener("toggle", () => open(details, row), { once: true });
     return make("li", {}, details);
   });
   byId("list").append(...items);
@@ -54,37 +55,37 @@ function more() {
   return items[0];
 }
 
-async function open(details, story) {
-  const body = make("div", { class: "story" }, "Unpacking …");
+async function open(details, row) {
+  const body = make("div", { class: "timeline" }, "Unpacking …");
   details.append(body);
-  const { titles, stories } = await chunk(story[2]);
-  const steps = stories[story[3]];
+  const { titles, timelines } = await chunk(row[2]);
+  const steps = timelines[row[3]];
   const lists = new Set(steps.map((step) => step.list)).size > 1;
-  body.replaceChildren(...steps.map((step) => tell(step, titles, lists)));
+  body.replaceChildren(...steps.map((step) => render(step, titles, lists)));
 }
 
-function tell(step, titles, lists) {
-  const all = step.order.length + step.left.length;
-  const rank = step.rank === null ? "had not ranked it" : `had it at ${step.rank} of ${all}`;
+function render(step, titles, lists) {
+  const all = step.ranking.length + step.unranked.length;
+  const rank = step.rank === null ? "did not rank it" : `ranked it ${step.rank} of ${all}`;
   const parts = [
     make("h4", {}, `Turn ${step.turn}`, ...(lists ? [make("small", {}, ` list ${step.list}`)] : [])),
-    make("p", {}, "The user took ", make("mark", {}, titles[step.target]), ` and ${step.liked ? "liked" : "disliked"} it. `,
-      `The agent ${rank}, so predicted ${step.predicted ? "liked" : "disliked"}; reward ${step.reward.toFixed(1)}.`),
+    make("p", {}, "The target is ", make("mark", {}, titles[step.target]), `, which the user ${step.liked ? "liked" : "disliked"}. `,
+      `The agent ${rank}, which predicts ${step.predicted ? "liked" : "disliked"}; reward ${step.reward.toFixed(1)}.`),
   ];
-  const wrong = step.problems.filter((problem) => !problem.startsWith("tied"));
-  if (wrong.length) parts.push(make("p", { class: "problem" }, `The answer had problems: ${wrong.join("; ")}`));
+  const invalid = step.problems.filter((problem) => !problem.startsWith("tied"));
+  if (invalid.length) parts.push(make("p", { class: "problem" }, `Invalid answer: ${invalid.join("; ")}`));
   const tied = step.problems.find((problem) => problem.startsWith("tied"));
-  if (tied) parts.push(make("p", {}, make("small", {}, `Equal scores, in the order shown: ${tied.replace("tied: ", "")}`)));
-  const places = step.order.map((item) =>
+  if (tied) parts.push(make("p", {}, make("small", {}, `Tied scores, in the order shown: ${tied.replace("tied: ", "")}`)));
+  const places = step.ranking.map((item) =>
     make("li", {}, item === step.target ? make("mark", {}, titles[item]) : titles[item]));
   parts.push(make("h5", {}, "Ranking"), make("ol", { class: "ranking" }, ...places));
-  if (step.left.length) parts.push(make("p", {}, `Not ranked: ${step.left.map((item) => titles[item]).join("; ")}`));
+  if (step.unranked.length) parts.push(make("p", {}, `Not ranked: ${step.unranked.map((item) => titles[item]).join("; ")}`));
   for (const [kind, text] of step.answers)
-    parts.push(make("details", {}, make("summary", {}, `The model’s answer (${kind})`), make("pre", {}, text)));
+    parts.push(make("details", {}, make("summary", {}, `Model answer (${kind})`), make("pre", {}, text)));
   if (step.before || step.after)
-    parts.push(make("h5", {}, step.before === step.after ? "Memory, unchanged" : "Memory after, with what changed"),
+    parts.push(make("h5", {}, step.before === step.after ? "Memory, unchanged" : "Memory after the turn, with changes"),
       make("p", { class: "memory" }, ...difference(step.before, step.after)));
-  for (const event of step.events) parts.push(make("p", {}, make("small", {}, `remembers: ${event}`)));
+  for (const event of step.events) parts.push(make("p", {}, make("small", {}, `event added: ${event}`)));
   return make("section", { class: "step" }, ...parts);
 }
 
@@ -129,8 +130,8 @@ function keys(event) {
 
 async function start() {
   index = await unpack("index");
-  if (!index.stories.length) {
-    byId("stories").hidden = true;
+  if (!index.timelines.length) {
+    byId("timelines").hidden = true;
     return;
   }
   byId("run").append(make("option", { value: "" }, "all"));
