@@ -29,6 +29,7 @@ from starec_agents.runs.plan import (
 from starec_agents.runs.rollout import Agent
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_env.data import cache_dir
 from starec_env.data.options import data_options, explicit, reading_options, refuse, split_option
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split
@@ -103,6 +104,9 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
     help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first "
     "run]",
 )
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder of fitted baselines  [default: fits in STAREC_CACHE]"
+)
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")
 @click.option("--figures", help="Of the paper's section 5: 2a,2b. Needs --config.")
@@ -132,6 +136,7 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
         runs = open_runs(options["runs"], options["model_card"]) if options["runs"] else []
         against = _row(options["against"], methods, runs)
         kept = {key: options[key] for key in ("out", "resume", "concurrency")}
+        kept["cache"] = options["cache"] or cache_dir() / "fits"
         if options["dry_run"]:
             if runs:
                 protocol = shared_protocol(runs, _spec_of(runs, data).load())[0]
