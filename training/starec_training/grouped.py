@@ -120,7 +120,7 @@ def scores_only(example: str) -> Rollout:
         answers = [_joined(pieces, own) for own in drawn.tolist()]
         return {"prompt_ids": asked, "completion_ids": answers, "logprobs": None, "env_mask": [marks] * len(asked)}
 
-    return rollout  # type: ignore[no-any-return]
+    return rollout
 
 
 def _joined(pieces: Sequence[Sequence[int]], scores: Sequence[int]) -> list[int]:
