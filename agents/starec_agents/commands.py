@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.console import Console
 from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
-from starec_agents.llm.options import endpoint, endpoint_options, model_card_option
+from starec_agents.llm.options import endpoint, endpoint_options, model_card_option, named_models
 from starec_agents.planner import planner
 from starec_agents.runs.plan import (
     Factory,
@@ -86,8 +86,15 @@ class _UsersFile(click.Path):
 @click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
 @click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
-@endpoint_options
+@partial(endpoint_options, several=True)
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "direct", "langgraph"]),
+    default="auto",
+    show_default=True,
+    help="What graphs run on: auto walks straight ones directly.",
+)
 @format_options
 @click.option(
     "--targets",
@@ -134,13 +141,11 @@ def simulate(data: DataSpec, split_file: Split | None, **options: Any) -> int:
         refuse(["ray_address"], "without --engine ray")
     refuse_without_plan(options)
     graph = load_graph(options["agent"])
-    if options["model"] is None:
-        raise InvalidOption("--model is missing: give the model's name at the endpoint")
-    endpoints = [endpoint(url, options["model"], options) for url in options["urls"]]
-    if len(endpoints) > 1 and options["cache"]:
+    options["model"], named = named_models(options["model"])
+    if len(options["urls"]) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm = OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
-    asyncio.run(_check(llm))
+    llm, models = _chat(options["model"], options), {name: _chat(model, options) for name, model in named.items()}
+    asyncio.run(_check([llm, *models.values()]))
     card = find_card(options["model_card"], options["model"], llm.roots.get(options["model"]))
     dataset = split_file.load_dataset(data) if split_file else data.load()
     stream = Stream(dataset, **{key: options[key] for key in ("seed", *_STREAM_OPTIONS)})
@@ -150,6 +155,8 @@ def simulate(data: DataSpec, split_file: Split | None, **options: Any) -> int:
         graph=graph,
         answer_format=options["answer_format"],
         max_history=options["max_history"],
+        models=models,
+        executor=options["executor"],
     )
     if options["dry_run"]:
         asyncio.run(_plan(dataset, factory, llm, stream, users, card, options))
@@ -231,9 +238,15 @@ def _say_if_seen(card: ModelCard | None, options: dict[str, Any], dataset: Datas
         click.echo(f"starec: {said}: --users-file {HELDOUT} takes the others", err=True)
 
 
-async def _check(llm: OpenAIChat) -> None:
-    async with llm:
-        await llm.check()
+def _chat(model: str, options: dict[str, Any]) -> OpenAIChat:
+    endpoints = [endpoint(url, model, options) for url in options["urls"]]
+    return OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
+
+
+async def _check(llms: Iterable[OpenAIChat]) -> None:
+    for llm in llms:
+        async with llm:
+            await llm.check()
 
 
 @click.command()

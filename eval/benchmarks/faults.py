@@ -98,7 +98,7 @@ async def check_mix(faults: dict[str, float], dataset: Dataset, users: int, out:
             max_retries=MAX_RETRIES,
         )  # fmt: skip
         async with OpenAIChat(endpoint) as llm:
-            agent = UserAgent.factory(llm, answer_format="compact")
+            agent = UserAgent.factory(llm, answer_format="labels")
 
             async def run(resume: bool) -> None:
                 await arun_population(

@@ -95,18 +95,19 @@ def through_verifiers(work: Work, concurrency: int) -> int:
     dataset, users, turns, url, out = work
     stream = Stream(dataset, turns=turns)
 
+    kinds = {"system": vf.SystemMessage, "user": vf.UserMessage}
+
     class Users(vf.MultiTurnEnv):  # type: ignore[misc]
         async def setup_state(self, state: Any) -> Any:
             state["walk"] = Walk(stream.turns(state["info"]["user"]))
             return state
 
         async def get_prompt_messages(self, state: Any) -> Any:
-            if not state["trajectory"]:
-                return state["walk"].first()
-            messages = state["walk"].after(state["trajectory"][-1]["completion"][-1]["content"])
+            done = state["trajectory"]
+            messages = state["walk"].after(done[-1]["completion"][-1].content) if done else state["walk"].first()
             if messages is None:
-                state["final_env_response"] = messages = []
-            return messages
+                state["final_env_response"] = []
+            return [kinds[one["role"]](content=one["content"]) for one in messages or ()]
 
         async def env_response(self, messages: Any, state: Any, **options: Any) -> Any:
             return []

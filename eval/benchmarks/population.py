@@ -54,7 +54,7 @@ def population(
     url: str, dataset: Dataset, users: list[Id], turns: int, concurrency: int, executor: str, workers: int, out: Path
 ) -> None:
     llm = OpenAIChat(Endpoint(base_url=url, model="fake", concurrency=concurrency))
-    agent = UserAgent.factory(llm, answer_format="compact", executor=executor)
+    agent = UserAgent.factory(llm, answer_format="labels", executor=executor)
     run_population(
         dataset, agent, users=users, turns=turns, out=out, concurrency=concurrency, workers=workers, progress=False
     )
@@ -95,7 +95,7 @@ def measure(
 
 def scripted(dataset: Dataset, users: list[Id], turns: int, executor: str) -> float:
     """CPU milliseconds of a turn of two calls to the scripted model, 256 users in flight, record included."""
-    agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact", executor=executor)
+    agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="labels", executor=executor)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         run_population(dataset, agent, users=users, turns=turns, out=folder, concurrency=256, progress=False)

@@ -71,7 +71,7 @@ def main() -> None:
         for name in ("our order", "turned round"):
             llm = OpenAIChat(endpoint)
             agent = UserAgent.factory(
-                llm if name == "our order" else TurnedRound(llm), answer_format="compact", max_tokens=args.max_tokens
+                llm if name == "our order" else TurnedRound(llm), answer_format="labels", max_tokens=args.max_tokens
             )
             before = counters(endpoint)
             with tempfile.TemporaryDirectory() as out:

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -218,6 +220,18 @@ def test_half_a_surrogate_pair_in_an_answer_leaves_the_record_readable(tmp_path:
     answer = ScriptedChat(lambda messages, sampling: "A B C \ud800\nUpdated User description: odd \udfff.")
     assert simulate(tmp_path, answer).metrics["steps"] == len(list(read_steps(tmp_path))) == N_STEPS
     assert next(read_steps(tmp_path)).calls[0].completion.startswith("A B C ?\n")
+
+
+def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
+    code = (
+        "import sys; from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user\n"
+        "from starec_env import load_dataset, prepare\n"
+        "run_population(prepare(load_dataset('ml-latest-small')), UserAgent.factory(ScriptedChat(scripted_user())),"
+        " users=2, turns=1, out=sys.argv[1], progress=False)\n"
+        "print({'pandas', 'scipy', 'torch', 'openai', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_texts_that_differ_by_half_a_surrogate_pair_alone_do_not_shift_those_after(tmp_path: Path) -> None:

@@ -665,12 +665,3 @@ def write_tables(path: Path, tables: Iterable[Any], schema: Any) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def tabled(rows: Iterable[Mapping[str, Any]], schema: Any, chunk: int = 1_000) -> Iterator[Any]:
-    """Arrow tables of a chunk of rows each."""
-    import pyarrow as pa
-
-    waiting = iter(rows)
-    while batch := list(islice(waiting, chunk)):
-        yield pa.Table.from_pylist(batch, schema=schema)
