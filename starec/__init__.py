@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from starec_env import load_dataset as load_dataset
     from starec_env import prepare as prepare
     from starec_eval.evaluate import evaluate as evaluate
-    from starec_eval.methods import build_methods as build_methods
     from starec_eval.protocol import Protocol as Protocol
+    from starec_eval.rankers import build_methods as build_methods
 
 _NAMES = {
     "starec_env": "DataSpec Dataset from_frame load_dataset prepare",
@@ -28,7 +28,7 @@ _NAMES = {
     "starec_agents": "LangChainChat OpenAIChat ScriptedChat UserAgent arun_population build_graph read_steps "
     "run_population",
     "starec_eval.evaluate": "evaluate",
-    "starec_eval.methods": "build_methods",
+    "starec_eval.rankers": "build_methods",
     "starec_eval.protocol": "Protocol",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

@@ -183,10 +183,10 @@ def _run_command(until: float, command: list[str]) -> None:
 def compare(args: argparse.Namespace) -> None:
     """The anchor and the trained policy on the table's candidates, greedy, beside the baselines."""
     from starec_env import load_dataset
-    from starec_eval.baselines import build
     from starec_eval.evaluate import evaluate
-    from starec_eval.llm_rankers.starec import starec
     from starec_eval.protocol import Protocol
+    from starec_eval.rankers import build
+    from starec_eval.rankers.starec import starec
     from starec_training.checkpoints import load_policy
     from starec_training.generation import LocalChat
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Collection, Iterable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ from starec_env.data.options import data_options, refuse, split_option
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, read_users
 from starec_env.errors import InvalidOption, unknown
+from starec_env.named import load_function
 from starec_env.renamed import RenamingCommand
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
@@ -65,12 +63,7 @@ def load_graph(name: str) -> Any:
         if name not in GRAPHS:
             raise unknown("agent", name, [*GRAPHS, "MODULE:FUNCTION"])
         return GRAPHS[name]
-    module, function = name.split(":", 1)
-    sys.path.insert(0, os.getcwd())  # a module in the current folder, as with python -m
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
+    return load_function(name, "--agent")
 
 
 class _UsersFile(click.Path):

@@ -37,13 +37,11 @@ from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, RunError, unknown
 from starec_env.renamed import RenamingCommand
 from starec_env.types import Dataset
-from starec_eval.baselines import BASELINES, Scorer, build
 from starec_eval.evaluate import Report, evaluate
-from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRanker, build_llm
-from starec_eval.methods import build_methods, split
+from starec_eval.paper import read_config, run_section5
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import BASELINES, LLM_METHODS, CaseTurns, LLMRanker, ask, asks, build, build_methods, split
 from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec, shared_protocol
-from starec_eval.section5 import read_config, run_section5
 from starec_eval.table import Results
 
 FAILED = 3
@@ -66,7 +64,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option(
     "--methods",
     help=f"{', '.join(BASELINES)}, ensemble; NAME-full trains on all users; at an endpoint: {', '.join(LLM_METHODS)}; "
-    f"METHOD@NAME at one of --config's  [default: {RUN_METHODS}]",
+    f"METHOD@NAME at one of --config's; MODULE:FUNCTION for your own  [default: {RUN_METHODS}]",
 )
 @click.option(
     "--run",
@@ -160,7 +158,7 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
     return FAILED if any(scored.error for scored in results.methods) else 0
 
 
-async def _plan(protocol: Protocol, rankers: Sequence[Scorer | LLMRanker], options: Mapping[str, Any]) -> None:
+async def _plan(protocol: Protocol, rankers: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Print what the LLM methods would ask, having checked all that can be checked before their first case."""
     if out := options["out"]:
         check_writable(out)
@@ -189,7 +187,8 @@ async def _plan(protocol: Protocol, rankers: Sequence[Scorer | LLMRanker], optio
 
 
 def _agent(method: str, asking: Mapping[str, Any], llm: ChatModel) -> Callable[[], Agent]:
-    return build_llm(split(method)[0], llm, **asking).agent
+    made: LLMRanker = ask(method, llm, **asking)
+    return made.agent
 
 
 _DRAWING = (
@@ -207,7 +206,7 @@ def _refuse_what_has_no_effect(options: Mapping[str, Any], methods: Sequence[str
         others = (param.name for param in click.get_current_context().command.params if param.name)
         refuse([name for name in others if name not in _OF_SECTION5], "with --tables and --figures: --config says all")
         return
-    at = [endpoint for name, endpoint in map(split, methods) if name in LLM_METHODS]
+    at = [split(method)[1] for method in methods if asks(method)]
     if not at and not options["runs"]:
         refuse(["model_card"], "unless one of --methods asks a model, or with --run")
     if not at:

@@ -21,9 +21,9 @@ from starec_env.cases import Cases
 from starec_env.data.cut import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
-from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
-from starec_eval.llm_rankers.recorded import LLMRanker
 from starec_eval.protocol import Protocol
+from starec_eval.rankers.recorded import LLMRanker
+from starec_eval.rankers.scorer import Scorer, check_scores, ranks_of
 from starec_eval.table import Results, Scored
 
 Report = Callable[[str, int, int], None]

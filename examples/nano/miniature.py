@@ -36,8 +36,8 @@ from starec_env.metrics import interval, ndcg, of_means, per_user
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset
 from starec_eval.evaluate import evaluate
-from starec_eval.llm_rankers.starec import starec
 from starec_eval.protocol import Protocol
+from starec_eval.rankers.starec import starec
 from starec_training.checkpoints import load_policy
 from starec_training.dataset import Row, Rows
 from starec_training.features import FEATURES, Evidence

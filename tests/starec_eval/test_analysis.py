@@ -18,9 +18,9 @@ from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
 from starec_env.types import Feedback, ParseReport, Ranking
 from starec_eval.evaluate import evaluate
-from starec_eval.llm_rankers import build_llm
-from starec_eval.llm_rankers.best_of import sample
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import build_llm
+from starec_eval.rankers.best_of import sample
 from starec_eval.report import analysis
 from starec_eval.report.memory import check_claims, claims, memory_curves, repetition
 

@@ -11,11 +11,11 @@ from support import make_dataset, shared_data
 from starec_env.data import load_dataset
 from starec_env.errors import InvalidOption, MissingExtra, StarecWarning, UnknownName
 from starec_env.metrics import ndcg
-from starec_eval.baselines import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
-from starec_eval.baselines.scorer import ranks_of
-from starec_eval.baselines.sequential import Sequential, pieces
 from starec_eval.evaluate import score_ranks
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import BASELINES, BPR, EASE, Ensemble, ItemKNN, Markov, Pop, Random, Scorer, build
+from starec_eval.rankers.scorer import ranks_of
+from starec_eval.rankers.sequential import Sequential, pieces
 
 QUICK = {"gru4rec": {"epochs": 2}, "sasrec": {"epochs": 2}, "bpr": {"epochs": 2}}
 

@@ -17,10 +17,10 @@ from starec_env.data import load_dataset, prepare
 from starec_env.data.ties import file_rows
 from starec_env.errors import RunError, UnknownName
 from starec_env.metrics import ndcg
-from starec_eval.baselines import ItemKNN, Pop, Scorer
 from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate
 from starec_eval.protocol import Protocol
+from starec_eval.rankers import ItemKNN, Pop, Scorer
 from starec_eval.runs import evaluate_run
 
 

@@ -13,10 +13,10 @@ from support import shared_data
 
 from starec_env.data import load_dataset
 from starec_env.metrics import mean_and_se, ndcg
-from starec_eval.baselines import BASELINES, EASE, Pop
-from starec_eval.baselines.scorer import ranks_of
 from starec_eval.evaluate import score_ranks
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import BASELINES, EASE, Pop
+from starec_eval.rankers.scorer import ranks_of
 
 pytestmark = pytest.mark.crosscheck
 cornac = pytest.importorskip("cornac", reason="needs cornac: pip install cornac")

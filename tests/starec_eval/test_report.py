@@ -18,10 +18,9 @@ from starec_agents.runs.population import run_population
 from starec_agents.runs.store import read_steps
 from starec_env.errors import RunError
 from starec_env.metrics import Estimate, ndcg
-from starec_eval.baselines import build
 from starec_eval.evaluate import evaluate
-from starec_eval.llm_rankers import build_llm
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import build, build_llm
 from starec_eval.report import report, write_report
 from starec_eval.report.data import Run, find_runs
 from starec_eval.report.figures import FigureData, svg

@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
 from starec_env.types import Dataset, Indices
-from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
 
 _MOST_ITEMS = 20_000
 

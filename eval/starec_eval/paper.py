@@ -39,9 +39,9 @@ from starec_env import load_dataset
 from starec_env.errors import InvalidOption, unknown
 from starec_env.metrics import Estimate, per_user
 from starec_eval.evaluate import Report, evaluate, file_name
-from starec_eval.llm_rankers.best_of import sample
-from starec_eval.methods import build_methods, split
 from starec_eval.protocol import READINGS, Protocol
+from starec_eval.rankers import build_methods, split
+from starec_eval.rankers.best_of import sample
 from starec_eval.report import analysis
 from starec_eval.report.figures import FigureData, score_point
 from starec_eval.report.tables import TableData, score_cells

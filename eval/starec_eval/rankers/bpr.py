@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from starec_env.cases import PAD, Batch
 from starec_env.types import Dataset, Id
-from starec_eval.baselines.scorer import Scorer, Scores, State, TrainOn
-from starec_eval.baselines.sequential import import_torch
+from starec_eval.rankers.scorer import Scorer, Scores, State, TrainOn
+from starec_eval.rankers.sequential import import_torch
 
 _BATCH, _MOST_DRAWS = 4096, 50
 _FOLD_STEPS, _FOLD_LR, _FOLD_NEGATIVES, _FOLD_BATCH = 60, 0.05, 4, 256

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from starec_eval.baselines.scorer import TrainOn
-from starec_eval.baselines.sequential import Sequential
+from starec_eval.rankers.scorer import TrainOn
+from starec_eval.rankers.sequential import Sequential
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from starec_env.cases import Batch
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
 
 
 @dataclass

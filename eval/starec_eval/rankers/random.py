@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from starec_env.cases import Batch
-from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
 
 
 @dataclass

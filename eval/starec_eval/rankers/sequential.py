@@ -13,7 +13,7 @@ from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.metrics import ndcg
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Scorer, Scores, State
+from starec_eval.rankers.scorer import Scorer, Scores, State
 
 _VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
 

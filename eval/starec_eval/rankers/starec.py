@@ -8,7 +8,7 @@ from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ChatModel
 from starec_env.errors import InvalidOption
-from starec_eval.llm_rankers.recorded import LLMRanker
+from starec_eval.rankers.recorded import LLMRanker
 
 GRAPHS = {
     "starec": graphs.reflect_always,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from starec_env.cases import Batch
 from starec_env.pairs import PairCounts
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Scorer, Scores, TrainOn, history_sums
+from starec_eval.rankers.scorer import Scorer, Scores, TrainOn, history_sums
 
 
 @dataclass

@@ -12,12 +12,11 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_eval.commands import eval_command
-from starec_eval.llm_rankers import LLMRanker
-from starec_eval.methods import build_methods
+from starec_eval.paper import read_config
+from starec_eval.rankers import LLMRanker, build_methods
 from starec_eval.report import write_report
 from starec_eval.report.figures import FigureData
 from starec_eval.report.tables import TableData
-from starec_eval.section5 import read_config
 
 HERE = {"": Endpoint(base_url="http://127.0.0.1:9/v1", model="m"), "big": Endpoint(base_url="http://x/v1", model="b")}
 
@@ -70,7 +69,7 @@ max_retries = 0
 [tables.4]
 Pop = "pop"
 LLMRank = "llmrank@small"
-AgentCF = "agentcf@small"
+AgentCF = "agentcf-like@small"
 "STARec-Teacher (R1-32B)" = "starec@gone"
 "STARec_sample" = "starec@large"
 [tables.5]
@@ -132,7 +131,7 @@ def test_tables_are_markdown_and_latex_with_best_and_second_marked(section):
 def test_each_method_runs_once_and_a_second_call_only_tries_what_failed(section, server):
     out, args, _ = section
     runs = {path.name for path in (out / "ml-latest-small" / "runs").iterdir()}
-    assert {"starec@small", "starec@large", "append-history@small", "llmrank@small", "agentcf@small"} <= runs
+    assert {"starec@small", "starec@large", "append-history@small", "llmrank@small", "agentcf-like@small"} <= runs
     asked = server.requests
     with pytest.raises(RunError, match="--resume"):
         starec_eval(*args)
@@ -187,7 +186,9 @@ def test_llm_methods_rank_a_runs_own_turns_too(server, tmp_path):
     args = ("--run", tmp_path / "run", "--methods", "llmrank", "--base-url", server.url, "--model", "small")
     starec_eval(*args, "--out", tmp_path / "out")
     agent, llmrank = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert agent["cases"] == llmrank["cases"] == 6 and llmrank["error"] is None
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["cases"] == 6 and llmrank["error"] is None
+    assert agent["cases"] == llmrank["cases"] == 3  # the users disliked the other targets, which aren't scored
 
 
 def test_settings_of_a_reading_change_by_name(tmp_path):

@@ -15,8 +15,8 @@ from starec_agents.llm import ChatModel
 from starec_agents.runs.config import Purpose
 from starec_agents.runs.store import read_steps
 from starec_env.types import Turn
-from starec_eval.llm_rankers.recorded import CaseTurns, run_turns
 from starec_eval.protocol import Protocol
+from starec_eval.rankers.recorded import CaseTurns, run_turns
 from starec_eval.report.analysis import BEST_OF
 
 
