@@ -34,7 +34,8 @@ from starec_env.data import cache_dir
 from starec_env.data.options import data_options, explicit, reading_options, refuse, split_option
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split
-from starec_env.errors import InvalidOption, RunError, unknown
+from starec_env.errors import InvalidOption, RunError, check_choice, unknown
+from starec_env.metrics import METRICS, SHOWN
 from starec_env.renamed import RenamingCommand
 from starec_env.types import Dataset
 from starec_eval.evaluate import Report, evaluate
@@ -98,6 +99,12 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
 )
 @click.option(
+    "--metrics",
+    default=",".join(SHOWN),
+    show_default=True,
+    help=f"Columns of the printed table, of {', '.join(METRICS)}; files hold all.",
+)
+@click.option(
     "--against",
     metavar="METHOD|RUN",
     help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first "
@@ -122,6 +129,9 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
         options["warmup"] = reading.warmup
     reading = replace(reading, warmup=options["warmup"])
     methods = [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
+    shown = [name.strip() for name in options["metrics"].split(",")]
+    for name in shown:
+        check_choice("metric", name, list(METRICS))
     _refuse_what_has_no_effect(options, methods)
     refuse_without_plan(options)
     with Progress(transient=True, disable=options["quiet"], console=Console(stderr=True)) as progress:
@@ -150,7 +160,7 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
             results = evaluate_runs(runs, _spec_of(runs, data).load(), rankers, **kept, report=report)
         else:
             results = evaluate(rankers, _protocol(data, split_file, reading, options), **kept, report=report)
-    results.against = against or results.against
+    results.against, results.shown = against or results.against, shown
     Console().print(results)
     if options["out"]:
         results.write(options["out"])

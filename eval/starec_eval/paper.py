@@ -5,8 +5,14 @@
     [endpoints.sft-7b]
     base_url = "http://localhost:8000/v1"
     model = "starec-sft-7b"
+    [model_cards]                   # folders of models whose name and server don't say where they lie
+    sft-7b = "runs/sft/final"
     [datasets.ml-1m]
     path = "data/ml-1m"
+    split_file = "split.json"       # who is tested: starec data split
+    [datasets.ml-1m.endpoints.rl-7b]  # a model of this data set's own
+    base_url = "http://localhost:8001/v1"
+    model = "starec-rl-7b"
     [tables.4]                      # rows: label = "method" or "method@endpoint"
     Pop = "pop"
     "STARec-SFT sample" = "starec@sft-7b"
@@ -36,6 +42,7 @@ from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.store import read_steps
 from starec_agents.tasks import MAX_HISTORY
 from starec_env import load_dataset
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, unknown
 from starec_env.metrics import Estimate, per_user
 from starec_eval.evaluate import Report, evaluate, file_name
@@ -71,6 +78,12 @@ class Data(_Strict):
     """Instead of the section's."""
     candidates: Path | None = None
     train_users: Path | None = None
+    split_file: Path | None = None
+    """Who trains and who is tested, under which reading (`starec data split`)."""
+    endpoints: dict[str, Endpoint] = {}
+    """This data set's own models, in place of the section's of the same names: the paper trains one a data set."""
+    model_cards: dict[str, Path] = {}
+    """Likewise."""
 
 
 class Section(_Strict):
@@ -78,6 +91,8 @@ class Section(_Strict):
 
     datasets: dict[str, Data] = {}
     endpoints: dict[str, Endpoint] = {}
+    model_cards: dict[str, Path] = {}
+    """By endpoint the folder of its model, for the card that says whom it was trained on."""
     tables: dict[str, dict[str, str]] = {}
     figures: dict[str, dict[str, str | int]] = {}
     users: int | None = None
@@ -88,6 +103,10 @@ class Section(_Strict):
     structured: bool = False
     max_history: int = Field(default=MAX_HISTORY, ge=1)
     concurrency: int = Field(default=64, ge=1)
+
+    def of(self, dataset: str) -> dict[str, Endpoint]:
+        """The endpoints of a data set, its own first."""
+        return {**self.endpoints, **self.datasets[dataset].endpoints}
 
 
 def read_config(path: str | Path) -> Section:
@@ -128,15 +147,21 @@ def run_section5(
     asking = {name: getattr(config, name) for name in ("answer_format", "structured", "max_history")}
     done: dict[str, tuple[Protocol, Results]] = {}
     for name, data in config.datasets.items():
-        rankers = build_methods(methods, config.endpoints, seed=config.seed, warmup=config.warmup, **asking)
+        cards = {**config.model_cards, **data.model_cards}
+        rankers = build_methods(
+            methods, config.of(name), seed=config.seed, model_cards=cards, warmup=config.warmup, **asking
+        )
+        split_file = Split.load(data.split_file) if data.split_file else None
+        reading = split_file.reading if split_file else READINGS[data.reading].with_settings(data.settings)
         protocol = Protocol(
             load_dataset(name, data.path),
-            replace(READINGS[data.reading].with_settings(data.settings), warmup=config.warmup),
+            replace(reading, warmup=config.warmup),
             seed=config.seed,
             users=data.users or config.users,
             repetitions=config.repetitions,
             candidates=data.candidates,
             train_users=data.train_users,
+            split=split_file,
         )
         folder = Path(out) / file_name(name)
         results = evaluate(rankers, protocol, out=folder, resume=resume, concurrency=config.concurrency, report=report)
@@ -165,9 +190,12 @@ def _needed(config: Section, tables: Sequence[str], figures: Sequence[str]) -> l
     for name, data in config.datasets.items():
         if data.reading not in READINGS:
             raise unknown(f"reading (of {name})", data.reading, READINGS)
+        beside = [key for key in ("reading", "settings", "users", "train_users") if key in data.model_fields_set]
+        if data.split_file and beside:
+            raise InvalidOption(f"datasets.{name}: {', '.join(beside)} beside split_file, which says it: leave it out")
     if "2b" in figures:
         _, endpoint = split(str(config.figures["2b"].get("sampled", "")))
-        if endpoint not in config.endpoints or "against" not in config.figures["2b"]:
+        if any(endpoint not in config.of(name) for name in config.datasets) or "against" not in config.figures["2b"]:
             raise InvalidOption(
                 "figures.2b needs sampled = 'method@endpoint', with an endpoint of the file, and against"
             )
@@ -237,7 +265,7 @@ def _best_of(
             asyncio.run(
                 sample(
                     protocol,
-                    OpenAIChat(config.endpoints[split(sampled)[1]]),
+                    OpenAIChat(config.of(name)[split(sampled)[1]]),
                     folder / "runs" / file_name(sampled) / "0",
                     out=samples,
                     samples=int(figure.get("samples", max(analysis.BEST_OF))),

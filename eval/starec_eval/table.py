@@ -60,6 +60,8 @@ class Results:
     methods: list[Scored] = field(default_factory=list)
     against: str | None = None
     """The method, named in advance, that the notes compare all others with."""
+    shown: Sequence[str] = SHOWN
+    """The metrics that printed tables show; files hold all of `METRICS`."""
     _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -147,13 +149,13 @@ class Results:
 
     @property
     def data(self) -> TableData:
-        """The table as texts: NDCG with errors, best and second marked, and seconds."""
-        columns = [score_cells(self.rows, name) for name in SHOWN]
+        """The table as texts: metrics with errors, best and second marked, and seconds."""
+        columns = [score_cells(self.rows, name) for name in self.shown]
         cells = [
             [row["method"], *scores, f"{row['seconds']:.1f}"] for row, *scores in zip(self.rows, *columns, strict=True)
         ]
-        head = ["method", *(name.upper() for name in SHOWN), "seconds"]
-        return TableData(f"{self.settings['dataset']}, NDCG in percent", head, cells, self.notes())
+        head = ["method", *(name.upper() for name in self.shown), "seconds"]
+        return TableData(f"{self.settings['dataset']}, percent", head, cells, self.notes())
 
     def to_markdown(self) -> str:
         """A Markdown table, best bold and second underlined, with its notes."""

@@ -15,7 +15,7 @@ from starec_agents.runs.population import run_population
 from starec_agents.runs.store import read_steps
 from starec_env.data import load_dataset, prepare
 from starec_env.data.ties import file_rows
-from starec_env.errors import RunError, UnknownName
+from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_env.metrics import ndcg
 from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate
@@ -59,6 +59,14 @@ def test_the_lists_of_one_evaluation_score_in_another(tmp_path):
     starec_eval("--reading", "paper", "--candidates", saved, "--methods", "pop", "--out", tmp_path / "b")
     a, b = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
     assert a["candidates"] == b["candidates"] and a["rows"][0]["ndcg@10"] == b["rows"][0]["ndcg@10"]
+
+
+def test_any_metric_can_be_a_column_of_the_printed_table(tmp_path):
+    output = starec_eval("--users", 20, "--methods", "pop", "--metrics", "hr@5,mrr", "--out", tmp_path)
+    assert "HR@5" in output and "MRR" in output and "NDCG@10" not in output
+    assert (tmp_path / "table.md").read_text().splitlines()[2] == "| method | HR@5 | MRR | seconds |"
+    with pytest.raises(InvalidOption, match="did you mean 'ndcg@10'"):
+        starec_eval("--metrics", "ndgc@10")
 
 
 def test_an_unknown_method_is_named_before_anything_runs():

@@ -10,6 +10,9 @@ from fake_endpoint import FakeEndpoint
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
+from starec_agents.serving.card import ModelCard
+from starec_env.data.spec import DataSpec
+from starec_env.data.splits import Split, make_split
 from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_eval.commands import eval_command
 from starec_eval.paper import read_config
@@ -232,6 +235,36 @@ def test_a_wrong_configuration_is_named_before_anything_runs(text, error, said, 
     with pytest.raises(error, match=re.escape(said)):
         starec_eval("--tables", "4", "--config", tmp_path / "c.toml", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_each_data_set_has_its_own_split_and_models_and_a_model_trained_on_test_users_is_refused(server, tmp_path):
+    split = make_split(DataSpec(), test=4, train=20)
+    split.save(tmp_path / "split.json")
+    ModelCard(stage="sft", base_model="m", split=Split(dataset=split.dataset, train=split.test)).save(tmp_path)
+    text = f"""
+        answer_format = "labels"
+        [endpoints.mine]
+        base_url = "{server.url}"
+        model = "elsewhere"
+        [datasets.ml-latest-small]
+        split_file = "{tmp_path}/split.json"
+        [datasets.ml-latest-small.endpoints.mine]
+        base_url = "{server.url}"
+        model = "small"
+        [tables.5]
+        STARec = "rank-only@mine"
+        """
+    (tmp_path / "c.toml").write_text(text)
+    args = ("--tables", "5", "--config", tmp_path / "c.toml", "--out")
+    starec_eval(*args, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "ml-latest-small" / "results.json").read_text())
+    assert results["split"] == split.hash and results["test_users"] == 4 and results["reading"]["warmup"] == 10
+    (tmp_path / "c.toml").write_text(f'{text}[model_cards]\nmine = "{tmp_path}"')
+    with pytest.raises(InvalidOption, match="4 of 4 users are among those"):
+        starec_eval(*args, tmp_path / "refused")
+    (tmp_path / "c.toml").write_text(text.replace("split_file", "users = 3\nsplit_file"))
+    with pytest.raises(InvalidOption, match="users beside split_file"):
+        starec_eval(*args, tmp_path / "both")
 
 
 def test_tables_and_figures_need_a_configuration_and_a_folder(tmp_path):
