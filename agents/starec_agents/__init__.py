@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name == "graphs":
         return import_module("starec_agents.graphs")
     if name == "Endpoint":
-        return import_module("starec_env.types").Endpoint
+        return import_module("starec_agents.llm.base").Endpoint
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
     import_module("starec_env._moved")  # modules at their former names are then found as submodules

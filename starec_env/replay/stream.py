@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from starec_env.data.splits import windows_only
+from starec_env.data.cut import windows_only
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
 from starec_env.splitmix import GOLDEN, splitmix64

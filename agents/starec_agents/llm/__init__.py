@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from starec_agents.llm.base import ChatModel, Completion, Endpoint, Message, kind_of_status
+from starec_agents.llm.base import Call, ChatModel, Completion, Endpoint, Message, Usage, kind_of_status
 from starec_agents.llm.langchain import LangChainChat
 from starec_agents.llm.scripted import Reply, ScriptedChat, scripted_user
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
 
 __all__ = [
+    "Call",
     "ChatModel",
     "Completion",
     "Endpoint",
@@ -18,6 +19,7 @@ __all__ = [
     "OpenAIChat",
     "Reply",
     "ScriptedChat",
+    "Usage",
     "kind_of_status",
     "scripted_user",
 ]

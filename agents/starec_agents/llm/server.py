@@ -126,23 +126,23 @@ class Server:
                     self._odd_usage.look(body["messages"], read.usage.prompt_tokens)
                     return read.model_copy(update={"stepped_down": names}) if names else read
 
-    async def models(self) -> list[str]:
-        """The names of the models that it lists; raises one of `faults.EXPECTED`."""
+    async def models(self) -> dict[str, str]:
+        """The models that it lists, as `read_models` has them; raises one of `faults.EXPECTED`."""
         async with timeout(self.endpoint.timeout_s):
             return read_models((await self._request("GET", self._models, None, MAX_ANY_BODY // 4))[1], self.secrets)
 
-    async def check(self, body: dict[str, Any]) -> list[str]:
+    async def check(self, body: dict[str, Any]) -> dict[str, str]:
         """Make sure that it has the model: by its list, else with `body`, as some servers list less than they serve.
 
         Returns:
-            The names of the models that it lists.
+            The models that it lists, as `read_models` has them.
         """
         try:
             models = await self.models()
         except (Refused, EndpointError) as error:  # some servers have no such list
             if understand(error, self).error.kind not in ("not_found", "bad_request", "bad_answer"):
                 raise
-            models = []
+            models = {}
         if self.endpoint.model not in models:
             await self.chat(body, time.perf_counter())
         return models

@@ -151,8 +151,10 @@ def step_panel(step: Step, titles: Mapping[Id, str]) -> Panel:
         (f", reward {step.reward:+.1f}.", ""),
     )
     parts: list[RenderableType] = [listing or plain("(no ranking)"), outcome]
-    if step.ranking.problems:
+    if not step.ranking.valid:
         parts.append(Text("The answer had problems: " + "; ".join(map(clean, step.ranking.problems)), style="yellow"))
+    elif step.ranking.report.tied:
+        parts.append(plain(f"{step.ranking.report.tied} candidates had an earlier one's score: shown order decided."))
     for call in step.calls:
         thought = "\n".join(part for part in (call.reasoning, call.completion) if part)
         if call.report and not call.report.valid:

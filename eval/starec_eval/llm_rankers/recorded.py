@@ -17,6 +17,7 @@ from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
 from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_steps
+from starec_agents.serving.card import CARD, find_card, say_seen
 from starec_env.errors import InvalidOption, RunError
 from starec_env.replay.stream import Seen, Stream
 from starec_env.types import Id, Ranking, Turn
@@ -121,6 +122,8 @@ class LLMRanker:
     """Turns to learn from before the held-out one, 0 to 39."""
     prepare: Prepare | None = None
     """What must be done before the first user ranks, for methods whose users aren't apart from each other."""
+    model_card: str | Path | None = None
+    """Folder of the model, for its card, where neither its name nor the server says it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= MOST_WARMUP:
@@ -130,6 +133,18 @@ class LLMRanker:
     def settings(self) -> Mapping[str, Any]:
         """What makes it itself."""
         return {**self.agent().settings, "warmup": self.warmup}
+
+    def refuse_trained(self, protocol: Protocol) -> None:
+        """Raise InvalidOption, with whom to test instead, if the model's card names a user who is to be tested."""
+        llm: Any = getattr(self.agent(), "llm", None)
+        model = getattr(getattr(llm, "endpoint", None), "model", "")
+        card = find_card(self.model_card, model, getattr(llm, "roots", {}).get(model))
+        name, users = protocol.loaded.name, protocol.cases.user_ids
+        if card and card.seen(name, users, choosing=protocol.choosing):
+            raise InvalidOption(
+                f"{self.name}: {say_seen(card, model, name, users)}: test users that it never saw. Its folder's "
+                f"{CARD} says who they are: --split-file FOLDER/{CARD}"
+            )
 
     async def rank_cases(
         self,
@@ -153,11 +168,13 @@ class LLMRanker:
         Raises:
             RunError: Users failed, or the folder holds other settings.
             EndpointError: The endpoint, its key or its model aren't there.
+            InvalidOption: The model was trained on users who are to be tested.
         """
         llm: Any = getattr(self.agent(), "llm", None)
         try:
             if hasattr(llm, "check"):
                 await llm.check()
+            self.refuse_trained(protocol)
             memories = dict(await self.prepare(protocol, out, concurrency)) if self.prepare else {}
             rankings: dict[int, Ranking] = {}
             for repetition in np.unique(protocol.cases.repetition).tolist():
