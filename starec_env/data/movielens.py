@@ -229,12 +229,17 @@ def _parsed(raw: bytes | bytearray, separator: str, skip: int, times_as: str, lo
         csv.ParseOptions(delimiter=separator, quote_char=False),
         csv.ConvertOptions(check_utf8=False, column_types=types, null_values=[]),
     )
-    ratings, times = table["rating"].to_numpy(), table["time"].to_numpy()
+    ratings, times = _numbers(table["rating"]), _numbers(table["time"])
     if not (ratings.min() >= 0.5 and ratings.max() <= 5):
         raise ValueError("a rating is out of its range")
     if not (low < times.min() and times.max() < high):
         raise ValueError("a time is out of its range")
     return Rows(_whole(table["user"]), _whole(table["item"]), ratings, times)
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    """Arrow's column of numbers; its own `to_numpy` imports pandas wherever that is installed."""
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 
 def _whole(column: Any) -> NDArray[np.int64]:
@@ -244,7 +249,7 @@ def _whole(column: Any) -> NDArray[np.int64]:
         texts = [text.strip() for text in chunk.dictionary.to_pylist()]
         if not all(map(is_whole, texts)):
             raise ValueError("an id is no whole number")
-        parts.append(np.fromiter(map(int, texts), np.int64, len(texts))[chunk.indices.to_numpy()])
+        parts.append(np.fromiter(map(int, texts), np.int64, len(texts))[np.from_dlpack(chunk.indices)])
     return np.concatenate(parts)
 
 

@@ -85,10 +85,11 @@ def test_a_run_is_compared_on_exactly_its_own_turns(run):
         assert tuple(results.cases.source.items[i].id for i in shown) == step.candidates and target == step.target
     per_user = {user: [] for user, _ in steps}
     for (user, _), step in steps.items():
-        per_user[user].append(ndcg(step.feedback.rank, 10))
+        if step.feedback.liked:  # a disliked target is a turn that isn't scored
+            per_user[user].append(ndcg(step.feedback.rank, 10))
     agent = results.rows[0]
     assert agent["method"].startswith("reflect-always (ScriptedChat")
-    assert agent["ndcg@10"] == pytest.approx(100 * np.mean([np.mean(v) for v in per_user.values()]), abs=1e-3)
+    assert agent["ndcg@10"] == pytest.approx(100 * np.mean([np.mean(v) for v in per_user.values() if v]), abs=1e-3)
     assert [row["method"] for row in results.rows[1:]] == ["random", "pop", "item-knn"]
 
 

@@ -185,7 +185,8 @@ def test_llm_methods_rank_a_runs_own_turns_too(server, tmp_path):
 
     llm = OpenAIChat(Endpoint(base_url=server.url, model="small"))
     data = prepare(load_dataset("ml-latest-small"))
-    run_population(data, UserAgent.factory(llm), users=3, turns=2, out=tmp_path / "run", progress=False)
+    options = {"targets": "liked", "progress": False}
+    run_population(data, UserAgent.factory(llm), users=3, turns=2, out=tmp_path / "run", **options)
     args = ("--run", tmp_path / "run", "--methods", "llmrank", "--base-url", server.url, "--model", "small")
     starec_eval(*args, "--out", tmp_path / "out")
     agent, llmrank = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

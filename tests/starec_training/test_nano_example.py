@@ -24,7 +24,10 @@ from starec_training.rendering import encode  # noqa: E402
 
 @pytest.fixture(scope="module")
 def nano():
-    """The example's modules."""
+    """The example's modules; what they change of TRL for the process is put back."""
+    import trl.trainer.utils
+
+    before = trl.trainer.utils._use_triton
     sys.path.insert(0, str(ROOT / "examples" / "nano"))
     import loss
     import make
@@ -34,6 +37,7 @@ def nano():
 
     yield SimpleNamespace(loss=loss, make=make, miniature=miniature, rows=rows, start=start)
     sys.path.remove(str(ROOT / "examples" / "nano"))
+    trl.trainer.utils._use_triton = before
 
 
 @pytest.fixture(scope="module")
