@@ -102,7 +102,18 @@ def runs(folder: Path, endpoint: FakeEndpoint) -> Path:
     """Two runs of the same users on books.csv, from the shell: `a` of 2 turns and `b`, another agent's, of 3."""
     common = ["--quiet", "--users", 8, "--base-url", endpoint.url, "--model", "scripted", *data_options(folder)]
     for name, turns, agent in (("a", 2, "starec"), ("b", 3, "rank-only")):
-        shell("simulate", *common, "--turns", turns, "--agent", agent, "--out", folder / "runs" / name)
+        shell(
+            "simulate",
+            *common,
+            "--turns",
+            turns,
+            "--agent",
+            agent,
+            "--targets",
+            "liked",
+            "--out",
+            folder / "runs" / name,
+        )
     return folder / "runs"
 
 

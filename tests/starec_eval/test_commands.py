@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "a"
     dataset = prepare(load_dataset("ml-latest-small"))
     agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
-    run_population(dataset, agent, users=8, turns=3, out=out, progress=False)
+    run_population(dataset, agent, users=8, turns=3, targets="liked", out=out, progress=False)
     return out
 
 
