@@ -3,8 +3,7 @@
 Minutes long, and not part of `make test`: pip install cornac, then `pytest -m crosscheck -s tests/starec_eval`
 prints the figures. What has a closed form must agree exactly. Of what is trained by chance, BPR must be within two
 points of cornac's NDCG@10, and the sequence models, which cornac's settings here don't tune, no more than two below.
-Its
-kNN takes cosines over common users alone, which is another measure.
+Its kNN takes cosines over common users alone, which is another measure.
 """
 
 from functools import cached_property

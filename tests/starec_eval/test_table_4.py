@@ -1,4 +1,4 @@
-"""Baselines of all users beside the paper's Table 4, whose figures are RecBole's: half an hour, `pytest -m crosscheck`."""
+"""Baselines of all users beside Table 4, whose figures are RecBole's: half an hour, `pytest -m crosscheck`."""
 
 import pytest
 from support import shared_data
