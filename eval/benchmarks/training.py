@@ -34,7 +34,7 @@ from starec_training.features import Evidence
 from starec_training.generation import generate
 from starec_training.grpo import AgentGRPO, paper_grpo
 from starec_training.rewards import ranking_reward
-from starec_training.rule_teacher import BlindTeacher
+from starec_training.rule_teacher import RuleTeacher
 from starec_training.sft import lora, paper_sft, train_sft
 
 AT_ONCE = {"starec-nano": 8, "smollm2": 1}
@@ -47,7 +47,7 @@ def teacher_rows(args: argparse.Namespace, folder: Path) -> Rows:
     options = {"split": "train", "turns": 2}
     users = with_turns(dataset, [dataset.user(user).id for user in range(200)], **options)
     agent = {"answer_format": "compact", "max_history": args.history, "structured": args.model == "starec-nano"}
-    teacher = BlindTeacher(Evidence(dataset, users)).agent(**agent)
+    teacher = RuleTeacher(Evidence(dataset, users)).agent(**agent)
     run_population(dataset, teacher, out=folder, users=users[:16], progress=False, **options)
     return run_rows(folder, dataset)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.cases import Cases
-from starec_env.data.splits import catalogue_only
+from starec_env.data.cut import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
 from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
@@ -48,6 +48,7 @@ def evaluate(
     out: str | Path | None = None,
     resume: bool = False,
     concurrency: int = 64,
+    cache: str | Path | None = None,
     report: Report | None = None,
 ) -> Results:
     """Fit and evaluate rankers on one protocol; works inside a running event loop too.
@@ -59,6 +60,7 @@ def evaluate(
         out: A folder that keeps each method's ranks as they come, so that a killed run can go on.
         resume: Take what `out` has; without it, ranks that are there are an error.
         concurrency: Cases of an async ranker in flight.
+        cache: A folder of fits by data and settings, so that a second table takes those of the first.
         report: Called as cases finish.
 
     Returns:
@@ -66,9 +68,20 @@ def evaluate(
 
     Raises:
         RunError: `out` holds ranks of other settings, or of any and `resume` is False.
+        InvalidOption: A model's card says that it was trained on users who are to be tested.
     """
     named = [ranker if isinstance(ranker, tuple) else (_name(ranker), ranker) for ranker in rankers]
-    run = _Run(protocol, Path(out) if out else None, resume, concurrency, report or (lambda *_: None))
+    for _, ranker in named:
+        if isinstance(ranker, LLMRanker):
+            ranker.refuse_trained(protocol)
+    run = _Run(
+        protocol,
+        Path(out) if out else None,
+        resume,
+        concurrency,
+        Path(cache) if cache else None,
+        report or (lambda *_: None),
+    )
     return Results(protocol.describe(), protocol.cases, [run.method(name, ranker) for name, ranker in named])
 
 
@@ -78,6 +91,7 @@ class _Run:
     out: Path | None
     resume: bool
     concurrency: int
+    cache: Path | None
     report: Report
 
     def method(self, name: str, ranker: AnyRanker) -> Scored:
@@ -103,7 +117,7 @@ class _Run:
     def _rank(self, name: str, ranker: AnyRanker, log: _Log) -> None:
         cases = self.protocol.cases
         if isinstance(ranker, Scorer):
-            ranker.fitted(self._training(ranker))
+            ranker.fitted(self._training(ranker), self.cache)
             log.all(score_ranks(ranker, cases))
         elif isinstance(ranker, LLMRanker):
             _run_async(lambda: self._rank_recorded(name, ranker, log))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from starec_agents.llm import ChatModel
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import InvalidOption, unknown
-from starec_env.types import Endpoint
 from starec_eval.baselines import BASELINES, Scorer, build
 from starec_eval.llm_rankers import LLM_METHODS, LLMRanker, build_llm
 
@@ -20,7 +22,12 @@ def split(method: str) -> tuple[str, str]:
 
 
 def build_methods(
-    methods: Iterable[str], endpoints: Mapping[str, Endpoint], *, seed: int = 0, **options: Any
+    methods: Iterable[str],
+    endpoints: Mapping[str, Endpoint],
+    *,
+    seed: int = 0,
+    model_cards: Mapping[str, str | Path] | None = None,
+    **options: Any,
 ) -> list[Scorer | LLMRanker]:
     """Methods in the order named, each once.
 
@@ -29,6 +36,7 @@ def build_methods(
             with "@" and an endpoint's name if it isn't the one called "".
         endpoints: By name; one client is made for each that is used.
         seed: Of the baselines.
+        model_cards: By endpoint the folder of its model, for its card.
         options: Of `build_llm`: warmup, answer_format, structured, max_history and sampling.
 
     Raises:
@@ -53,5 +61,6 @@ def build_methods(
                 raise InvalidOption(f"method {method} asks a model: give --base-url and --model")
             raise unknown("endpoint", endpoint, [known for known in endpoints if known])
         chat = chats.setdefault(endpoint, OpenAIChat(endpoints[endpoint]))
-        made.append(build_llm(name, chat, name=method, **options))
+        ranker = build_llm(name, chat, name=method, **options)
+        made.append(replace(ranker, model_card=(model_cards or {}).get(endpoint)))
     return made

@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.store import read_steps
 from starec_agents.tasks import MAX_HISTORY
 from starec_env import load_dataset
 from starec_env.errors import InvalidOption, unknown
 from starec_env.metrics import Estimate, per_user
-from starec_env.types import Endpoint
 from starec_eval.evaluate import Report, evaluate, file_name
 from starec_eval.llm_rankers.best_of import sample
 from starec_eval.methods import build_methods, split

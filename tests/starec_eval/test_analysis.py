@@ -9,11 +9,14 @@ import pytest
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Call, Usage
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
-from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step, Usage
+from starec_env.types import Feedback, ParseReport, Ranking
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import build_llm
 from starec_eval.llm_rankers.best_of import sample

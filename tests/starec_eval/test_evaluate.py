@@ -9,7 +9,7 @@ import pytest
 from support import make_dataset
 
 from starec_env.data import prepare
-from starec_env.data.splits import catalogue_only
+from starec_env.data.cut import catalogue_only
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream
 from starec_env.types import Ranker, Ranking

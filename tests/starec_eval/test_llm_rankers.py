@@ -9,12 +9,13 @@ from fake_endpoint import FakeEndpoint
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
-from starec_env.types import Endpoint, ParseReport, Ranking
+from starec_env.types import ParseReport, Ranking
 from starec_eval.evaluate import evaluate
 from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, build_llm
 from starec_eval.llm_rankers.llmrank import llmrank_messages, merge
@@ -100,16 +101,15 @@ def test_repetitions_rank_with_the_memory_of_one_warm_up_and_never_learn_from_a_
 
 
 def test_warm_up_turns_are_the_environments_and_end_before_the_target(protocol):
-    turns, stream = CaseTurns(protocol, warmup=5), Stream(protocol.dataset, seed=protocol.seed)
+    turns, liked = CaseTurns(protocol, warmup=5), Stream(protocol.dataset, seed=protocol.seed)
+    everything = Stream(protocol.dataset, seed=protocol.seed, split="train", targets="all")
+    disliked = 0
     for user in turns.users.tolist():
-        mine, whole = turns.turns(user), stream.turns(user)
-        assert [(turn.number, turn.target_item) for turn in mine] == [
-            (turn.number, turn.target_item) for turn in whole[-len(mine) :]
-        ]
-        assert [list(turn.query.candidates) for turn in mine] == [
-            list(turn.query.candidates) for turn in whole[-len(mine) :]
-        ]
-        assert [list(turn.query.history) for turn in mine] == [list(turn.query.history) for turn in whole[-len(mine) :]]
+        *warm, case = turns.turns(user)
+        assert warm == everything.turns(user)[-5:]  # whatever came before the target, disliked too
+        disliked += sum(not turn.liked for turn in warm)
+        assert case.query == liked.turns(user)[-1].query and case.number > (warm or [case])[-1].number - (not warm)
+    assert disliked > 5
     assert len(turns) == sum(len(turns.turns(user)) for user in turns.users.tolist())
 
 

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 from fake_endpoint import FakeEndpoint
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.types import Endpoint
 from starec_eval.commands import eval_command
 from starec_eval.llm_rankers import LLMRanker
 from starec_eval.methods import build_methods
@@ -183,7 +183,8 @@ def test_llm_methods_rank_a_runs_own_turns_too(server, tmp_path):
 
     llm = OpenAIChat(Endpoint(base_url=server.url, model="small"))
     data = prepare(load_dataset("ml-latest-small"))
-    run_population(data, UserAgent.factory(llm), users=3, turns=2, out=tmp_path / "run", progress=False)
+    options = {"targets": "liked", "progress": False}
+    run_population(data, UserAgent.factory(llm), users=3, turns=2, out=tmp_path / "run", **options)
     args = ("--run", tmp_path / "run", "--methods", "llmrank", "--base-url", server.url, "--model", "small")
     starec_eval(*args, "--out", tmp_path / "out")
     agent, llmrank = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -32,6 +32,7 @@ from starec_agents.runs.config import check_same, hash_of
 from starec_agents.runs.lines import (
     Before,
     Outcome,
+    UnknownMemory,
     check_of,
     head_of,
     prompt_key,
@@ -41,15 +42,17 @@ from starec_agents.runs.lines import (
     start_check,
     write_line,
 )
+from starec_agents.runs.steps import Step, Trajectory
 from starec_env.errors import RunError
-from starec_env.types import Id, Memory, Step, Trajectory
+from starec_env.types import Id
 
 try:
     import fcntl
 except ImportError:  # Windows: runs can be read there
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2
+FORMAT = 3
+"""Of the record; 1 had whole steps as lines, 2 events as text. Both can be read."""
 _log = logging.getLogger(__name__)
 
 
@@ -198,13 +201,18 @@ class Shard:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def user(self, user_id: Id, turns: Sequence[int]) -> UserRecord:
-        """What is on record of a user, to be gone on with."""
+        """What is on record of a user, to be gone on with; raises RunError where that can't be done here."""
         recorded = self._recorded.turns(user_id)
         count = next((n for n, turn in enumerate(turns) if recorded[n : n + 1] != array("q", [turn])), len(turns))
         before = Before(self._recorded.start or 0)
         for _, after in self._recorded.steps(user_id, count):
             before = after
-        return UserRecord(self, count, before.memory if count else None, before)
+        if isinstance(before.memory, UnknownMemory):
+            raise RunError(
+                f"{self.path.parent}: the memory of user {user_id!r} is of a class that isn't imported here: import "
+                "its module before resuming"
+            )
+        return UserRecord(self, count, before)
 
     def write(self, data: bytes) -> None:
         """Append a line: one write."""
@@ -236,12 +244,15 @@ class UserRecord:
     Attributes:
         done: How many of the turns are recorded.
         memory: The memory after the last of them; None before the first.
+        state: The graph's own state then.
     """
 
-    __slots__ = ("_before", "_shard", "done", "memory")
+    __slots__ = ("_before", "_shard", "done", "memory", "state")
 
-    def __init__(self, shard: Shard, done: int, memory: Memory | None, before: Before) -> None:
-        self._shard, self.done, self.memory, self._before = shard, done, memory, before
+    def __init__(self, shard: Shard, done: int, before: Before) -> None:
+        self._shard, self.done, self._before = shard, done, before
+        self.memory = before.memory if done else None
+        self.state = before.state
 
     def append(self, step: Step) -> None:
         """Record the next finished step."""
@@ -275,9 +286,8 @@ def check_folder(out: Path, settings: Mapping[str, Any], resume: bool) -> dict[s
     run = read_run(out)
     if run.get("format") != FORMAT:
         raise RunError(
-            f"{out} was recorded by starec {run.get('starec')}: its starec differ (the record is of "
-            f"format {run.get('format', 1)}, is now {FORMAT}); it can be read, but not gone on with: choose "
-            "another folder"
+            f"{out} was recorded by starec {run.get('starec')} in format {run.get('format', 1)}, and this version "
+            f"writes format {FORMAT}: it can be read (starec show), but not gone on with: choose another folder"
         )
     check_same(settings, run, out, urls=False)
     return run
@@ -506,7 +516,7 @@ def _are_times(session: Mapping[str, Any]) -> bool:
 
 
 def _new_index(run: Mapping[str, Any]) -> Index:
-    return Index(start_check(str(run.get("settings_hash"))) if run.get("format") == FORMAT else None)
+    return Index(start_check(str(run.get("settings_hash"))) if run.get("format") in (2, FORMAT) else None)
 
 
 def read_index(out: str | Path) -> Index:
@@ -655,12 +665,3 @@ def write_tables(path: Path, tables: Iterable[Any], schema: Any) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def tabled(rows: Iterable[Mapping[str, Any]], schema: Any, chunk: int = 1_000) -> Iterator[Any]:
-    """Arrow tables of a chunk of rows each."""
-    import pyarrow as pa
-
-    waiting = iter(rows)
-    while batch := list(islice(waiting, chunk)):
-        yield pa.Table.from_pylist(batch, schema=schema)

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 from starec_env.cases import PAD, Batch
 from starec_env.types import Dataset, Id
-from starec_eval.baselines.scorer import Scorer, Scores, TrainOn
+from starec_eval.baselines.scorer import Scorer, Scores, State, TrainOn
 from starec_eval.baselines.sequential import import_torch
 
-_BATCH = 4096
+_BATCH, _MOST_DRAWS = 4096, 50
 _FOLD_STEPS, _FOLD_LR, _FOLD_NEGATIVES, _FOLD_BATCH = 60, 0.05, 4, 256
 
 
 @dataclass
 class BPR(Scorer):
     """Score of c: `p_u . q_c + b_c`, trained by `-log sigmoid(score(taken) - score(not taken))`.
+
+    What is not taken is drawn uniformly among the items that the user has no training interaction with.
 
     Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback". A user whom training didn't meet
     gets a vector fitted to the history by the same loss, items held fixed; without `fold_in` the zero vector, so that
@@ -39,23 +41,45 @@ class BPR(Scorer):
     """User vectors (users, size), item vectors (items + 1, size) and item biases (items + 1,); the last row is PAD."""
 
     def fit(self, train: Dataset) -> Self:
-        """Train on every interaction with one uniform negative each, epoch by epoch."""
+        """Train on every interaction with one negative each, epoch by epoch."""
         torch = import_torch(self.label)
         self.users = {uid: row for row, uid in enumerate(train.user_ids.tolist())}
         owners = torch.from_numpy(train.owner)
         taken = torch.from_numpy(train.item_indices.astype(np.int64))
+        pairs = (owners * train.n_items + taken).unique()
         draw = torch.Generator().manual_seed(self.seed)
         p, q = (0.1 * torch.randn(n, self.size, generator=draw) for n in (train.n_users, train.n_items + 1))
         b = torch.zeros(train.n_items + 1)
         optimizer = torch.optim.Adam([t.requires_grad_() for t in (p, q, b)], lr=self.lr)
         for _ in range(self.epochs):
             for rows in torch.randperm(len(taken), generator=draw).split(_BATCH):
-                other = torch.randint(train.n_items, (len(rows),), generator=draw)
+                other = self._untaken(torch, owners[rows], pairs, train.n_items, draw)
                 optimizer.zero_grad()
                 self._loss(torch, p[owners[rows]], q, b, taken[rows], other).mean().backward()
                 optimizer.step()
         self.tables = (p.detach(), q.detach(), b.detach())
         return self
+
+    def _untaken(self, torch: Any, owners: Any, pairs: Any, n_items: int, draw: Any) -> Any:
+        # Items that aren't the owners', by the sorted keys of all pairs; who has nearly all keeps the last draw.
+        other = torch.randint(n_items, owners.shape, generator=draw)
+        for _ in range(_MOST_DRAWS):
+            keys = owners * n_items + other
+            met = pairs[torch.searchsorted(pairs, keys).clamp(max=len(pairs) - 1)] == keys
+            if not met.any():
+                break
+            other[met] = torch.randint(n_items, (int(met.sum()),), generator=draw)
+        return other
+
+    def state(self) -> State:
+        """Its three tables."""
+        return dict(zip(("users", "items", "biases"), (table.numpy() for table in self.tables), strict=True))
+
+    def restore(self, train: Dataset, state: State) -> None:
+        """Take tables that were learned before."""
+        torch = import_torch(self.label)
+        self.users = {uid: row for row, uid in enumerate(train.user_ids.tolist())}
+        self.tables = tuple(torch.from_numpy(state[name]) for name in ("users", "items", "biases"))
 
     def _loss(self, torch: Any, user: Any, q: Any, b: Any, taken: Any, other: Any) -> Any:
         # (...,) losses; user is (..., size).

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
@@ -33,10 +34,9 @@ class EASE(Scorer):
         seen, items = np.unique(train.item_indices, return_inverse=True)
         if len(seen) > _MOST_ITEMS:
             raise InvalidOption(f"ease: {len(seen):,} items need a dense matrix of {8 * len(seen) ** 2 / 1e9:.0f} GB")
-        gram = np.zeros((len(seen), len(seen)))
-        for first, stop in zip(train.indptr[:-1].tolist(), train.indptr[1:].tolist(), strict=True):
-            mine = np.unique(items[first:stop])
-            gram[np.ix_(mine, mine)] += 1.0
+        taken = coo_array((np.ones(len(items)), (train.owner, items)), shape=(train.n_users, len(seen))).tocsr()
+        taken.data[:] = 1.0  # an item met twice counts once
+        gram = (taken.T @ taken).toarray()
         gram[np.diag_indices_from(gram)] += self.l2
         inverse = np.linalg.inv(gram)
         inverse /= -np.diag(inverse)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -25,11 +26,15 @@ class Ensemble(Scorer):
     train: TrainOn = "sample"
     seed: int = 0
 
-    def fit(self, train: Dataset) -> Self:
+    def fitted(self, train: Dataset, cache: Path | None = None) -> Self:
         """Fit the members."""
         for member in self.members:
-            member.fitted(train)
+            member.fitted(train, cache)
         return self
+
+    def fit(self, train: Dataset) -> Self:
+        """Fit the members."""
+        return self.fitted(train)
 
     def scores(self, batch: Batch) -> Scores:
         """The members' mean."""

@@ -11,7 +11,7 @@ from starec_eval.baselines.sequential import Sequential
 class GRU4Rec(Sequential):
     """A gated recurrent network over the history (Hidasi et al. 2016, "Session-based recommendations with RNNs").
 
-    Trained by sampled softmax as in Hidasi and Karatzoglou 2018, and with dropout on the embeddings.
+    Trained by cross-entropy over all items, and with dropout on the embeddings.
     """
 
     name: ClassVar[str] = "gru4rec"

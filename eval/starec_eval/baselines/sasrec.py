@@ -9,7 +9,10 @@ from starec_eval.baselines.sequential import Sequential
 
 @dataclass(kw_only=True)
 class SASRec(Sequential):
-    """Self-attention over the history (Kang and McAuley 2018, "Self-attentive sequential recommendation")."""
+    """Self-attention over the history (Kang and McAuley 2018, "Self-attentive sequential recommendation").
+
+    Theirs is trained by binary cross-entropy against one negative; this, as RecBole's, by cross-entropy over all items.
+    """
 
     name: ClassVar[str] = "sasrec"
     layers: int = 2

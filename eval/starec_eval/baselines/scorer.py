@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+import warnings
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, ClassVar, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starec_env import ranks
 from starec_env.cases import PAD, Batch
-from starec_env.errors import InvalidOption
+from starec_env.errors import InvalidOption, StarecWarning
+from starec_env.reading import TrainOn as TrainOn
 from starec_env.types import Dataset, Query, Ranking
 
 Scores = NDArray[Any]
-TrainOn = Literal["sample", "full"]
+State = Mapping[str, NDArray[Any]]
 
 _CHUNK = 1 << 20
 
@@ -44,12 +51,45 @@ class Scorer:
         """Learn from the sequences of a data set, none of which holds a test user's target. Returns self."""
         return self
 
-    def fitted(self, train: Dataset) -> Self:
-        """Fit unless it was fitted on this very data set already, as an ensemble's member may have been."""
-        if self._fitted_on is not train:
+    def fitted(self, train: Dataset, cache: Path | None = None) -> Self:
+        """Fit unless it was fitted on this very data set already, here or in an earlier process.
+
+        Args:
+            train: As `fit` takes it.
+            cache: A folder of earlier fits, by data and settings; only methods that have a `state` are kept there.
+        """
+        if self._fitted_on is train:
+            return self
+        path = cache / f"{self.label}-{self._key(train)}.npz" if cache else None
+        if path is None or not self._restored(train, path):
             self.fit(train)
-            self._fitted_on = train
+            if path and (state := self.state()):
+                _save(path, state)
+        self._fitted_on = train
         return self
+
+    def state(self) -> State:
+        """What `fit` learned, as arrays by name; empty where it is quicker to fit again."""
+        return {}
+
+    def restore(self, train: Dataset, state: State) -> None:
+        """Become what `fit` made, from its `state`."""
+        raise NotImplementedError
+
+    def _restored(self, train: Dataset, path: Path) -> bool:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.restore(train, dict(arrays))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+            warnings.warn(f"{path} can't be used ({error}): {self.label} is fitted again", StarecWarning, stacklevel=3)
+            return False
+        return True
+
+    def _key(self, train: Dataset) -> str:
+        made = f"{type(self).__module__} {self!r} {train.hash} {version('starec')}"
+        return blake2b(made.encode(), digest_size=8).hexdigest()
 
     def scores(self, batch: Batch) -> Scores:
         """(queries, n) scores of the candidates, higher is better; any finite numbers, infinities included."""
@@ -61,6 +101,13 @@ class Scorer:
         scores = check_scores(self.scores(batch), batch, self.label)
         order = np.lexsort((_ties(batch, self.seed)[0], -scores[0]))
         return Ranking(order=tuple(order.tolist()))
+
+
+def _save(path: Path, state: State) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        np.savez(file, allow_pickle=False, **state)
+    Path(file.name).replace(path)
 
 
 def check_scores(scores: Scores, batch: Batch, method: str) -> Scores:

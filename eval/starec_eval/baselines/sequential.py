@@ -13,9 +13,8 @@ from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.metrics import ndcg
 from starec_env.types import Dataset
-from starec_eval.baselines.scorer import Scorer, Scores
+from starec_eval.baselines.scorer import Scorer, Scores, State
 
-_POPULARITY_POWER = 0.7
 _VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
 
 
@@ -30,18 +29,17 @@ def import_torch(method: str) -> Any:
 
 @dataclass(kw_only=True)
 class Sequential(Scorer):
-    """Next-item model: `score(c) = hidden(history) . embedding(c) + bias(c)`, trained by sampled softmax.
+    """Next-item model: `score(c) = hidden(history) . embedding(c)`, trained by cross-entropy over all items.
 
-    Each position predicts the next item against shared uniform negatives. The bias starts at 0.7 log popularity,
-    which spares the first epochs. A sequence's last item is held out; it is ranked against 100 negatives after every
-    epoch, or after as many as make 50 steps, and training stops when `patience` such checks bring nothing better. The
-    best weights are kept.
+    Each position predicts the next item by the softmax over the whole catalogue, as RecBole, the paper's library,
+    trains both of its sequence models (its `loss_type` "CE"). A sequence's last item is held out; it is ranked against
+    100 negatives after every epoch, or after as many as make 50 steps, and training stops when `patience` such checks
+    bring nothing better. The best weights are kept.
     """
 
     size: int = 64
     lr: float = 2e-3
     batch_size: int = 64
-    negatives: int = 512
     epochs: int = 100
     patience: int = 6
     max_length: int = 50
@@ -64,9 +62,6 @@ class Sequential(Scorer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             net = self.build(torch, train.n_items)
-            counts = torch.from_numpy(np.bincount(train.item_indices, minlength=train.n_items)).float()
-            bias = _POPULARITY_POWER * torch.cat([torch.zeros(1), counts.clamp(min=0.5).log()])
-            net["bias"] = torch.nn.Embedding.from_pretrained(bias[:, None], freeze=False)
             self.net = self._train(torch, net, torch.from_numpy(sequences), torch.from_numpy(ends), train.n_items)
         return self
 
@@ -84,7 +79,7 @@ class Sequential(Scorer):
             net.train()
             for rows in torch.randperm(len(seen)).split(self.batch_size):
                 optimizer.zero_grad()
-                self._loss(torch, net, seen[rows], n_items).backward()
+                self._loss(torch, net, seen[rows]).backward()
                 optimizer.step()
             if epoch % -(-_VALIDATION_STEPS // steps) and epoch < self.epochs:
                 continue
@@ -97,15 +92,11 @@ class Sequential(Scorer):
         net.load_state_dict(best_weights)
         return net.eval()
 
-    def _loss(self, torch: Any, net: Any, sequences: Any, n_items: int) -> Any:
+    def _loss(self, torch: Any, net: Any, sequences: Any) -> Any:
         target = sequences[:, 1:]
         real = target > 0
-        hidden, target = self.encode(torch, net, sequences[:, :-1])[real], target[real]
-        rivals = torch.randint(1, n_items + 1, (self.negatives,))
-        mine = (hidden * net["item"](target)).sum(-1) + net["bias"](target)[:, 0]
-        others = hidden @ net["item"](rivals).T + net["bias"](rivals)[:, 0]
-        others = others.masked_fill(rivals == target[:, None], -torch.inf)
-        return (torch.cat([mine[:, None], others], 1).logsumexp(1) - mine).mean()
+        hidden = self.encode(torch, net, sequences[:, :-1])[real]
+        return torch.nn.functional.cross_entropy(hidden @ net["item"].weight[1:].T, target[real] - 1)
 
     def _validate(self, torch: Any, net: Any, sequences: Any, candidates: Any) -> float:
         net.eval()
@@ -120,7 +111,18 @@ class Sequential(Scorer):
         return self.encode(torch, net, sequences)[torch.arange(len(last)), last]
 
     def _score(self, net: Any, states: Any, candidates: Any) -> Any:
-        return (net["item"](candidates) @ states[:, :, None])[:, :, 0] + net["bias"](candidates)[:, :, 0]
+        return (net["item"](candidates) @ states[:, :, None])[:, :, 0]
+
+    def state(self) -> State:
+        """The network's weights."""
+        return {name: weights.numpy() for name, weights in self.net.state_dict().items()}
+
+    def restore(self, train: Dataset, state: State) -> None:
+        """Take weights that were learned before."""
+        torch = import_torch(self.label)
+        with torch.random.fork_rng(devices=[]):
+            self.net = self.build(torch, train.n_items).eval()
+        self.net.load_state_dict({name: torch.from_numpy(weights) for name, weights in state.items()})
 
     def scores(self, batch: Batch) -> Scores:
         """Scores from the state after the newest history item."""

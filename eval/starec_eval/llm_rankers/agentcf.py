@@ -16,11 +16,13 @@ import numpy as np
 from starec_agents.agent import model_name
 from starec_agents.graph import Context, ask_ranking, call_model
 from starec_agents.llm import ChatModel, Message
+from starec_agents.llm.base import Call
+from starec_agents.memory import Memory
 from starec_agents.tasks import MAX_PROFILE, nouns_of, parse_profile, ranking_format, start_memory
 from starec_agents.tasks.answers import read_answer
 from starec_agents.tasks.titles import candidate_titles, clean, item_line, visible
 from starec_env.errors import InvalidOption, RunError, StarecError
-from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Turn
+from starec_env.types import Feedback, Id, Query, Ranking, Turn
 from starec_eval.llm_rankers.recorded import MOST_WARMUP, CaseTurns, LLMRanker
 from starec_eval.protocol import Protocol
 

@@ -12,10 +12,12 @@ import numpy as np
 from starec_agents.agent import model_name
 from starec_agents.graph import Context, ask_ranking
 from starec_agents.llm import ChatModel, Message
+from starec_agents.llm.base import Call
+from starec_agents.memory import Memory
 from starec_agents.tasks import MAX_HISTORY, nouns_of, ranking_format
 from starec_agents.tasks.titles import item_title
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Call, Candidates, Feedback, Memory, ParseReport, Query, Ranking
+from starec_env.types import Candidates, Feedback, ParseReport, Query, Ranking
 
 PROMPTS = ("sequential", "recency", "in-context")
 """What the paper calls sequential prompting, recency-focused prompting and in-context learning."""

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.memory import Memory
 from starec_agents.runs.config import Purpose
 from starec_agents.runs.population import arun_population
 from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import read_steps
+from starec_agents.serving.card import CARD, find_card, say_seen
 from starec_env.errors import InvalidOption, RunError
 from starec_env.replay.stream import Seen, Stream
-from starec_env.types import Id, Memory, Ranking, Step, Turn
+from starec_env.types import Id, Ranking, Turn
 from starec_eval.protocol import Protocol
 
 MOST_WARMUP = 39
@@ -27,9 +30,9 @@ MOST_WARMUP = 39
 class CaseTurns:
     """A repetition's cases as the last turns of their users, after turns to warm up on.
 
-    Warm-up turns are those that the environment shows: the last `warmup` liked interactions of the case's history
-    (all interactions, if the reading's targets are all), each with negatives that its user never met. They end before
-    the case's target, whatever file the case is from.
+    Warm-up turns are those that the environment shows: the last `warmup` interactions of the case's history, disliked
+    ones too (4.1.3), each with negatives that its user never met. They end before the case's target, whatever file the
+    case is from.
 
     Args:
         protocol: Whose cases.
@@ -83,7 +86,7 @@ def _warmup_stream(protocol: Protocol, cases: NDArray[np.integer], warmup: int) 
         replace(source, window=window),
         n_candidates=protocol.cases.candidates.shape[1],
         seed=protocol.seed,
-        targets=reading.targets,
+        targets="all",
         min_history=reading.min_history,
     )
     stream.seen = Seen(protocol.dataset)
@@ -119,6 +122,8 @@ class LLMRanker:
     """Turns to learn from before the held-out one, 0 to 39."""
     prepare: Prepare | None = None
     """What must be done before the first user ranks, for methods whose users aren't apart from each other."""
+    model_card: str | Path | None = None
+    """Folder of the model, for its card, where neither its name nor the server says it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= MOST_WARMUP:
@@ -128,6 +133,18 @@ class LLMRanker:
     def settings(self) -> Mapping[str, Any]:
         """What makes it itself."""
         return {**self.agent().settings, "warmup": self.warmup}
+
+    def refuse_trained(self, protocol: Protocol) -> None:
+        """Raise InvalidOption, with whom to test instead, if the model's card names a user who is to be tested."""
+        llm: Any = getattr(self.agent(), "llm", None)
+        model = getattr(getattr(llm, "endpoint", None), "model", "")
+        card = find_card(self.model_card, model, getattr(llm, "roots", {}).get(model))
+        name, users = protocol.loaded.name, protocol.cases.user_ids
+        if card and card.seen(name, users, choosing=protocol.choosing):
+            raise InvalidOption(
+                f"{self.name}: {say_seen(card, model, name, users)}: test users that it never saw. Its folder's "
+                f"{CARD} says who they are: --split-file FOLDER/{CARD}"
+            )
 
     async def rank_cases(
         self,
@@ -151,11 +168,13 @@ class LLMRanker:
         Raises:
             RunError: Users failed, or the folder holds other settings.
             EndpointError: The endpoint, its key or its model aren't there.
+            InvalidOption: The model was trained on users who are to be tested.
         """
         llm: Any = getattr(self.agent(), "llm", None)
         try:
             if hasattr(llm, "check"):
                 await llm.check()
+            self.refuse_trained(protocol)
             memories = dict(await self.prepare(protocol, out, concurrency)) if self.prepare else {}
             rankings: dict[int, Ranking] = {}
             for repetition in np.unique(protocol.cases.repetition).tolist():

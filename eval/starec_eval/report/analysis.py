@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from starec_agents.llm.base import Call
+from starec_agents.runs.steps import Step
 from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.metrics import Estimate as Estimate
 from starec_env.metrics import Relevant, ndcg, scored
 from starec_env.metrics import estimate as estimate
-from starec_env.types import Call, Id, Step
+from starec_env.types import Id
 
 if TYPE_CHECKING:
     from pandas import DataFrame

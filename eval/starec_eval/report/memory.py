@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from starec_env.types import Id, Step
+from starec_agents.runs.steps import Step
+from starec_env.types import Id
 from starec_eval.report.analysis import Estimate, estimates, to_frame
 
 if TYPE_CHECKING:

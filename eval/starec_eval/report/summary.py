@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from starec_agents.runs.steps import Step
 from starec_env.metrics import SHOWN, Estimate, estimate, per_user
-from starec_env.types import Step
 from starec_eval.report import analysis
 from starec_eval.report.data import Run
 from starec_eval.report.figures import FigureData, score_point

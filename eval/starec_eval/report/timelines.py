@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from starec_agents.runs.steps import Step
 from starec_env.metrics import estimate
-from starec_env.types import Id, Step
+from starec_env.types import Id
 from starec_eval.report.analysis import step_ndcg
 from starec_eval.report.data import Run
 
@@ -74,5 +75,5 @@ def _step(step: Step, repetition: int, numbers: dict[Id, int]) -> dict[str, Any]
         "answers": [[call.kind, "\n".join(filter(None, (call.reasoning, call.completion)))] for call in step.calls],
         "before": step.memory_before.profile,
         "after": step.memory.profile,
-        "events": step.memory.history[len(step.memory_before.history) :],
+        "events": [*map(str, step.memory.history[len(step.memory_before.history) :])],
     }

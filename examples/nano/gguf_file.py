@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizer import SPECIAL
 
 from starec_env.errors import MissingExtra
-from starec_training.miniature.tokenizer import SPECIAL
 
 _LAYER = {
     "input_layernorm": "attn_norm",
