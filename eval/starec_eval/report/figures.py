@@ -108,7 +108,7 @@ def svg(figure: FigureData) -> str:
             _draw_lines(axes, figure)
         axes.set(**{"xlabel" if horizontal else "ylabel": _plain(figure.y)})
         axes.grid(axis="x" if horizontal else "y")
-        if len(names) > 1:
+        if len(figure.series) + len(figure.lines) > 1:
             canvas.legend(loc="outside upper left", ncols=columns)
         drawn = StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
