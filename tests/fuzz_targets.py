@@ -12,8 +12,9 @@ from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user
 from starec_agents.llm import Completion
+from starec_agents.runs.reading import read_failures, read_steps, read_trajectories
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import RunStore, read_failures, read_steps, read_trajectories
+from starec_agents.runs.store import RunStore
 from starec_agents.tasks import ANSWER_FORMATS, parse_ranking, profile_format
 from starec_env import load_dataset
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning

@@ -52,7 +52,7 @@ def make_dataset(n_users: int = 12, n_items: int = 60, length: int = 14, seed: i
 
 def record(out: Path) -> str:
     """A run's steps, a line each, without what tells the time."""
-    from starec_agents.runs.store import read_steps
+    from starec_agents.runs.reading import read_steps
 
     lines = [step.model_dump_json() for step in read_steps(out)]
     return "".join(re.sub(r'"latency":[0-9.e-]+', '"latency":0', line) + "\n" for line in lines)

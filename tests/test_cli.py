@@ -13,7 +13,7 @@ import pytest
 from fake_endpoint import FakeEndpoint, scripted
 
 from starec_agents.llm.options import named_models
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.cli import COMMANDS
 from starec_env.errors import InvalidOption
 from starec_env.renamed import renamed

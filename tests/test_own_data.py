@@ -22,7 +22,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.cli import starec
 from starec_env.data import from_frame, load_dataset, prepare
 from starec_env.data.spec import DataSpec

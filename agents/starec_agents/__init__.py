@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
     from starec_agents.runs.population import arun_population as arun_population
     from starec_agents.runs.population import run_population as run_population
-    from starec_agents.runs.store import read_steps as read_steps
-    from starec_agents.runs.store import read_trajectories as read_trajectories
+    from starec_agents.runs.reading import read_steps as read_steps
+    from starec_agents.runs.reading import read_trajectories as read_trajectories
 
 _HOMES = {
     "check_graph": "_trial",
@@ -38,8 +38,8 @@ _HOMES = {
     "arun_population": "runs.population",
     "run_population": "runs.population",
     "scripted_user": "llm",
-    "read_steps": "runs.store",
-    "read_trajectories": "runs.store",
+    "read_steps": "runs.reading",
+    "read_trajectories": "runs.reading",
     "append_history": "graphs",
     "rank_only": "graphs",
     "reflect_always": "graphs",

@@ -35,7 +35,7 @@ from starec_agents.llm import session
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import arun_population
-from starec_agents.runs.store import read_failures, read_steps
+from starec_agents.runs.reading import read_failures, read_steps
 from starec_env.types import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

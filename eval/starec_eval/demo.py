@@ -16,7 +16,7 @@ from rich.console import Console
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.runs.story import metrics_table, story
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, SMOLLM2, nano_users

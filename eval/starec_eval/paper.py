@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.tasks import MAX_HISTORY
 from starec_env import load_dataset
 from starec_env.data.splits import Split

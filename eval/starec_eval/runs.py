@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_run, read_steps
 from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec

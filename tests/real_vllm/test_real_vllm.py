@@ -19,7 +19,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import Run, arun_population, run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.serve import Server, start_server
 from starec_agents.tasks import rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, RunError

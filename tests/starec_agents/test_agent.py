@@ -17,7 +17,7 @@ from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, gra
 from starec_agents.graph import Context, State, call_model, fast_rank, update_memory
 from starec_agents.memory import Memory
 from starec_agents.planner import planner
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.tasks import Prompts, start_memory
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning, UnknownName
 from starec_env.replay.stream import Stream, judge

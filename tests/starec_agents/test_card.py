@@ -9,7 +9,7 @@ from test_cli import starec
 
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.card import NANO, NANO_FOLDER, ModelCard, find_card, read_card, say_seen
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split

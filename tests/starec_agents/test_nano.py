@@ -10,7 +10,7 @@ from test_cli import starec
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare

@@ -24,7 +24,8 @@ from starec_agents.commands import simulate as simulate_command
 from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import Run, arun_population, run_population
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps, read_trajectories
+from starec_agents.runs.reading import read_failures, read_run, read_steps, read_trajectories
+from starec_agents.runs.store import RunStore
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.metrics import METRICS, ndcg
 from starec_env.types import Dataset

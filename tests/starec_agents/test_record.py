@@ -23,8 +23,9 @@ from starec_agents.llm.scripted import scripted_user
 from starec_agents.memory import Memory
 from starec_agents.runs.lines import Before, read_line, start_check, write_line
 from starec_agents.runs.population import Run, arun_population, run_population
+from starec_agents.runs.reading import read_failures, read_run, read_steps
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.store import RunStore
 from starec_env.data import load_dataset
 from starec_env.data.preparation import prepare
 from starec_env.errors import InvalidOption, RunError, StarecWarning

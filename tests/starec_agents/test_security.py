@@ -21,7 +21,7 @@ from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_failures, read_steps
+from starec_agents.runs.reading import read_failures, read_steps
 from starec_agents.serving.serve import serve_command
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Item, Turn

@@ -23,8 +23,9 @@ from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.lines import start_check
 from starec_agents.runs.population import Run, run_population
+from starec_agents.runs.reading import read_failures, read_run, read_steps
 from starec_agents.runs.rollout import News, Share
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.store import RunStore
 from starec_agents.runs.workers import WorkerDied, run_shares
 from starec_env.errors import InvalidOption, RunError
 

@@ -12,8 +12,8 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.llm.base import Call, Usage
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.memory import Memory
+from starec_agents.runs.reading import read_steps
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_steps
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
 from starec_env.types import Feedback, ParseReport, Ranking

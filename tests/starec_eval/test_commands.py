@@ -12,7 +12,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_env.data import load_dataset, prepare
 from starec_env.data.ties import file_rows
 from starec_env.errors import InvalidOption, RunError, UnknownName

@@ -13,7 +13,7 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
 from starec_env.types import ParseReport, Ranking

@@ -9,7 +9,7 @@ from fake_endpoint import FakeEndpoint
 
 from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.card import ModelCard
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split

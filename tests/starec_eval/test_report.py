@@ -15,7 +15,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_env.errors import RunError
 from starec_env.metrics import Estimate, ndcg
 from starec_eval.evaluate import evaluate

@@ -11,7 +11,7 @@ from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.tasks import rank_messages
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream

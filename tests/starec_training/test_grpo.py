@@ -21,14 +21,15 @@ from trl.generation import vllm_client
 from starec_agents import graphs
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.card import read_card
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
 from starec_training import grpo, vllm_server
 from starec_training.checkpoints import StageConfig, claim, load_policy
+from starec_training.collection import Collected, Rounds
 from starec_training.dataset import Rows, read_rows, write_rows
-from starec_training.grpo import Rounds, batch_settings, paper_grpo, train_grpo, train_rounds
+from starec_training.grpo import batch_settings, paper_grpo, train_grpo, train_rounds
 from starec_training.rewards import served
 from starec_training.sft import lora, paper_sft, train_sft
 
@@ -395,7 +396,7 @@ def test_lora_trains_under_gradient_checkpointing(student: Path, taught: Rows, t
 
 def test_a_round_trains_on_its_tasks_and_number_of_prompts(taught: Rows, films: Dataset, tmp_path: Path) -> None:
     def chosen(rows: Rows, **how: Any) -> Rows:
-        return grpo._Collection(films, [], config(tmp_path), Rounds(**how), None, ()).chosen(rows, 1)
+        return Collected(films, [], config(tmp_path), Rounds(**how), None, ()).chosen(rows, 1)
 
     ranked = chosen(taught, tasks=["rank"], prompts=5)
     assert {row.task for row in ranked} == {"rank"}
@@ -409,7 +410,7 @@ def test_a_round_whose_answers_cannot_be_read_stops_with_advice(taught: Rows, fi
         rows = [row.model_copy(update={"lineage": {"cut_off": True}}) if row.task == cut else row for row in taught]
         spare = [row for row in taught if row.task == cut][:spared]
         how = Rounds(tasks=tasks or ("rank", "reflect"))
-        return grpo._Collection(films, [], config(tmp_path), how, None, ()).chosen(Rows([*rows, *spare]), 3)
+        return Collected(films, [], config(tmp_path), how, None, ()).chosen(Rows([*rows, *spare]), 3)
 
     for cut, tasks in (("rank", ()), ("reflect", ("reflect",))):
         with pytest.raises(TrainingError, match=rf"round 3: none of .* task '{cut}' .* were cut off.*starec train sft"):
@@ -450,7 +451,9 @@ TWO = """
 import json, os, sys, time
 from pathlib import Path
 from starec_env.cli import main
-from starec_training.grpo import Rounds, batch_settings, paper_grpo, train_rounds
+from starec_training.collection import Collected
+from starec_training.collection import Rounds
+from starec_training.grpo import batch_settings, paper_grpo, train_rounds
 from starec_training.dataset import read_rows, write_rows
 sys.path.insert(0, sys.argv[4])
 from support import make_dataset

@@ -7,7 +7,7 @@ import pytest
 
 from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.tasks import parse_profile, parse_ranking
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Dataset, Feedback, Id, Ranking

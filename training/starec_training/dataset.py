@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starec_agents.llm import Message
 from starec_agents.llm.base import Call, whole_answer
 from starec_agents.memory import Event, Memory
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.runs.records import Turns
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_run, read_steps, write_text
+from starec_agents.runs.store import write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format, split_thought, thought_of
 from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, TrainingError

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.runs.lines import Outcome
-from starec_agents.runs.store import RunStore, read_index, temporary, write_tables, write_text, writing
+from starec_agents.runs.reading import read_index
+from starec_agents.runs.store import RunStore, temporary, write_tables, write_text, writing
 from starec_env.errors import RunError
 from starec_env.metrics import METRICS, estimate, scored
 from starec_env.types import Dataset, Id, Turn

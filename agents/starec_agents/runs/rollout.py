@@ -15,9 +15,10 @@ from typing import Any, Protocol
 from starec_agents.llm.base import Call
 from starec_agents.memory import Memory
 from starec_agents.runs.lines import encodable
+from starec_agents.runs.reading import Failure, Index
 from starec_agents.runs.records import Turns
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import Failure, Index, Shard, UserRecord
+from starec_agents.runs.store import Shard, UserRecord
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import judge
 from starec_env.types import Feedback, Id, Query, Ranking, Turn

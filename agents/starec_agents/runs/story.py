@@ -14,9 +14,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from starec_agents.runs.reading import read_failures, read_run, read_steps
 from starec_agents.runs.records import read_titles
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_failures, read_run, read_steps
 from starec_env.errors import unknown
 from starec_env.metrics import SHOWN
 from starec_env.types import Id

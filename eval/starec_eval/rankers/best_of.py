@@ -13,7 +13,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.graphs import rank_only
 from starec_agents.llm import ChatModel
 from starec_agents.runs.config import Purpose
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_env.types import Turn
 from starec_eval.protocol import Protocol
 from starec_eval.rankers.recorded import CaseTurns, run_turns

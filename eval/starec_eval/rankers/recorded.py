@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from starec_agents.memory import Memory
 from starec_agents.runs.config import Purpose
 from starec_agents.runs.population import arun_population
+from starec_agents.runs.reading import read_steps
 from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_steps
 from starec_agents.serving.card import CARD, find_card, say_seen
 from starec_env.errors import InvalidOption, RunError
 from starec_env.replay.stream import Seen, Stream

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starec_agents.llm.base import Call
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.runs.steps import Step
-from starec_agents.runs.store import read_run, read_steps
 from starec_env.errors import RunError
 from starec_env.metrics import Relevant
 from starec_env.types import Id
