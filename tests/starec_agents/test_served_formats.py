@@ -12,7 +12,7 @@ from held import Held
 from starec_agents import OpenAIChat, UserAgent, read_steps, run_population
 from starec_agents.llm.base import Endpoint
 from starec_agents.runs.population import Run
-from starec_agents.runs.story import metrics_text
+from starec_agents.runs.show import metrics_text
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import find_gguf
 from starec_env import load_dataset, prepare
