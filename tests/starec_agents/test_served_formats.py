@@ -80,3 +80,11 @@ def test_a_model_that_does_not_know_the_format_ends_with_the_cause_and_what_to_d
     said = " ".join(metrics_text(metrics, tmp_path).split())
     assert "Most answers could not be read as whole rankings (" in said
     assert "--answer-format scores" in said
+
+
+async def test_a_model_name_that_the_server_does_not_list_and_yet_answers_to_is_said(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with OpenAIChat(endpoint.model_copy(update={"model": "another", "max_tokens": 1})) as llm:
+        assert "another" not in await llm.check()
+    assert "answers to the model name 'another', which it doesn't list (" in caplog.text
