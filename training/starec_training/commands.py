@@ -29,6 +29,7 @@ from starec_env.renamed import renamed
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.types import Dataset, Endpoint, Id
 from starec_training.miniature.commands import miniature
+from starec_training.tiny import tiny
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
@@ -144,6 +145,7 @@ def train() -> None:
 
 
 train.add_command(miniature)
+train.add_command(tiny)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
