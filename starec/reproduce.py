@@ -199,10 +199,13 @@ class _Road:
         """What asks one model on one data set, while it is served."""
         rows = {label: method for label, method in self.recipe["rows"].items() if method.endswith(f"@{model}")}
         serve = self._server(model, self.out / data)
-        steps = [self._eval(f"{data}-{model}", [data], {"tables": {"4": rows}}, serve)]
+        steps = [self._eval(f"{self._key()}-{data}-{model}", [data], {"tables": {"4": rows}}, serve)]
         if rows.get("sampled"):  # best of N: the samples of Figure 2b
-            steps.append(self._eval(f"{data}-samples", [data], self._shown(), serve))
+            steps.append(self._eval(f"{self._key()}-{data}-samples", [data], self._shown(), serve))
         return steps
+
+    def _key(self) -> str:
+        return str(self.recipe.get("table") or self.recipe["figure"])
 
     def _shown(self) -> dict[str, Any]:
         rows: dict[str, Any] = dict(self.recipe["rows"])
@@ -258,7 +261,8 @@ def run(steps: Sequence[Step], say: Callable[[str], None]) -> None:
             done = subprocess.run([*start, "starec", *step.command], env=environment)
         if done.returncode:
             raise RunError(
-                f"{step.name} ended with status {done.returncode}: see above; the same `starec reproduce` goes on from here"
+                f"{step.name} ended with status {done.returncode}: see above. Once it is put right, the same "
+                "`starec reproduce` goes on from here"
             )
         step.done.parent.mkdir(parents=True, exist_ok=True)
         took = {"seconds": round(time.monotonic() - begun)}
