@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo miniature test lint test-vllm test-studio bench clean
+.PHONY: help install demo miniature test lint test-reproduce test-vllm test-studio bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,7 +38,10 @@ lint: install
 	$(BIN)/mypy
 
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
-	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck'
+	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not reproduce'
+
+test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers
+	$(BIN)/pytest -m reproduce tests/test_reproduce.py
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm

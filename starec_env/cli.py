@@ -17,6 +17,7 @@ COMMANDS = {
     "show": ("starec_agents.commands:show", "Print one user's trace from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
+    "reproduce": ("starec.reproduce:reproduce", "Make a table or figure of the paper, from split to numbers."),
     "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' timelines."),
 }
 """Sub-command -> ("module:function", one line of help)."""

@@ -44,6 +44,7 @@ from starec_training.arguments import (
     SftArguments,
     TeachArguments,
 )
+from starec_training.tiny import tiny
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
@@ -55,6 +56,9 @@ def train() -> None:
 
     Example: starec train teach --dataset ml-latest-small --out runs/taught
     """
+
+
+train.add_command(tiny)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
@@ -294,6 +298,7 @@ def grpo(args: Sequence[str]) -> int:
         stream=_reading(given).stream,
         agent={"graph": load_graph(given.agent)} | {name: getattr(given, name) for name in _OF_AGENT},
         batch_size=given.collect_batch,
+        rehearsal=given.rehearsal,
         seed=given.sample_seed,
     )
     options["split"] = Split.load(given.split_file) if given.split_file else None

@@ -1,4 +1,4 @@
-"""A model served on this machine, OpenAI-compatible: llama.cpp without a GPU, or vLLM.
+"""A model served on this machine, OpenAI-compatible: by llama.cpp without a GPU, vLLM, transformers, or a script.
 
 The server is a child process in a group of its own. It is stopped with its whole group, and ends by itself when the
 process that started it is gone, so nothing is left running.
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -31,13 +32,14 @@ from starec_agents.llm.base import Endpoint
 from starec_agents.serving.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
 
-ENGINES = ("llamacpp", "vllm")
-"""llama.cpp in a wheel (CPU, GGUF files); vLLM (GPU, or its CPU build; folders in Hugging Face's format)."""
+ENGINES = ("llamacpp", "vllm", "transformers", "scripted")
+"""llama.cpp in a wheel (CPU, GGUF files); vLLM (GPU, or its CPU build; folders in Hugging Face's format); transformers'
+own server (the same folders, slow, needs nothing but the extra "train"); a script that asks no model (rehearsals)."""
 CONTEXT = 6144
 """Tokens a request may take, answer included: a prompt of 20 candidates and 40 interactions, and a long answer."""
-PARALLEL = {"llamacpp": 4, "vllm": 32}
+PARALLEL = {"llamacpp": 4, "vllm": 32, "transformers": 1, "scripted": 64}
 """Requests answered at once, each on its own part of the context; the others wait."""
-START_S = {"llamacpp": 120.0, "vllm": 900.0}
+START_S = {"llamacpp": 120.0, "vllm": 900.0, "transformers": 300.0, "scripted": 60.0}
 """Seconds that a server may take to load its weights."""
 STOP_S = 15.0
 """Seconds that a server is given to end by itself."""
@@ -147,13 +149,15 @@ def start_server(
     name: str | None = None,
     python: str = sys.executable,
     extra: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
     start_s: float | None = None,
 ) -> Server:
     """Start a server and wait until it answers.
 
     Args:
-        model: "starec-nano", "smollm2", a path (llama.cpp: a .gguf file; vLLM: a folder) or a model-hub id.
-        engine: "llamacpp" or "vllm".
+        model: "starec-nano", "smollm2", a path (llama.cpp: a .gguf file; vLLM and transformers: a folder) or a
+            model-hub id; of the scripted engine, any name.
+        engine: One of ENGINES.
         host: Address to bind. There is no key: an address that isn't loopback gives the model to all who reach it.
         port: Port to bind; 0 for a free one.
         parallel: Requests answered at once; None for PARALLEL[engine].
@@ -161,6 +165,7 @@ def start_server(
         name: The model's name at the endpoint; None for the file's or folder's name, or the hub id.
         python: vLLM's interpreter, where that is another environment than this one.
         extra: More arguments for vLLM, e.g. ["--enable-lora"].
+        environment: Variables for the server's process, beside this one's.
         start_s: Seconds it may take to start; None for START_S[engine].
 
     Raises:
@@ -184,12 +189,24 @@ def start_server(
     port = _free_port(host, port)
     name = name or _name(model)
     # PYTHONSAFEPATH: the current folder's modules must not shadow the server's.
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environment = (
+        os.environ | dict(environment or {}) | {"PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    )
     if engine == "llamacpp":
         # Threads that spin while they wait for one another crawl as soon as anything else wants a core: 6 tokens/s
         # were decoded on two busy cores, 55 with threads that sleep.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         command = _llamacpp_command(model, host, port, parallel, context, name)
+    elif engine == "transformers":
+        if find_spec("fastapi") is None:  # what transformers' own server is made of
+            raise MissingExtra("serving by transformers", "train")
+        name = find_folder(model, python)  # its server knows a model by its folder alone
+        command = [python, "-c", _CHILD, str(os.getpid()), "transformers.cli.transformers", "serve", name]
+        command += ["--host", host, "--port", str(port), "--log-level", "error"]
+        environment["HF_HUB_OFFLINE"] = "1"
+    elif engine == "scripted":
+        command = [sys.executable, "-c", _CHILD, str(os.getpid()), "starec_agents.serving.scripted"]
+        command += [host, str(port), name]
     else:
         cpu = _vllm_is_cpu_build(python)
         folder = find_folder(model, python)
@@ -329,7 +346,12 @@ def _free_port(host: str, port: int) -> int:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--model", default=NANO, help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.")
-@click.option("--engine", type=click.Choice(ENGINES), default="llamacpp", help="vllm: for GPUs, or its CPU build.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="llamacpp",
+    help="vllm: for GPUs, or its CPU build; transformers: a folder on any machine, slowly; scripted: no model at all.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to bind.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for a free one.")
 @click.option("--parallel", type=click.IntRange(min=1), help="Requests answered at once  [default: 4; vllm: 32]")
