@@ -83,14 +83,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
-    able = gymnasium.make("starec/UserFeedback-v0", dataset=dataset).get_wrapper_attr("stream").users
+    able = gymnasium.make("starec/UserFeedback-v0", dataset=dataset, targets="liked").get_wrapper_attr("stream").users
     ids = dataset.user_ids[able].tolist()
     split = split_users(ids, test=len(ids) // 5, seed=options.seed)
     train, test = split.train, split.test
     print(f"{dataset!r}: {len(train)} users to train on, {len(test)} to test on")
 
     def watched(users: tuple[Any, ...], part: str, **more: Any) -> ItemFeatures:
-        env = gymnasium.make("starec/UserFeedback-v0", dataset=dataset, users=users, split=part, **more)
+        env = gymnasium.make(
+            "starec/UserFeedback-v0", dataset=dataset, users=users, split=part, targets="liked", **more
+        )
         return ItemFeatures(env, train_users=train)
 
     tested = watched(test, "test", turns=1)

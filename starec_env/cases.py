@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.splits import Ints, target_rows
+from starec_env.data.cut import Ints, target_rows
 from starec_env.errors import DataError
 from starec_env.types import Candidates, Dataset, History, Id, Indices, Query
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from starec_env.errors import StarecError
+from starec_env.errors import StarecError, unknown
 
 COMMANDS = {
     "demo": ("starec_eval.demo:demo", "The whole cycle on this machine, in a few minutes."),
@@ -17,7 +17,7 @@ COMMANDS = {
     "show": ("starec_agents.commands:show", "Print one user's story from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
-    "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' stories."),
+    "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' timelines."),
 }
 """Sub-command -> ("module:function", one line of help)."""
 
@@ -31,7 +31,7 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            ctx.fail(str(unknown("command", cmd_name, COMMANDS)))
         module, function = COMMANDS[cmd_name][0].split(":")
         command = getattr(import_module(module), function)
         assert isinstance(command, click.Command)
@@ -68,7 +68,10 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted", err=True)
+        given = sys.argv[1:] if args is None else args
+        kept = given[:1] in (["simulate"], ["eval"]) and "--out" in given
+        hint = ": what was done is kept, and the same command with --resume goes on from there" if kept else ""
+        click.echo(f"interrupted{hint}", err=True)
         sys.exit(INTERRUPTED)
     except StarecError as error:
         click.echo(f"starec: {error}", err=True)

@@ -78,13 +78,7 @@ SHOWN = tuple(f"ndcg@{k}" for k in CUTOFFS)
 
 
 def scored(values: ArrayLike, liked: ArrayLike, relevant: Relevant = "liked") -> Floats:
-    """A metric's values, nan where the target is not to be scored.
-
-    Args:
-        values: (cases,) a metric's values.
-        liked: (cases,) whether the user liked each target.
-        relevant: "liked" leaves disliked targets unscored; "taken" scores all.
-    """
+    """A metric's (cases,) values, nan where the target was not liked; `relevant` "taken" scores all."""
     array = np.asarray(values, dtype=np.float64)
     return array if relevant == "taken" else np.where(np.asarray(liked, dtype=np.bool_), array, np.nan)
 
@@ -95,12 +89,7 @@ def scored(values: ArrayLike, liked: ArrayLike, relevant: Relevant = "liked") ->
 def per_user(values: ArrayLike, users: ArrayLike) -> Floats:
     """Mean of each user's values, in the order of `np.unique(users)`; nan for a user who has none but nan.
 
-    Args:
-        values: (cases,) one metric's values.
-        users: (cases,) the user each belongs to.
-
-    Raises:
-        InvalidOption: There aren't as many users as values.
+    Both arguments are (cases,); raises InvalidOption unless there are as many users as values.
     """
     array = np.asarray(values, dtype=np.float64)
     unique, inverse = np.unique(np.asarray(users), return_inverse=True)
@@ -129,23 +118,12 @@ class Estimate:
 
 
 def estimate(label: object, values: ArrayLike, users: ArrayLike) -> Estimate:
-    """Mean of values over users.
-
-    Args:
-        label: What is estimated.
-        values: (cases,) values; nan ones are left out.
-        users: (cases,) the user each belongs to.
-    """
+    """Mean over users of (cases,) values of (cases,) users; values that are nan are left out."""
     return of_means(label, per_user(values, users))
 
 
 def of_means(label: object, means: Floats) -> Estimate:
-    """Mean of users' means, those that are nan left out.
-
-    Args:
-        label: What is estimated.
-        means: (users,) from `per_user`.
-    """
+    """Mean of (users,) means from `per_user`, those that are nan left out."""
     known = means[~np.isnan(means)]
     n = len(known)
     mean = float(known.mean()) if n else float("nan")
@@ -218,13 +196,7 @@ def paired_difference(
 
 
 def interval(values: Floats, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean; nan without values.
-
-    Args:
-        values: (users,) one value a user.
-        samples: Resamples of the users.
-        seed: Of the resampling.
-    """
+    """95 % percentile bootstrap interval of the mean of (users,) values, over resamples of users; nan without any."""
     n = len(values)
     if not n:
         return float("nan"), float("nan")

@@ -210,10 +210,7 @@ class _Popularity:
     def __init__(self, stream: Stream, users: Sequence[Id] | None) -> None:
         dataset = stream.dataset
         self._n_items, owner = dataset.n_items, dataset.owner
-        # The last turn of each user is held out, and with it all that came after.
-        last = np.searchsorted(stream.rows, dataset.indptr[1:]) - 1
-        stops = np.where(last >= 0, stream.rows[last], -1)
-        stops = np.where(stops < dataset.indptr[:-1], dataset.indptr[1:], stops)
+        stops = np.where(stream.held_out < 0, dataset.indptr[1:], stream.held_out)
         known = np.arange(dataset.n_interactions) < stops[owner]
         if users is not None:
             known &= np.isin(owner, [dataset.user_index(user) for user in list_of_ids(users)])

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -51,7 +51,8 @@ class FakeEndpoint:
             shares, a request's fault is a function of (seed, prompt, how often it was asked), at any concurrency.
             Names: see `FAULTS` below, and "ok".
         seed: Of the faults.
-        models: What /v1/models lists; None means that there is no such list. Another model's name gets a 404.
+        models: What /v1/models lists, with the `root` of each if it is a mapping; None means that there is no such
+            list. Another model's name gets a 404.
         key: If given, the key that requests must carry.
         capacity: More requests in flight than that get a 429.
         retry_after: Seconds in the Retry-After of the faults "429-after" and "429-date".
@@ -71,7 +72,7 @@ class FakeEndpoint:
         latency: float = 0.0,
         faults: Mapping[str, float] | Sequence[str] = (),
         seed: int = 0,
-        models: Sequence[str] | None = ("fake",),
+        models: Collection[str] | None = ("fake",),
         key: str | None = None,
         capacity: int | None = None,
         retry_after: float = 1.0,
@@ -113,7 +114,11 @@ class FakeEndpoint:
         self._loop.close()
 
     async def _open(self) -> None:
-        self._runner = web.ServerRunner(web.Server(self._handle), access_log=None, shutdown_timeout=0.01)
+        self._runner = web.ServerRunner(
+            web.Server(self._handle, handler_cancellation=True),  # a request whose client hung up is none in flight
+            access_log=None,
+            shutdown_timeout=0.01,
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True)
         await site.start()
@@ -126,11 +131,15 @@ class FakeEndpoint:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
+    def _listed(self) -> list[dict[str, str]]:
+        roots = self.models if isinstance(self.models, Mapping) else {}
+        return [{"id": name, **({"root": roots[name]} if name in roots else {})} for name in self.models or ()]
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             return refusal(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
         if request.path == f"{self.path}/models" and self.models is not None:
-            return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+            return web.json_response({"object": "list", "data": self._listed()})
         if request.path != f"{self.path}/chat/completions":
             return refusal(404, "Not Found")
         self.requests += 1

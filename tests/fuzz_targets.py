@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ import numpy as np
 from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user
-from starec_agents.runs.store import RunStore, read_failures, read_steps, read_trajectories
+from starec_agents.llm import Completion
+from starec_agents.runs.reading import read_failures, read_steps, read_trajectories
+from starec_agents.runs.steps import Step
+from starec_agents.runs.store import RunStore
 from starec_agents.tasks import ANSWER_FORMATS, parse_ranking, profile_format
 from starec_env import load_dataset
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning
@@ -52,9 +56,46 @@ def check_parsers(text: str) -> None:
         profile, report = profile_format(answer_format).parse(text)
         assert (profile is None) == any((report.cut_off, report.empty, report.no_answer))
         assert profile is None or (profile.strip() and len(profile) <= 2_000)
+        assert report == ParseReport.model_validate_json(report.model_dump_json())
+        assert report.valid == (profile is not None and not report.too_long)
+        assert bool(report.problems) == bool(report.kinds) == (not report.valid)
         cut = parse_ranking(text, FOUR, answer_format, cut_off=True)
         assert cut.order == () and cut.report.kinds[0] == "cut_off"
         assert profile_format(answer_format).parse(text, cut_off=True).text is None
+
+
+def check_run(folder: Path, rng: random.Random) -> None:
+    """Run users whose model answers both tasks with anything: the record reads back as it was written.
+
+    Each reflection has a report, and a profile changes exactly where that says that one was found.
+    """
+
+    def answer(*_: object) -> Completion:
+        reason = rng.choice(("stop", "stop", "stop", "length", None))
+        return Completion(text=random_text(rng), reasoning=rng.choice((None, random_text(rng))), finish_reason=reason)
+
+    shutil.rmtree(folder, ignore_errors=True)
+    kept: list[Step] = []
+    agent = UserAgent.factory(ScriptedChat(answer), answer_format=rng.choice(ANSWER_FORMATS))
+    run = run_population(
+        make_dataset(2), agent, out=folder, turns=2, concurrency=1, progress=False, on_step=kept.append
+    )
+    steps = list(read_steps(folder))
+    assert len(steps) == 4 and sorted(map(_encodable, steps)) == sorted(map(_encodable, kept))
+    reports = [call.report for step in steps for call in step.calls if call.kind == "reflect"]
+    assert len(reports) == 4 and all(reports)
+    for step, report in zip(steps, reports, strict=True):
+        assert report is not None
+        found = not (report.cut_off or report.empty or report.no_answer)
+        assert found or step.memory.profile == step.memory_before.profile
+        assert len(step.memory.history) == len(step.memory_before.history) + 1
+    assert run.metrics["valid_profiles"] == sum(report.valid for report in reports if report) / 4
+    assert run.metrics["valid_share"] == sum(step.ranking.valid for step in steps) / 4
+
+
+def _encodable(step: Step) -> str:
+    """A step as JSON; half a surrogate pair, which UTF-8 can't hold, as a question mark."""
+    return json.dumps(step.model_dump(), default=str, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from starec_agents.memory import Event, Memory
 from starec_agents.tasks import rank_messages, ranking_format, reflect_messages
 from starec_env.replay.stream import judge
-from starec_env.types import Candidates, Dataset, History, Item, Memory, Query, Turn, User
+from starec_env.types import Candidates, Dataset, History, Item, Query, Turn, User
 
 PAGE = Path(__file__).parents[1] / "docs" / "agents.md"
 FILMS = [
@@ -29,11 +30,11 @@ ALBUMS = [
 MEMORIES = {
     "movie": Memory(
         profile="Likes tense crime films; light comedies leave this user cold.",
-        history=('Heat (1995): ranked 2 of 20 ("tense crime, like Seven"), liked',),
+        history=(Event(item_id=1, title="Heat (1995)", liked=True, rank=2, of=20, reason="tense crime, like Seven"),),
     ),
     "music": Memory(
         profile="Likes modal jazz of the fifties and sixties.",
-        history=('Nevermind: ranked 3 of 20 ("a change of mood"), disliked',),
+        history=(Event(item_id=1, title="Nevermind", liked=False, rank=3, of=20, reason="a change of mood"),),
     ),
 }
 

@@ -20,6 +20,14 @@ def shared_data(*parts: str) -> Path:
     return path
 
 
+def vllm_python() -> str:
+    """The interpreter that has vLLM; skips the test where there is none."""
+    path = os.environ.get("STAREC_VLLM_PYTHON", Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python")
+    if not Path(path).exists():
+        pytest.skip(f"needs vLLM at {path}: make test-vllm")
+    return str(path)
+
+
 def make_dataset(n_users: int = 12, n_items: int = 60, length: int = 14, seed: int = 0) -> Dataset:
     """A small seeded data set: each user rates `length` distinct items 1 to 5 at increasing times."""
     rng = np.random.default_rng(seed)
@@ -44,7 +52,7 @@ def make_dataset(n_users: int = 12, n_items: int = 60, length: int = 14, seed: i
 
 def record(out: Path) -> str:
     """A run's steps, a line each, without what tells the time."""
-    from starec_agents.runs.store import read_steps
+    from starec_agents.runs.reading import read_steps
 
     lines = [step.model_dump_json() for step in read_steps(out)]
     return "".join(re.sub(r'"latency":[0-9.e-]+', '"latency":0', line) + "\n" for line in lines)

@@ -1,11 +1,11 @@
-"""What tests of training share beside the fixtures: `from support_training import Words`."""
+"""What tests of training share beside the fixtures: `from support_training import losses`."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,3 @@ def kill_when_there(command: Sequence[object], path: Path, timeout: float = 240)
         time.sleep(0.01)
     child.kill()
     child.communicate()
-
-
-class Words:
-    """Counts words where a tokenizer counts tokens."""
-
-    chat_template = "{{ messages }}"
-
-    def count(self, messages: Sequence[Mapping[str, str]]) -> int:
-        return sum(len(message["content"].split()) for message in messages)
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **_: Any) -> list[int]:
-        return [0] * self.count(messages)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from fake_endpoint import FakeEndpoint, scripted
 
-from starec_agents.runs.store import read_steps
+from starec_agents.llm.options import named_models
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.cli import COMMANDS
+from starec_env.errors import InvalidOption
 from starec_env.renamed import renamed
 
 STAREC = [sys.executable, "-m", "starec_env.cli"]
@@ -86,6 +88,30 @@ def test_a_graph_of_the_users_own_is_named_by_module_and_function(endpoint: Fake
     assert wrong.returncode == 1 and "MODULE:FUNCTION" in wrong.stderr
 
 
+def test_nodes_ask_models_by_name_and_a_run_says_which_they_were_and_what_it_ran_on(tmp_path: Path) -> None:
+    with FakeEndpoint(scripted(), models=("big", "small")) as server:
+        args = simulate_args(server, tmp_path / "run", agent="planner", model="big", executor="langgraph", users=1)
+        assert starec(*args, "--model", "ranker=small", "--model", "critic=big").returncode == 0
+        run = read_run(tmp_path / "run")
+        assert run["models"] == {"critic": "big", "ranker": "small"} and run["model"] == "big"
+        assert run["endpoints"]["ranker"][0]["model"] == "small"
+        assert run["sessions"][0]["executor"] == "langgraph"
+        wrong = starec(*args, "--model", "ranker=absent")
+        assert wrong.returncode == 1 and "absent" in wrong.stderr and "small" in wrong.stderr
+
+
+@pytest.mark.parametrize("given", [["a", "b"], ["x=a", "x=b"], ["x="], ["not a name=b"], []])
+def test_models_that_contradict_each_other_are_refused(given: list[str]) -> None:
+    assert named_models(["x=a", "y=b"]) == ("a", {"x": "a", "y": "b"})
+    with pytest.raises(InvalidOption, match="--model"):
+        named_models(given)
+
+
+def test_a_mistyped_command_gets_the_nearest_name() -> None:
+    done = starec("simulat")
+    assert done.returncode == 2 and "did you mean 'simulate'" in done.stderr
+
+
 def test_show_tells_a_story_and_suggests_the_nearest_user(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     starec(*simulate_args(endpoint, tmp_path / "run"))
     user = next(read_steps(tmp_path / "run")).user_id
@@ -132,7 +158,8 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
         while not (steps.exists() and steps.stat().st_size) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[1].count("Traceback") == 0
+        said = process.communicate(timeout=30)[1]
+        assert "Traceback" not in said and "the same command with --resume" in said
         assert process.returncode == 130
         before = len(list(read_steps(tmp_path / "run")))
         assert 0 < before < 24

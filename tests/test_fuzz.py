@@ -5,7 +5,16 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from fuzz_targets import FILES, check_loader, check_parsers, check_record, check_step, random_text, whole_record
+from fuzz_targets import (
+    FILES,
+    check_loader,
+    check_parsers,
+    check_record,
+    check_run,
+    check_step,
+    random_text,
+    whole_record,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_dataset
@@ -43,6 +52,12 @@ def test_a_damaged_record_is_read_or_refused_by_name(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(150):
         check_record(files, tmp_path, rng)
+
+
+def test_any_answers_to_both_tasks_are_recorded_with_their_reports(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for _ in range(60):
+        check_run(tmp_path / "run", rng)
 
 
 def test_any_action_is_stepped_or_refused_by_name() -> None:

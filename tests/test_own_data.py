@@ -22,7 +22,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.cli import starec
 from starec_env.data import from_frame, load_dataset, prepare
 from starec_env.data.spec import DataSpec
@@ -102,7 +102,18 @@ def runs(folder: Path, endpoint: FakeEndpoint) -> Path:
     """Two runs of the same users on books.csv, from the shell: `a` of 2 turns and `b`, another agent's, of 3."""
     common = ["--quiet", "--users", 8, "--base-url", endpoint.url, "--model", "scripted", *data_options(folder)]
     for name, turns, agent in (("a", 2, "starec"), ("b", 3, "rank-only")):
-        shell("simulate", *common, "--turns", turns, "--agent", agent, "--out", folder / "runs" / name)
+        shell(
+            "simulate",
+            *common,
+            "--turns",
+            turns,
+            "--agent",
+            agent,
+            "--targets",
+            "liked",
+            "--out",
+            folder / "runs" / name,
+        )
     return folder / "runs"
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M on ML-1M, from a blind teacher to a table, on a GPU that is lent for minutes and has no network.
+"""SmolLM2-135M on ML-1M, from a rule-based teacher to a table, on a GPU that is lent for minutes and has no network.
 
 Where there is a network, pack the weights, the data and the wheels that the other machine lacks, in parts of 55 MB:
 
@@ -125,7 +125,7 @@ def piece(args: argparse.Namespace) -> None:
     users, how = max(8, round(1000 * args.scale)), ON_GPU if _gpu() else ON_CPU
     table, taught, sft, rl = (HOME / name for name in ("table", "taught", "sft", "rl"))
     data = {"dataset": "ml-1m", "data_dir": DATA}
-    shown = {"answer_format": "compact", "max_history": MAX_HISTORY}
+    shown = {"answer_format": "labels", "max_history": MAX_HISTORY}
     known = {"users_file": taught / "users.json"}
     if not (table / "candidates.parquet").exists():
         told = ["--dataset", "ml-1m", "--data-dir", str(DATA), "--reading", "paper", "--users", str(users)]
@@ -183,15 +183,15 @@ def _run_command(until: float, command: list[str]) -> None:
 def compare(args: argparse.Namespace) -> None:
     """The anchor and the trained policy on the table's candidates, greedy, beside the baselines."""
     from starec_env import load_dataset
-    from starec_eval.baselines import build
     from starec_eval.evaluate import evaluate
-    from starec_eval.llm_rankers.starec import starec
     from starec_eval.protocol import Protocol
+    from starec_eval.rankers import build
+    from starec_eval.rankers.starec import starec
     from starec_training.checkpoints import load_policy
     from starec_training.generation import LocalChat
 
     gpu = _gpu()
-    agent = {"answer_format": "compact", "max_history": MAX_HISTORY, "warmup": 4 if gpu else 0, "max_tokens": 160}
+    agent = {"answer_format": "labels", "max_history": MAX_HISTORY, "warmup": 4 if gpu else 1, "max_tokens": 160}
     protocol = Protocol(load_dataset("ml-1m", DATA), "paper", candidates=HOME / "table" / "candidates.parquet")
     rankers = list(build(BASELINES.split(","), 0))
     for name, folder in (("SFT", HOME / "sft" / "final"), ("GRPO", args.rl)):

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from starec_agents.llm import LangChainChat as LangChainChat
     from starec_agents.llm import ScriptedChat as ScriptedChat
     from starec_agents.llm import scripted_user as scripted_user
+    from starec_agents.llm.base import Endpoint as Endpoint
     from starec_agents.llm.client import Balanced as Balanced
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
     from starec_agents.runs.population import arun_population as arun_population
     from starec_agents.runs.population import run_population as run_population
-    from starec_agents.runs.store import read_steps as read_steps
-    from starec_agents.runs.store import read_trajectories as read_trajectories
-    from starec_env.types import Endpoint as Endpoint
+    from starec_agents.runs.reading import read_steps as read_steps
+    from starec_agents.runs.reading import read_trajectories as read_trajectories
 
 _HOMES = {
     "check_graph": "_trial",
@@ -38,8 +38,8 @@ _HOMES = {
     "arun_population": "runs.population",
     "run_population": "runs.population",
     "scripted_user": "llm",
-    "read_steps": "runs.store",
-    "read_trajectories": "runs.store",
+    "read_steps": "runs.reading",
+    "read_trajectories": "runs.reading",
     "append_history": "graphs",
     "rank_only": "graphs",
     "reflect_always": "graphs",
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name == "graphs":
         return import_module("starec_agents.graphs")
     if name == "Endpoint":
-        return import_module("starec_env.types").Endpoint
+        return import_module("starec_agents.llm.base").Endpoint
     if name in _HOMES:
         return getattr(import_module(f"starec_agents.{_HOMES[name]}"), name)
     import_module("starec_env._moved")  # modules at their former names are then found as submodules

@@ -38,6 +38,7 @@ async def check_graph(agent: UserAgent, query: Query | None = None) -> None:
         await trial.arank(query)
         ranked = True
         await trial.alearn(Feedback(item_id=query.candidates[0].id, rank=1, predicted_liked=True, liked=True))
+        trial.own_state = trial.own_state
     except (InvalidOption, UnknownName):
         raise
     except Exception as error:

@@ -10,12 +10,15 @@ from functools import cache, partial
 from typing import Any, Literal, TypeVar, get_args
 
 from starec_agents._executor import executor_of
+from starec_agents._own_state import own_state_of
 from starec_agents.graph import Context, Graph, State
 from starec_agents.graphs import reflect_always
 from starec_agents.llm import ChatModel
+from starec_agents.llm.base import Call
+from starec_agents.memory import Memory
 from starec_agents.tasks import MAX_HISTORY, Prompts, ranking_format, start_memory
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Call, Feedback, Memory, Query, Ranking
+from starec_env.types import Feedback, Query, Ranking
 
 _T = TypeVar("_T")
 
@@ -28,7 +31,8 @@ class UserAgent:
     """One user's agent: it ranks by its memory, and learns from what the user then really did (paper 4.1).
 
     Keys that a graph adds to `State` are carried: what ranking ended with goes into learning, and what learning ended
-    with into the next ranking, past their reducers. They live as long as the agent; a run records the memory alone.
+    with into the next ranking, past their reducers. They live as long as the agent; a run records those that JSON can
+    hold beside the memory (`own_state`), and goes on with them.
 
     Args:
         llm: Answers the prompts.
@@ -89,6 +93,7 @@ class UserAgent:
             raise InvalidOption(
                 f"executor='direct', but graph {self.graph_name!r} is not straight: {self._executor.why}"
             )
+        self._own = own_state_of(made, OWN_KEYS)
         self._kept: dict[str, Any] = {}
         self._ranked: dict[str, Any] | None = None
 
@@ -120,8 +125,24 @@ class UserAgent:
     @property
     def own_keys(self) -> tuple[str, ...]:
         """State keys of the graph's own, which are kept from turn to turn."""
-        keys = getattr(self.graph, "output_channels", ())
-        return () if isinstance(keys, str) else tuple(key for key in keys if key not in OWN_KEYS)
+        return self._own.keys
+
+    @property
+    def own_state(self) -> Mapping[str, Any]:
+        """The values of `own_keys` that the next ranking goes on with, as JSON types: recorded with each step.
+
+        Set it to go on from a record.
+        """
+        return self._own.dump(self._kept)
+
+    @own_state.setter
+    def own_state(self, recorded: Mapping[str, Any]) -> None:
+        self._kept = self._own.load(recorded)
+
+    @property
+    def unrecorded_keys(self) -> tuple[str, ...]:
+        """Those of `own_keys` whose values JSON can't hold, as far as is known by now: a resumed run has them not."""
+        return tuple(key for key in self.own_keys if key in self._own.unrecorded)
 
     @property
     def graph_name(self) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from rich.console import Console
 from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
-from starec_agents.llm.options import endpoint, endpoint_options
+from starec_agents.llm.options import endpoint, endpoint_options, model_card_option, named_models
 from starec_agents.planner import planner
 from starec_agents.runs.plan import (
     Factory,
@@ -32,13 +29,14 @@ from starec_agents.runs.plan import (
 from starec_agents.runs.population import resolve, run_population
 from starec_agents.runs.store import check_folder
 from starec_agents.runs.story import metrics_table, overview, story
-from starec_agents.serving.weights import NANO, NANO_DATA, nano_users, trained_on
+from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
-from starec_env.data.options import data_options, refuse
+from starec_env.data.options import data_options, refuse, split_option
 from starec_env.data.spec import DataSpec
-from starec_env.data.splits import read_users
+from starec_env.data.splits import Split, read_users
 from starec_env.errors import InvalidOption, unknown
+from starec_env.named import load_function
 from starec_env.renamed import RenamingCommand
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
@@ -53,7 +51,7 @@ GRAPHS = {
 """--agent names -> functions that build a graph."""
 
 HELDOUT = "heldout"
-"""What --users-file takes in place of a file."""
+"""What --users-file takes in place of a file: the users that the model's card keeps for tests."""
 
 INCOMPLETE = 3
 """Exit status of a run in which users failed."""
@@ -65,16 +63,11 @@ def load_graph(name: str) -> Any:
         if name not in GRAPHS:
             raise unknown("agent", name, [*GRAPHS, "MODULE:FUNCTION"])
         return GRAPHS[name]
-    module, function = name.split(":", 1)
-    sys.path.insert(0, os.getcwd())  # a module in the current folder, as with python -m
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InvalidOption(f"--agent {name}: {error}; it must be MODULE:FUNCTION, returning a graph") from None
+    return load_function(name, "--agent")
 
 
 class _UsersFile(click.Path):
-    """A file, or the word for the users that starec-nano has never seen."""
+    """A file, or the word for the users that the model's card keeps for tests."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == HELDOUT else super().convert(value, param, ctx)
@@ -82,13 +75,27 @@ class _UsersFile(click.Path):
 
 @click.command(cls=RenamingCommand, old={"--candidates": "--n-candidates"})
 @data_options
+@split_option
 @click.option("--users", type=click.IntRange(min=1), help="How many users, sampled by --seed  [default: all]")
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
 @click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
-@endpoint_options
+@partial(endpoint_options, several=True)
 @click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "direct", "langgraph"]),
+    default="auto",
+    show_default=True,
+    help="What graphs run on: auto walks straight ones directly.",
+)
 @format_options
-@click.option("--targets", type=click.Choice(["liked", "all"]), default="liked", show_default=True)
+@click.option(
+    "--targets",
+    type=click.Choice(["all", "liked"]),
+    default="all",
+    show_default=True,
+    help="What to learn from; liked ones alone are scored.",
+)
 @click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items to rank a turn.")
 @click.option(
     "--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Of each stream."
@@ -101,8 +108,9 @@ class _UsersFile(click.Path):
     "--users-file",
     type=_UsersFile(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE|heldout",
-    help="Ids of the users, one a line; heldout: those that starec-nano has never seen.",
+    help="Ids of the users, one a line; heldout: those that the model's card keeps for tests.",
 )
+@model_card_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Users in flight.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes  [default: 1; on Ray, one a CPU]")
@@ -115,7 +123,7 @@ class _UsersFile(click.Path):
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def simulate(data: DataSpec, **options: Any) -> int:
+def simulate(data: DataSpec, split_file: Split | None, **options: Any) -> int:
     """Run a population of user agents through their feedback streams.
 
     Example: starec simulate --dataset ml-latest-small --users 100 --turns 5 --base-url http://localhost:8000/v1
@@ -126,24 +134,25 @@ def simulate(data: DataSpec, **options: Any) -> int:
         refuse(["ray_address"], "without --engine ray")
     refuse_without_plan(options)
     graph = load_graph(options["agent"])
-    if options["model"] is None:
-        raise InvalidOption("--model is missing: give the model's name at the endpoint")
-    endpoints = [endpoint(url, options["model"], options) for url in options["urls"]]
-    if len(endpoints) > 1 and options["cache"]:
+    options["model"], named = named_models(options["model"])
+    if len(options["urls"]) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm = OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
-    asyncio.run(_check(llm))
-    dataset = data.load()
+    llm, models = _chat(options["model"], options), {name: _chat(model, options) for name, model in named.items()}
+    asyncio.run(_check([llm, *models.values()]))
+    card = find_card(options["model_card"], options["model"], llm.roots.get(options["model"]))
+    dataset = split_file.load_dataset(data) if split_file else data.load()
     stream = Stream(dataset, **{key: options[key] for key in ("seed", *_STREAM_OPTIONS)})
-    users = _users(options, dataset, stream)
+    users = _users(options, dataset, stream, card, split_file)
     factory = partial(
         UserAgent.factory,
         graph=graph,
         answer_format=options["answer_format"],
         max_history=options["max_history"],
+        models=models,
+        executor=options["executor"],
     )
     if options["dry_run"]:
-        asyncio.run(_plan(dataset, factory, llm, stream, users, options))
+        asyncio.run(_plan(dataset, factory, llm, stream, users, card, options))
         return 0
     run = run_population(
         dataset,
@@ -154,7 +163,7 @@ def simulate(data: DataSpec, **options: Any) -> int:
         **{key: options[key] for key in (*_STREAM_OPTIONS, *_RUN_OPTIONS)},
     )
     Console().print(metrics_table(run.metrics, run.out))
-    _say_if_trained_on(options, dataset, json.loads((run.out / "users.json").read_text(encoding="utf-8")))
+    _say_if_seen(card, options, dataset, json.loads((run.out / "users.json").read_text(encoding="utf-8")))
     if not run.metrics["failures"]:
         return 0
     failed = f"{run.metrics['failures']} users failed (see {run.out / 'failures.jsonl'})"
@@ -172,6 +181,7 @@ async def _plan(
     llm: OpenAIChat,
     stream: Stream,
     users: int | list[Id] | None,
+    card: ModelCard | None,
     options: dict[str, Any],
 ) -> None:
     """Print what a run would ask, having checked all that can be checked before its first user."""
@@ -185,35 +195,51 @@ async def _plan(
     async with llm:
         calls = await probe(agent, stream, chosen, options["probe"] or 0, options["concurrency"])
     click.echo(plan_text(f"{config.graph} at {config.model}", [plan], calls, options))
-    _say_if_trained_on(options, dataset, dataset.user_ids[chosen].tolist())
+    _say_if_seen(card, options, dataset, dataset.user_ids[chosen].tolist())
     click.echo(f"nothing was written to {out}: leave --dry-run out to begin")
 
 
-def _users(options: dict[str, Any], dataset: Dataset, stream: Stream) -> int | list[Id] | None:
-    """How many users, or who; a users.json's are those that it keeps for tests."""
+def _users(
+    options: dict[str, Any], dataset: Dataset, stream: Stream, card: ModelCard | None, split: Split | None
+) -> int | list[Id] | None:
+    """How many users, or who; of a split, of a card or of a users.json those that are kept for tests."""
+    if split is not None:
+        refuse(["users", "users_file"], "with --split-file, whose test users are run")
+        return list(split.test)
     if not options["users_file"]:
         users: int | None = options["users"]
         return users
     refuse(["users"], "with --users-file, which says who")
     if options["users_file"] != HELDOUT:
         return read_users(options["users_file"])["heldout"]
-    if dataset.name != NANO_DATA:
+    if card is None:
         raise InvalidOption(
-            f"--users-file {HELDOUT} names users of {NANO_DATA}, which {NANO} was trained on; this is {dataset.name}: "
-            "give a file of ids"
+            f"--users-file {HELDOUT}: no card here says whom {options['model']} keeps for tests; give its folder as "
+            "--model-card, or a file of ids"
         )
-    unseen = set(nano_users()["test"])
-    return [user for user in dataset.user_ids[stream.users].tolist() if user in unseen]
+    if dataset.name != card.split.dataset:
+        raise InvalidOption(
+            f"--users-file {HELDOUT} names users of {card.split.dataset}, which {options['model']} was trained on; "
+            f"this is {dataset.name}: give a file of ids"
+        )
+    unseen = set(map(str, card.split.test))
+    return [user for user in dataset.user_ids[stream.users].tolist() if str(user) in unseen]
 
 
-def _say_if_trained_on(options: dict[str, Any], dataset: Dataset, users: Iterable[Id]) -> None:
-    if said := trained_on(options["model"], dataset.name, users):
-        click.echo(f"starec: {said}", err=True)
+def _say_if_seen(card: ModelCard | None, options: dict[str, Any], dataset: Dataset, users: Collection[Id]) -> None:
+    if said := say_seen(card, options["model"], dataset.name, users):
+        click.echo(f"starec: {said}: --users-file {HELDOUT} takes the others", err=True)
 
 
-async def _check(llm: OpenAIChat) -> None:
-    async with llm:
-        await llm.check()
+def _chat(model: str, options: dict[str, Any]) -> OpenAIChat:
+    endpoints = [endpoint(url, model, options) for url in options["urls"]]
+    return OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
+
+
+async def _check(llms: Iterable[OpenAIChat]) -> None:
+    for llm in llms:
+        async with llm:
+            await llm.check()
 
 
 @click.command()

@@ -22,18 +22,20 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
+from starec_agents.llm.base import Call
+from starec_agents.memory import Memory
 from starec_agents.tasks import (
     MAX_HISTORY,
     ProfileFormat,
     Prompts,
     RankingFormat,
-    event_line,
+    event_of,
     profile_format,
     ranking_format,
     target_position,
 )
 from starec_env.errors import unknown
-from starec_env.types import Call, Candidates, Feedback, Memory, Query, Ranking
+from starec_env.types import Candidates, Feedback, Query, Ranking
 
 _OPAQUE = GetPydanticSchema(lambda *_: core_schema.any_schema())  # live objects, which JSON schemas leave open
 
@@ -165,10 +167,10 @@ async def reflect(state: State, runtime: Runtime[Context]) -> State:
 
 
 async def update_memory(state: State) -> State:
-    """Put the new profile, if there is one, and the turn's line into the memory (4.1.3, last sentence)."""
+    """Put the new profile, if there is one, and the turn's event into the memory (4.1.3, last sentence)."""
     query, feedback = state["query"], state["feedback"]
     target, ranked = target_position(query.candidates, feedback), state.get("ranking", Ranking(order=()))
-    event = event_line(query, feedback, ranking_format("paper").reason(ranked, query.candidates, target))
+    event = event_of(query, feedback, ranking_format("paper").reason(ranked, query.candidates, target))
     return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
 
 

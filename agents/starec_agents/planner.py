@@ -18,9 +18,10 @@ from langgraph.runtime import Runtime
 
 from starec_agents.graph import Context, State, ask_ranking, call_model, compare, reflect, update_memory
 from starec_agents.llm import Message
+from starec_agents.llm.base import Call
 from starec_agents.tasks import split_thought
 from starec_agents.tasks.titles import candidate_titles, clean, find_title, item_line, title_table
-from starec_env.types import Call, Query
+from starec_env.types import Query
 
 _PLAN = (
     "You plan how to predict which candidate a user chooses next. Write in one sentence what this choice turns on; "

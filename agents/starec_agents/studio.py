@@ -21,12 +21,14 @@ from typing_extensions import TypedDict
 
 from starec_agents.graph import Context, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ChatModel, ScriptedChat
+from starec_agents.llm.base import Call
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
 from starec_agents.tasks import start_memory
 from starec_env import load_dataset, prepare
 from starec_env.errors import InvalidOption
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Call, Feedback, Memory, Ranking, Turn
+from starec_env.types import Feedback, Ranking, Turn
 
 
 class StudioInput(TypedDict):

@@ -2,7 +2,7 @@
 
     python eval/benchmarks/canned.py --latency 0.2      # prints its URL, serves until its stdin is closed
 
-Rankings are asked of it in the compact format, and get 20 labels; reflections get a profile of 40 words. It parses no
+Rankings are asked of it as labels, and get 20 labels; reflections get a profile of 40 words. It parses no
 JSON and holds a request for about 40 us of one core. `GET /cpu` says how many seconds of CPU it has used.
 """
 
@@ -57,7 +57,7 @@ class Canned(asyncio.Protocol):
             text = str(time.process_time()) if b" /cpu " in head[:20] else '{"data": [{"id": "fake"}]}'
             self.transport.write(plain(text))
         else:
-            answer = ANSWERS[b"preference analyst" in body[:300]]
+            answer = ANSWERS[b"preference analyst" in body]
             asyncio.get_running_loop().call_later(self.latency, self.transport.write, answer)
 
 

@@ -20,8 +20,8 @@ from canned import spawn
 from rich.console import Console
 from rich.table import Table
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
-from starec_env.types import Endpoint
 
 PROMPT = "word " * 800
 Ask = Callable[[list[dict[str, str]]], Awaitable[object]]

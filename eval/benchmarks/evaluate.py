@@ -18,10 +18,10 @@ from starec_env.data import prepare
 from starec_env.metrics import METRICS, mean_and_se
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Item
-from starec_eval.baselines import BASELINES
-from starec_eval.baselines.scorer import check_scores, ranks_of
 from starec_eval.evaluate import score_ranks
 from starec_eval.protocol import Protocol
+from starec_eval.rankers import BASELINES
+from starec_eval.rankers.scorer import check_scores, ranks_of
 
 USERS, ITEMS, ROWS = 6040, 3706, 1_000_209
 NEURAL = ("bpr", "gru4rec", "sasrec")

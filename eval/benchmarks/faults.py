@@ -32,10 +32,11 @@ from rich.table import Table
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import session
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import arun_population
-from starec_agents.runs.store import read_failures, read_steps
-from starec_env.types import Dataset, Endpoint
+from starec_agents.runs.reading import read_failures, read_steps
+from starec_env.types import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from fake_endpoint import FakeEndpoint, scripted  # noqa: E402
@@ -97,7 +98,7 @@ async def check_mix(faults: dict[str, float], dataset: Dataset, users: int, out:
             max_retries=MAX_RETRIES,
         )  # fmt: skip
         async with OpenAIChat(endpoint) as llm:
-            agent = UserAgent.factory(llm, answer_format="compact")
+            agent = UserAgent.factory(llm, answer_format="labels")
 
             async def run(resume: bool) -> None:
                 await arun_population(
@@ -114,7 +115,7 @@ async def check_mix(faults: dict[str, float], dataset: Dataset, users: int, out:
             # Two users may be asked the same, so a prompt's count may exceed the retries by its number of askers.
             limited = any(name.startswith("429") for name in faults)  # waiting for a rate limit burns no retries
             assert limited or max(server.asked.values()) <= 1 + MAX_RETRIES, max(server.asked.values())
-            assert server.peak <= 128
+            assert server.peak <= 128, server.peak
             recorded = {hash_of(call.messages) for step in steps for call in step.calls}
 
             server.faults, server.asked = {}, Counter()

@@ -67,7 +67,7 @@ def now() -> float:
 def run(dataset: Dataset, users: int) -> None:
     before, started = now(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
+        agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="labels")
         metrics = run_population(dataset, agent, turns=1, concurrency=256, out=out, progress=False).metrics
         disk = sum(path.stat().st_size for path in Path(out).iterdir()) / 2**20
     assert metrics["users"] == metrics["steps"] == users, metrics
@@ -97,7 +97,7 @@ class Waiting:
 
 async def in_flight(dataset: Dataset, n: int, executor: str) -> None:
     llm = Waiting(n)
-    agent = UserAgent.factory(llm, answer_format="compact", executor=executor)
+    agent = UserAgent.factory(llm, answer_format="labels", executor=executor)
     with tempfile.TemporaryDirectory() as out:
         await arun_population(dataset, agent, turns=1, users=n, concurrency=n, out=out, progress=False)
     print(llm.full, llm.text / n / 1024, flush=True)

@@ -32,9 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from starec_agents import OpenAIChat, ScriptedChat, UserAgent, read_steps, run_population, scripted_user
+from starec_agents.llm.base import Endpoint
 from starec_env import load_dataset, prepare
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Endpoint, Id
+from starec_env.types import Dataset, Id
 
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 EXECUTORS = ("direct", "langgraph")
@@ -53,7 +54,7 @@ def population(
     url: str, dataset: Dataset, users: list[Id], turns: int, concurrency: int, executor: str, workers: int, out: Path
 ) -> None:
     llm = OpenAIChat(Endpoint(base_url=url, model="fake", concurrency=concurrency))
-    agent = UserAgent.factory(llm, answer_format="compact", executor=executor)
+    agent = UserAgent.factory(llm, answer_format="labels", executor=executor)
     run_population(
         dataset, agent, users=users, turns=turns, out=out, concurrency=concurrency, workers=workers, progress=False
     )
@@ -94,7 +95,7 @@ def measure(
 
 def scripted(dataset: Dataset, users: list[Id], turns: int, executor: str) -> float:
     """CPU milliseconds of a turn of two calls to the scripted model, 256 users in flight, record included."""
-    agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact", executor=executor)
+    agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="labels", executor=executor)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         run_population(dataset, agent, users=users, turns=turns, out=folder, concurrency=256, progress=False)

@@ -18,10 +18,10 @@ from urllib.request import urlopen
 
 from starec_agents import OpenAIChat, UserAgent, run_population
 from starec_agents.llm import Completion, Message
+from starec_agents.llm.base import Endpoint
 from starec_agents.serving.serve import local_server
 from starec_env import load_dataset, prepare
 from starec_env.replay.stream import Stream
-from starec_env.types import Endpoint
 
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
@@ -71,7 +71,7 @@ def main() -> None:
         for name in ("our order", "turned round"):
             llm = OpenAIChat(endpoint)
             agent = UserAgent.factory(
-                llm if name == "our order" else TurnedRound(llm), answer_format="compact", max_tokens=args.max_tokens
+                llm if name == "our order" else TurnedRound(llm), answer_format="labels", max_tokens=args.max_tokens
             )
             before = counters(endpoint)
             with tempfile.TemporaryDirectory() as out:

@@ -2,10 +2,10 @@
 
     python eval/benchmarks/training.py --models starec-nano smollm2 --steps 2
 
-Each part runs in a process of its own, on rows of the blind teacher of ml-latest-small. Our GRPO step (checked groups,
-recorded spread, rewards from snapshots) and bare TRL's run in turn on the same ranking prompts, so that both meet the
-same load of the machine. CPU seconds are the process's own, which a busy machine stretches less than
-wall seconds. Tokens are those of prompts and answers together.
+Each part runs in a process of its own, on rows of the rule-based teacher of ml-latest-small. Our GRPO step (checked
+groups, rewards from snapshots) and bare TRL's run in turn on the same ranking prompts, so that both meet the same load
+of the machine. CPU seconds are the process's own, which a busy machine stretches less than wall seconds. Tokens are
+those of prompts and answers together.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from starec_training.features import Evidence
 from starec_training.generation import generate
 from starec_training.grpo import AgentGRPO, paper_grpo
 from starec_training.rewards import ranking_reward
-from starec_training.rule_teacher import BlindTeacher
+from starec_training.rule_teacher import RuleTeacher
 from starec_training.sft import lora, paper_sft, train_sft
 
 AT_ONCE = {"starec-nano": 8, "smollm2": 1}
@@ -46,9 +46,9 @@ def teacher_rows(args: argparse.Namespace, folder: Path) -> Rows:
     dataset = prepare(load_dataset("ml-latest-small"))
     options = {"split": "train", "turns": 2}
     users = with_turns(dataset, [dataset.user(user).id for user in range(200)], **options)
-    agent = {"answer_format": "compact", "max_history": args.history, "structured": args.model == "starec-nano"}
-    teacher = BlindTeacher(Evidence(dataset, users)).agent(**agent)
-    run_population(dataset, teacher, out=folder, users=users[:16], progress=False, **options)
+    agent = {"answer_format": "scores" if args.model == "starec-nano" else "labels", "max_history": args.history}
+    teacher = RuleTeacher(Evidence(dataset, users)).agent(**agent)
+    run_population(dataset, teacher, out=folder, users=users[:16], targets="liked", progress=False, **options)
     return run_rows(folder, dataset)
 
 

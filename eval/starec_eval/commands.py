@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from starec_agents.llm import ChatModel
-from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options
+from starec_agents.llm.base import Endpoint
+from starec_agents.llm.options import ENDPOINT_OPTIONS, endpoint, endpoint_options, model_card_option
+from starec_agents.memory import Memory
 from starec_agents.runs.plan import (
     PLAN_OPTIONS,
     check_writable,
@@ -27,18 +30,19 @@ from starec_agents.runs.plan import (
 from starec_agents.runs.rollout import Agent
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
-from starec_env.data.options import data_options, explicit, refuse
+from starec_env.data import cache_dir
+from starec_env.data.options import data_options, explicit, reading_options, refuse, split_option
 from starec_env.data.spec import DataSpec
-from starec_env.errors import InvalidOption, RunError, unknown
+from starec_env.data.splits import Split
+from starec_env.errors import InvalidOption, RunError, check_choice, unknown
+from starec_env.metrics import METRICS, SHOWN
 from starec_env.renamed import RenamingCommand
-from starec_env.types import Dataset, Endpoint, Memory
-from starec_eval.baselines import BASELINES, Scorer, build
+from starec_env.types import Dataset
 from starec_eval.evaluate import Report, evaluate
-from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRanker, build_llm
-from starec_eval.methods import build_methods, split
-from starec_eval.protocol import READINGS, Protocol
+from starec_eval.paper import read_config, run_section5
+from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import BASELINES, LLM_METHODS, CaseTurns, LLMRanker, ask, asks, build, build_methods, split
 from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec, shared_protocol
-from starec_eval.section5 import read_config, run_section5
 from starec_eval.table import Results
 
 FAILED = 3
@@ -56,10 +60,12 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 
 @click.command("eval", cls=RenamingCommand, old={"--retries": "--max-retries"})
 @data_options
+@reading_options
+@split_option
 @click.option(
     "--methods",
     help=f"{', '.join(BASELINES)}, ensemble; NAME-full trains on all users; at an endpoint: {', '.join(LLM_METHODS)}; "
-    f"METHOD@NAME at one of --config's  [default: {RUN_METHODS}]",
+    f"METHOD@NAME at one of --config's; MODULE:FUNCTION for your own  [default: {RUN_METHODS}]",
 )
 @click.option(
     "--run",
@@ -72,25 +78,40 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--train-users", type=_File, help="A file of user ids to train on, one a line.")
 @click.option("--candidates", type=_File, help="Score these lists instead of drawing: a Parquet file.")
 @click.option("--n-candidates", type=click.IntRange(min=2), default=20, show_default=True, help="Items in a list.")
-@click.option("--reading", type=click.Choice(list(READINGS)), default="default", show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change one setting of the reading.")
+@click.option(
+    "--part",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Of --split-file: whom to test, or to choose by.",
+)
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--base-url", help="An OpenAI-compatible endpoint, for the agents.")
 @endpoint_options
+@model_card_option
 @format_options
 @click.option(
-    "--warmup", type=click.IntRange(0, 39), default=0, show_default=True, help="Turns agents learn from first."
+    "--warmup", type=click.IntRange(0, 39), help="Turns that agents learn from first  [default: the reading's, 10]"
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
 @click.option(
     "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
 )
 @click.option(
+    "--metrics",
+    default=",".join(SHOWN),
+    show_default=True,
+    help=f"Columns of the printed table, of {', '.join(METRICS)}; files hold all.",
+)
+@click.option(
     "--against",
     metavar="METHOD|RUN",
     help="Tell the paired difference of each other row to this one; a run by its folder's name  [default: the first "
     "run]",
+)
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder of fitted baselines  [default: fits in STAREC_CACHE]"
 )
 @click.option("--config", type=_File, help="TOML with named endpoints, and for --tables and --figures all the rest.")
 @click.option("--tables", help="Of the paper's section 5: 4,5,6. Needs --config.")
@@ -99,12 +120,18 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results.json, the tables and the ranks.")
 @click.option("--resume", is_flag=True, help="Go on with the evaluation in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def eval_command(data: DataSpec, **options: Any) -> int:
+def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **options: Any) -> int:
     """Compare rankers on the same saved candidates, leave-one-out, with errors over users; or finished runs.
 
     Example: starec eval --dataset ml-latest-small --methods random,pop,item-knn,markov,ease --out runs/table
     """
+    if options["warmup"] is None:
+        options["warmup"] = reading.warmup
+    reading = replace(reading, warmup=options["warmup"])
     methods = [name.strip() for name in (options["methods"] or RUN_METHODS).split(",")]
+    shown = [name.strip() for name in options["metrics"].split(",")]
+    for name in shown:
+        check_choice("metric", name, list(METRICS))
     _refuse_what_has_no_effect(options, methods)
     refuse_without_plan(options)
     with Progress(transient=True, disable=options["quiet"], console=Console(stderr=True)) as progress:
@@ -116,20 +143,24 @@ def eval_command(data: DataSpec, **options: Any) -> int:
         if options["tables"] or options["figures"]:
             return _section5(options, report)
         asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "max_history")}
-        rankers = build_methods(methods, _endpoints(options), **asking)
-        runs = open_runs(options["runs"]) if options["runs"] else []
+        cards = {"": options["model_card"]} if options["model_card"] else {}
+        rankers = build_methods(methods, _endpoints(options), model_cards=cards, **asking)
+        runs = open_runs(options["runs"], options["model_card"]) if options["runs"] else []
         against = _row(options["against"], methods, runs)
         kept = {key: options[key] for key in ("out", "resume", "concurrency")}
+        kept["cache"] = options["cache"] or cache_dir() / "fits"
         if options["dry_run"]:
-            dataset = _spec_of(runs, data).load() if runs else None
-            protocol = _protocol(data, options) if dataset is None else shared_protocol(runs, dataset)[0]
+            if runs:
+                protocol = shared_protocol(runs, _spec_of(runs, data).load())[0]
+            else:
+                protocol = _protocol(data, split_file, reading, options)
             asyncio.run(_plan(protocol, rankers, options))
             return 0
         if runs:
             results = evaluate_runs(runs, _spec_of(runs, data).load(), rankers, **kept, report=report)
         else:
-            results = evaluate(rankers, _protocol(data, options), **kept, report=report)
-    results.against = against or results.against
+            results = evaluate(rankers, _protocol(data, split_file, reading, options), **kept, report=report)
+    results.against, results.shown = against or results.against, shown
     Console().print(results)
     if options["out"]:
         results.write(options["out"])
@@ -137,7 +168,7 @@ def eval_command(data: DataSpec, **options: Any) -> int:
     return FAILED if any(scored.error for scored in results.methods) else 0
 
 
-async def _plan(protocol: Protocol, rankers: Sequence[Scorer | LLMRanker], options: Mapping[str, Any]) -> None:
+async def _plan(protocol: Protocol, rankers: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Print what the LLM methods would ask, having checked all that can be checked before their first case."""
     if out := options["out"]:
         check_writable(out)
@@ -166,10 +197,14 @@ async def _plan(protocol: Protocol, rankers: Sequence[Scorer | LLMRanker], optio
 
 
 def _agent(method: str, asking: Mapping[str, Any], llm: ChatModel) -> Callable[[], Agent]:
-    return build_llm(split(method)[0], llm, **asking).agent
+    made: LLMRanker = ask(method, llm, **asking)
+    return made.agent
 
 
-_DRAWING = ("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed")
+_DRAWING = (
+    *("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed"),
+    *("split_file", "part"),
+)
 _PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
 _AGENTS = ("answer_format", "warmup", "max_history", "concurrency", *PLAN_OPTIONS)
 _ENDPOINT = ("base_url", *ENDPOINT_OPTIONS)
@@ -181,7 +216,9 @@ def _refuse_what_has_no_effect(options: Mapping[str, Any], methods: Sequence[str
         others = (param.name for param in click.get_current_context().command.params if param.name)
         refuse([name for name in others if name not in _OF_SECTION5], "with --tables and --figures: --config says all")
         return
-    at = [endpoint for name, endpoint in map(split, methods) if name in LLM_METHODS]
+    at = [split(method)[1] for method in methods if asks(method)]
+    if not at and not options["runs"]:
+        refuse(["model_card"], "unless one of --methods asks a model, or with --run")
     if not at:
         refuse(_AGENTS, "unless one of --methods asks a model")
     if "" not in at:
@@ -192,6 +229,10 @@ def _refuse_what_has_no_effect(options: Mapping[str, Any], methods: Sequence[str
         refuse(["resume"], "without --out")
     if options["candidates"]:
         refuse(["users", "repetitions"], "with --candidates, which has its own")
+    if explicit(["split_file"]):
+        refuse(["users", "train_users"], "with --split-file, which says who")
+    else:
+        refuse(["part"], "without --split-file")
     if options["runs"]:
         refuse(_DRAWING, "with --run: its turns and candidates are the run's own")
 
@@ -224,15 +265,9 @@ def _spec_of(runs: Sequence[FinishedRun], given: DataSpec) -> DataSpec:
     return spec
 
 
-def _protocol(data: DataSpec, options: Mapping[str, Any]) -> Protocol:
-    settings = list(options["settings"])
-    for name in explicit(["min_interactions", "max_length"]):
-        if any(pair.partition("=")[0] == name for pair in settings):
-            raise InvalidOption(f"--{name.replace('_', '-')} and --set {name}=... are the same: give one")
-        settings.append(f"{name}={getattr(data, name)}")
-    reading = READINGS[options["reading"]].with_settings(settings)
-    taken = ("seed", "users", "train_users", "candidates", "n_candidates", "repetitions")
-    return Protocol(data.read(), reading, **{key: options[key] for key in taken})
+def _protocol(data: DataSpec, split: Split | None, reading: Reading, options: Mapping[str, Any]) -> Protocol:
+    taken = ("seed", "users", "train_users", "candidates", "n_candidates", "repetitions", "part")
+    return Protocol(data.read(), reading, split=split, **{key: options[key] for key in taken})
 
 
 def _section5(options: dict[str, Any], report: Report) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.console import Console
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.runs.story import metrics_table, story
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, SMOLLM2, nano_users
@@ -51,7 +52,8 @@ def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
     with local_server(model=model) as endpoint:
         console.print(f"{count} users of {dataset.name}, {turns} turns each, against {endpoint.base_url}")
         agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="scores", **_SAMPLING.get(model, _LOOPING))
-        run = run_population(dataset, agent, users=chosen, turns=turns, out=out, concurrency=endpoint.concurrency)
+        options: dict[str, Any] = {"turns": turns, "targets": "liked", "concurrency": endpoint.concurrency}
+        run = run_population(dataset, agent, users=chosen, out=out, **options)  # each turn is a score of the table
     console.print(metrics_table(run.metrics, run.out))
     if model == SMOLLM2:
         console.print("(SmolLM2-135M was never taught this task: its rankings are no better than chance.)")

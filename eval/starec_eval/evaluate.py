@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.cases import Cases
-from starec_env.data.splits import catalogue_only
+from starec_env.data.cut import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
-from starec_eval.baselines.scorer import Scorer, check_scores, ranks_of
-from starec_eval.llm_rankers.recorded import LLMRanker
 from starec_eval.protocol import Protocol
+from starec_eval.rankers.recorded import LLMRanker
+from starec_eval.rankers.scorer import Scorer, check_scores, ranks_of
 from starec_eval.table import Results, Scored
 
 Report = Callable[[str, int, int], None]
@@ -48,6 +48,7 @@ def evaluate(
     out: str | Path | None = None,
     resume: bool = False,
     concurrency: int = 64,
+    cache: str | Path | None = None,
     report: Report | None = None,
 ) -> Results:
     """Fit and evaluate rankers on one protocol; works inside a running event loop too.
@@ -59,6 +60,7 @@ def evaluate(
         out: A folder that keeps each method's ranks as they come, so that a killed run can go on.
         resume: Take what `out` has; without it, ranks that are there are an error.
         concurrency: Cases of an async ranker in flight.
+        cache: A folder of fits by data and settings, so that a second table takes those of the first.
         report: Called as cases finish.
 
     Returns:
@@ -66,9 +68,20 @@ def evaluate(
 
     Raises:
         RunError: `out` holds ranks of other settings, or of any and `resume` is False.
+        InvalidOption: A model's card says that it was trained on users who are to be tested.
     """
     named = [ranker if isinstance(ranker, tuple) else (_name(ranker), ranker) for ranker in rankers]
-    run = _Run(protocol, Path(out) if out else None, resume, concurrency, report or (lambda *_: None))
+    for _, ranker in named:
+        if isinstance(ranker, LLMRanker):
+            ranker.refuse_trained(protocol)
+    run = _Run(
+        protocol,
+        Path(out) if out else None,
+        resume,
+        concurrency,
+        Path(cache) if cache else None,
+        report or (lambda *_: None),
+    )
     return Results(protocol.describe(), protocol.cases, [run.method(name, ranker) for name, ranker in named])
 
 
@@ -78,6 +91,7 @@ class _Run:
     out: Path | None
     resume: bool
     concurrency: int
+    cache: Path | None
     report: Report
 
     def method(self, name: str, ranker: AnyRanker) -> Scored:
@@ -89,7 +103,7 @@ class _Run:
                     self._rank(name, ranker, log)
                 finally:
                     log.seconds += time.perf_counter() - begun
-            return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases))
+            return Scored(name, log.ranks, log.seconds, log.violations(self.protocol.cases), prompts=log.prompts)
         except Exception as error:
             text = str(error) if isinstance(error, StarecError) else f"{type(error).__name__}: {error}"
             return Scored(name, np.full(len(log.ranks), np.nan), log.seconds, error=text)
@@ -103,7 +117,7 @@ class _Run:
     def _rank(self, name: str, ranker: AnyRanker, log: _Log) -> None:
         cases = self.protocol.cases
         if isinstance(ranker, Scorer):
-            ranker.fitted(self._training(ranker))
+            ranker.fitted(self._training(ranker), self.cache)
             log.all(score_ranks(ranker, cases))
         elif isinstance(ranker, LLMRanker):
             _run_async(lambda: self._rank_recorded(name, ranker, log))
@@ -130,7 +144,9 @@ class _Run:
 
         with nullcontext(self.out) if self.out else TemporaryDirectory() as folder:
             out = Path(folder) / "runs" / file_name(name)
-            found = await ranker.rank_cases(self.protocol, out, concurrency=self.concurrency, report=report)
+            found, log.prompts = await ranker.rank_cases(
+                self.protocol, out, concurrency=self.concurrency, report=report
+            )
         for case, ranking in sorted(found.items()):
             log.add(case, ranking, self.protocol.cases)
 
@@ -185,13 +201,14 @@ def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, ParseRepo
 class _Log:
     """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case.
 
-    The last line, written on closing, tells the seconds of all sessions together.
+    The last line, written on closing, has the seconds of all sessions together and a digest of all prompts.
     """
 
     def __init__(self, out: Path | None, name: str, settings: Mapping[str, Any], resume: bool, n: int) -> None:
         self.ranks = np.full(n, np.nan)
         self.finished = np.zeros(n, bool)
         self.seconds = 0.0
+        self.prompts: str | None = None
         self._reports: dict[int, ParseReport] = {}
         self._file: TextIO | None = None
         if out is None:
@@ -214,6 +231,7 @@ class _Log:
             different = [key for key in head if lines[0].get(key) != head[key]]
             raise RunError(f"{path} was made with another {', '.join(different)}: choose another folder")
         self.seconds = max((line["seconds"] for line in lines[1:] if "seconds" in line), default=0.0)
+        self.prompts = next((line["prompts"] for line in lines[1:] if line.get("prompts")), None)
         kept = [line for line in lines[1:] if "seconds" not in line]
         for line in kept:
             self._set(line["case"], line["rank"], ParseReport(**line.get("report", {})))
@@ -266,7 +284,7 @@ class _Log:
 
     def close(self) -> None:
         if self._file:
-            self._write({"seconds": self.seconds})
+            self._write({"seconds": self.seconds, "prompts": self.prompts})
             self._file.close()
 
 

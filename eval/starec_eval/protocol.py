@@ -1,123 +1,34 @@
-"""The protocol of the paper's section 5: who is tested, on which candidates, and who is trained on.
-
-The paper leaves readings open that are worth up to ten points of NDCG@10. Each is a field of `Reading`, with a
-default and the reason for it, and every table prints the reading it was made under.
-"""
+"""The protocol of the paper's section 5: who is tested, on which candidates, and who is trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 
 from starec_env.cases import Cases, read_cases
-from starec_env.data import prepare
-from starec_env.data.splits import (
+from starec_env.data.cut import (
     Ints,
     earlier,
-    read_users,
     rows_only,
-    sample,
     stops_before,
     target_rows,
     windows_only,
     without_empty_users,
 )
-from starec_env.data.ties import file_rows
-from starec_env.errors import InvalidOption, check_choice, unknown
-from starec_env.metrics import Relevant
+from starec_env.data.splits import Split, read_users, sample
+from starec_env.errors import InvalidOption, check_choice
+from starec_env.reading import READINGS as READINGS
+from starec_env.reading import Reading as Reading
+from starec_env.reading import TrainOn, sequences
 from starec_env.replay.env import list_of_ids
-from starec_env.replay.stream import Negatives, Stream
+from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
-from starec_eval.baselines.scorer import TrainOn
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One reading of what the paper leaves open (5.1.1, 5.1.2)."""
-
-    negatives: Negatives = "history"
-    """What a user's negatives exclude: all items the user ever met, because an item taken earlier is no negative;
-    only the truncated sequence; or only the target. The last two cost learned methods 2-4 points, since items that the
-    user liked earlier then stand among the negatives."""
-    sequences: Literal["all", "liked"] = "all"
-    """Whether sequences hold all ratings, because a dislike is feedback too (4.1.3), or only those above 3 (item-kNN
-    loses 4 points)."""
-    targets: Literal["liked", "all"] = "liked"
-    """Whether the target is the last liked item, because NDCG rewards what the user wants, or the last of all, as the
-    words of 5.1.2 say (1-3 points less)."""
-    relevant: Relevant = "liked"
-    """Whether a disliked target is left unscored, because ranking it first would be no success, or scored like any
-    other: "taken" is what the words of 5.1.2 say, where the item interacted with is the positive. Of half of ML-1M's
-    targets of all kinds 40 % are disliked; scoring them costs Pop 5 points, learned methods less than half a point."""
-    universe: Literal["filtered", "catalogue"] = "filtered"
-    """Whether negatives come from the items that pass the 10-interaction filter, as the positives do, or from the
-    whole catalogue, where popularity alone tells many of them (3-6 points more)."""
-    time_ties: Literal["auto", "file", "shuffled"] = "auto"
-    """Order of one user's rows of equal time (77 % of ML-1M's): as the data set was loaded, which is the file's order
-    unless that follows item ids, and then a seeded one, because an order by id tells which item comes next; always
-    the file's; or shuffled by the protocol's seed, which is worth up to 2 points."""
-    training: Literal["all", "past"] = "all"
-    """What is learned from: everything, as leave-one-out has it (5.1.1), so that counts hold the future of other users,
-    what they did later than the target; or only what was done before the earliest test target. With "past", test users
-    are sampled from those whose target lies in the later half of time, so that a past is left. On the same test users
-    the future is worth, in NDCG@10 of Pop, item-kNN and Markov, 1.4, 2.6 and 2.0 points on half of ML-1M, and 14, 23
-    and 23 on ml-latest-small, where training then ends in 2004 and targets are of up to 2016."""
-    transductive: bool = False
-    """Whether the sampled training set takes in the test users' interactions before their targets (2 points more).
-    Not by default, because agents trained on sampled users meet test users as strangers. "full" always does."""
-    popularity: TrainOn = "full"
-    """Whom Pop counts: all users ("The Pop model ... undergoes training on the complete dataset", 5.1.3) or the
-    sample. A test user's own target never counts, in either."""
-    full: Literal["whole", "truncated"] = "whole"
-    """Whether "full" trains on users' whole histories, because Table 3 counts all 1,000,209 interactions for it, or on
-    their truncated sequences (1-3 points less for sequence models, 1-2 more for Pop)."""
-    min_interactions: int = 10
-    """The filter of users and items (5.1.1)."""
-    max_length: int = 40
-    """Sequences are cut to the last so many (5.1.1)."""
-    min_history: int = 5
-    """A target has at least so many interactions before it, as a turn of the environment does."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if choices := [choice for choice in get_args(hint) if isinstance(choice, str)]:
-                check_choice(name, getattr(self, name), choices)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    def with_settings(self, pairs: Sequence[str]) -> Reading:
-        """Another reading with some settings changed, each given as "name=value".
-
-        Raises:
-            InvalidOption: A value is none of the setting's.
-            UnknownName: There is no such setting.
-        """
-        changed: dict[str, Any] = {}
-        for name, _, value in (pair.partition("=") for pair in pairs):
-            if name not in asdict(self):
-                raise unknown("setting of a reading", name, asdict(self))
-            kind = type(getattr(self, name))
-            try:
-                changed[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-            except (KeyError, ValueError):
-                raise InvalidOption(
-                    f"{name}={value!r}: wanted {'true or false' if kind is bool else 'a number'}"
-                ) from None
-        return replace(self, **changed)
-
-
-READINGS: Mapping[str, Reading] = {
-    "default": Reading(),
-    "paper": Reading(negatives="target", targets="all", relevant="taken"),
-}
-"""Readings by name. "paper" is the one nearest to Table 4; docs/evaluation.md shows how near."""
 
 _TEST, _TRAIN = 0x54455354, 0x545241494E
 
@@ -140,6 +51,9 @@ class Protocol:
         repetitions: Candidate lists a user.
         n_candidates: Length of a list.
         candidates: A candidates file to use instead of drawing (`read_cases`); its users are the test users.
+        split: Says who is trained on and who is tested, instead of those, and the reading, unless one is given whole;
+            test users of a candidates file still are the file's.
+        part: Whom of the split to test: "test", or "validation" to choose models by.
 
     Attributes:
         cases: What is ranked.
@@ -163,7 +77,13 @@ class Protocol:
         repetitions: int = 3,
         n_candidates: int = 20,
         candidates: str | Path | None = None,
+        split: Split | None = None,
+        part: Literal["test", "validation"] = "test",
     ) -> None:
+        if split is not None:
+            reading = reading if isinstance(reading, Reading) else split.reading
+            train_users = split.train
+            users = getattr(split, part) if candidates is None else None
         if isinstance(reading, str):
             check_choice("reading", reading, list(READINGS))
             reading = READINGS[reading]
@@ -171,6 +91,9 @@ class Protocol:
             raise InvalidOption(f"repetitions={repetitions}: wanted at least 1")
         self.loaded, self.reading, self.seed, self.n_candidates = dataset, reading, seed, n_candidates
         self.dataset, self._passed_from = sequences(dataset, reading, seed, full_catalogue=candidates is not None)
+        self.split, self.choosing = split, part == "validation"
+        if split is not None and candidates is None:
+            split.check(self.dataset)
         self.notes: list[str] = []
         given = None if train_users is None else self._given(train_users)
         if candidates is None:
@@ -184,20 +107,13 @@ class Protocol:
 
     def _draw(self, users: int | Sequence[Id] | None, given: Ints | None, repetitions: int) -> Cases:
         reading, dataset = self.reading, self.dataset
-        stream = Stream(
-            dataset,
-            n_candidates=self.n_candidates,
-            targets=reading.targets,
-            turns=1,
-            min_history=reading.min_history,
-            negatives=reading.negatives,
-        )
+        stream = Stream(dataset, n_candidates=self.n_candidates, turns=1, **reading.stream)
         self.notes += stream.notes
         tested = self._test_users(stream, users, given)
         index = stream.begin[tested]
         rows, parts = stream.rows[index], []
         for repetition in range(repetitions):
-            stream.seed = _seed_of(self.seed, repetition)
+            stream.seed = _seed_of(self.seed, repetition if reading.lists == "new" else 0)
             parts.append(stream.candidates(tested, index))
         shown, places = (np.concatenate(part) for part in zip(*parts, strict=True))
         rows, turns, who = (np.tile(part, repetitions) for part in (rows, stream.numbers(tested, index), tested))
@@ -230,7 +146,8 @@ class Protocol:
 
     def _train_users(self, given: Ints | None, n_train: int) -> Ints:
         if given is None:
-            others = np.setdiff1d(np.arange(self.dataset.n_users), self.cases.users)
+            there = np.flatnonzero(self.dataset.indptr[1:] > self.dataset.starts)
+            others = np.setdiff1d(there, self.cases.users)
             return np.sort(sample(others, min(n_train, len(others)), (self.seed, _TRAIN)))
         both = np.intersect1d(given, self.cases.users)
         if len(both) and not self.reading.transductive:
@@ -313,40 +230,8 @@ class Protocol:
             "train_users": len(self.train_users),
             "counts": self.counts,
             "notes": list(self.notes),
+            **({"split": self.split.hash, "tested": "validation" if self.choosing else "test"} if self.split else {}),
         }
-
-
-def sequences(
-    dataset: Dataset, reading: Reading, seed: int = 0, *, full_catalogue: bool = False
-) -> tuple[Dataset, Ints]:
-    """A data set whose windows are the sequences that a reading means; other rows precede them and only exclude.
-
-    Args:
-        dataset: As loaded or prepared.
-        reading: Decides filter, order, contents and length of the sequences, and the universe.
-        seed: Of shuffled time ties.
-        full_catalogue: Keep all users and items, e.g. for candidates drawn elsewhere.
-
-    Returns:
-        The data set, and (users,) the row from which each user's history, not yet truncated, begins.
-    """
-    filtered = prepare(dataset, min_interactions=reading.min_interactions, max_length=None)
-    base = dataset if full_catalogue or reading.universe == "catalogue" else filtered
-    owner = base.owner
-    passed = np.isin([item.id for item in base.items], [item.id for item in filtered.items])[base.item_indices]
-    passed &= np.isin(base.user_ids, filtered.user_ids)[owner]
-    if reading.sequences == "liked":
-        passed &= base.liked
-    order = np.arange(base.n_interactions)
-    within = order * 0 if base.nanoseconds is None else base.nanoseconds
-    if reading.time_ties == "shuffled":
-        order = np.lexsort((np.random.default_rng(seed).permutation(order), within, base.timestamps, owner))
-    elif reading.time_ties == "file":
-        order = file_rows(base)
-    order = order[np.argsort(2 * owner + passed[order], kind="stable")]
-    lengths = np.bincount(owner[passed], minlength=base.n_users)
-    cut = base.with_rows(order, window=base.indptr[1:] - np.minimum(lengths, reading.max_length))
-    return cut, base.indptr[1:] - lengths
 
 
 def _seed_of(seed: int, repetition: int) -> int:

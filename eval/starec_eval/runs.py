@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.runs.store import read_run, read_steps
-from starec_agents.serving.weights import trained_on
+from starec_agents.runs.reading import read_run, read_steps
+from starec_agents.runs.steps import Step
+from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.data.ties import file_rows
 from starec_env.errors import InvalidOption, RunError
-from starec_env.types import Dataset, Id, Step
+from starec_env.types import Dataset, Id
 from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.table import Results, Scored
@@ -40,6 +41,8 @@ class FinishedRun:
     """`run.json`."""
     row: str
     """Its name in tables."""
+    card: ModelCard | None = None
+    """Of its model, where it is known."""
 
     @cached_property
     def steps(self) -> dict[Key, Step]:
@@ -48,8 +51,12 @@ class FinishedRun:
         return {(str(step.user_id), step.turn): step for step in steps}
 
 
-def open_runs(folders: Sequence[str | Path]) -> list[FinishedRun]:
+def open_runs(folders: Sequence[str | Path], model_card: str | Path | None = None) -> list[FinishedRun]:
     """Runs in the order given, each with a label of its own.
+
+    Args:
+        folders: Of the runs.
+        model_card: The folder of their model, for its card, where the model's name isn't that.
 
     Raises:
         RunError: A folder holds no run.
@@ -62,7 +69,8 @@ def open_runs(folders: Sequence[str | Path]) -> list[FinishedRun]:
     for folder, label in zip(folders, _labels(places), strict=True):
         about = read_run(folder)
         row = f"{about.get('graph', 'agent')} ({about.get('model', '?')})"
-        found.append(FinishedRun(label, Path(folder), about, f"{label}: {row}" if len(places) > 1 else row))
+        card = find_card(model_card, about.get("model"))
+        found.append(FinishedRun(label, Path(folder), about, f"{label}: {row}" if len(places) > 1 else row, card))
     return found
 
 
@@ -143,7 +151,7 @@ def shared_protocol(runs: Sequence[FinishedRun], dataset: Dataset) -> tuple[Prot
     """
     for run in runs:
         _check_data(run, dataset)
-    keys = _shared(runs)
+    keys = _unseen(runs, _shared(runs))
     protocols = [_protocol(run, dataset) for run in runs]
     protocol = protocols[0]
     protocol.stops = np.minimum.reduce([each.stops for each in protocols])
@@ -242,8 +250,20 @@ def _agent_row(run: FinishedRun, steps: Sequence[Step], n: int) -> Scored:
 
 
 def _seen(run: FinishedRun) -> str | None:
-    about = run.about
-    return trained_on(about.get("model", ""), about["dataset"]["name"], (step.user_id for step in run.steps.values()))
+    said = say_seen(run.card, run.about.get("model", ""), run.about["dataset"]["name"], {user for user, _ in run.steps})
+    return said and f"{said}: they are left out"
+
+
+def _unseen(runs: Sequence[FinishedRun], keys: set[Key]) -> set[Key]:
+    """Turns of users whom no run's model was trained on or chosen by."""
+    users = {user for user, _ in keys}
+    seen = {user for run in runs if run.card for user in run.card.seen(run.about["dataset"]["name"], users)}
+    if users and users <= seen:
+        raise RunError(
+            f"all {len(users):,} users of the run are among those that its model was trained on: run it on others "
+            "(starec simulate --users-file heldout)"
+        )
+    return {key for key in keys if key[0] not in seen}
 
 
 def _note(run: FinishedRun, planned: int, shared: int, of_runs: int) -> str:

@@ -30,7 +30,7 @@ from starec_env.metrics import (
     per_user,
     scored,
 )
-from starec_eval.figures import TableData, score_cells
+from starec_eval.report.tables import TableData, score_cells
 
 
 @dataclass
@@ -46,6 +46,8 @@ class Scored:
     """Rankings that were partial or wrong, naming user and cause."""
     error: str | None = None
     """Why the method has no ranks at all."""
+    prompts: str | None = None
+    """A digest of the prompts that asked a model for the rankings."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Results:
     methods: list[Scored] = field(default_factory=list)
     against: str | None = None
     """The method, named in advance, that the notes compare all others with."""
+    shown: Sequence[str] = SHOWN
+    """The metrics that printed tables show; files hold all of `METRICS`."""
     _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -65,7 +69,8 @@ class Results:
         """A dict a method: each metric in percent with `_se` over users, what it cost, and what went wrong.
 
         Keys: `method`, each of `METRICS` and its `_se`, `users` and `cases` that are scored, `seconds`, `missing`
-        (share of targets not ranked), `violations` (how many) and `error`. The metrics of a failed method, or of one
+        (share of targets not ranked), `violations` (how many), `error`, and `same_prompts_as`, the other methods that
+        asked a model the very same. The metrics of a failed method, or of one
         without a scored case, are None.
         """
         return [self._row(method) for method in self.methods]
@@ -83,7 +88,13 @@ class Results:
             "missing": None if method.error else float(np.isnan(method.ranks).mean()),
             "violations": len(method.violations),
             "error": method.error,
+            "same_prompts_as": self._twins(method),
         }
+
+    def _twins(self, method: Scored) -> list[str]:
+        """Other methods that sent the very prompts of one, so that the two are the same experiment."""
+        others = [other for other in self.methods if other is not method and method.prompts]
+        return [other.method for other in others if other.prompts == method.prompts]
 
     def values(self, method: Scored, metric: str) -> Floats:
         """(cases,) a metric of a method, nan where the reading leaves a disliked target unscored."""
@@ -138,13 +149,13 @@ class Results:
 
     @property
     def data(self) -> TableData:
-        """The table as texts: NDCG with errors, best and second marked, and seconds."""
-        columns = [score_cells(self.rows, name) for name in SHOWN]
+        """The table as texts: metrics with errors, best and second marked, and seconds."""
+        columns = [score_cells(self.rows, name) for name in self.shown]
         cells = [
             [row["method"], *scores, f"{row['seconds']:.1f}"] for row, *scores in zip(self.rows, *columns, strict=True)
         ]
-        head = ["method", *(name.upper() for name in SHOWN), "seconds"]
-        return TableData(f"{self.settings['dataset']}, NDCG in percent", head, cells, self.notes())
+        head = ["method", *(name.upper() for name in self.shown), "seconds"]
+        return TableData(f"{self.settings['dataset']}, percent", head, cells, self.notes())
 
     def to_markdown(self) -> str:
         """A Markdown table, best bold and second underlined, with its notes."""
@@ -199,6 +210,9 @@ class Results:
                 yield f"{method.method} failed: {method.error}"
             if method.violations:
                 yield f"{method.method}: {len(method.violations):,} rankings not valid, first {method.violations[0]}"
+        groups = {tuple(sorted([method.method, *twins])) for method in self.methods if (twins := self._twins(method))}
+        for group in sorted(groups):
+            yield f"{' and '.join(group)} sent the same prompts: they are one experiment, not {len(group)}"
 
 
 def _points(gap: Difference, p: float) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.build import Rows, build, catalogue_of
 from starec_env.data.files import byte_lines, is_folder, listed
 from starec_env.data.rows import BadRows, bad_line, clock, csv_fields, csv_rows, finite, json_rows, printable, text_id
+from starec_env.data.text import clean_text, clean_title, count_notes, guess_domain
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
@@ -64,7 +65,8 @@ def load_amazon(name: str, path: Path, domain: str | None = None, liked_above: f
     if metadata is None:
         notes.append(f"no metadata beside {reviews[0].name} (a file named meta*): no titles")
     else:
-        catalogue = _metadata(metadata, set(rows.items), "artist" if domain == "music" else "brand", counts, notes)
+        maker = "artist" if domain == "music" else "brand"
+        catalogue = _metadata(metadata, set(rows.items), maker, counts, notes)
         if not catalogue:
             raise DataError(
                 f"{metadata}: none of its items has a review in {reviews[0].name}: give the metadata of that category, "
@@ -137,22 +139,24 @@ def _csv_reviews(file: Path, bad: BadRows) -> Iterator[tuple[int, Mapping[str, A
 
 
 def _metadata(file: Path, wanted: set[Id], maker: str, counts: Counter[str], notes: list[str]) -> dict[Id, Item]:
-    catalogue: dict[Id, Item] = {}
     bad, form = BadRows(str(file)), "an object with asin or parent_asin, and title"
-    for number, row in json_rows(byte_lines(file), form, bad):
-        given = _first(row, _FIELDS["item"])
-        try:
-            item_id = None if given is None else text_id(given)
-        except ValueError:
-            bad.add(number, {"asin": given}, form)
-            continue
-        if item_id in wanted:
-            raw = row.get("title")
-            title = clean_title(raw, counts) if isinstance(raw, str) else ""
-            repeated = add_item(catalogue, Item(item_id, title, _attributes(row, maker)))
-            counts["metadata that repeat an id, the first with a title kept"] += repeated
-        else:
-            counts["metadata of items without a review, left out"] += 1
+
+    def items() -> Iterator[Item]:
+        for number, row in json_rows(byte_lines(file), form, bad):
+            given = _first(row, _FIELDS["item"])
+            try:
+                item_id = None if given is None else text_id(given)
+            except ValueError:
+                bad.add(number, {"asin": given}, form)
+                continue
+            if item_id in wanted:
+                raw = row.get("title")
+                title = clean_title(raw, counts) if isinstance(raw, str) else ""
+                yield Item(item_id, title, _attributes(row, maker))
+            else:
+                counts["metadata of items without a review, left out"] += 1
+
+    catalogue = catalogue_of(items(), notes, "metadata")
     notes += bad.notes()
     return catalogue
 
@@ -163,14 +167,11 @@ def _attributes(row: Mapping[str, Any], maker: str) -> dict[str, str]:
     if isinstance(by, str) and (text := _FORMAT.sub("", clean_text(by))):
         found[maker] = text
     given = row.get("categories") or row.get("category")
-    paths = (
-        given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
-    )  # 2014 has several paths, each from the top
-    names = dict.fromkeys(
-        clean_text(part) for path in paths if isinstance(path, list) for part in path[1:] if isinstance(part, str)
-    )
-    if text := ", ".join(part for part in names if part):
-        found["categories"] = text
+    if isinstance(given, list):
+        paths = given if given and isinstance(given[0], list) else [given]  # 2014 has several, each from the top
+        parts = [part for path in paths if isinstance(path, list) for part in path[1:] if isinstance(part, str)]
+        if text := ", ".join(filter(None, dict.fromkeys(map(clean_text, parts)))):
+            found["categories"] = text
     return found
 
 

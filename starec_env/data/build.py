@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.ids import id_column, is_whole
-from starec_env.data.ties import follows_ids, hashed_order
+from starec_env.data.ids import check_readable, codes, is_whole
+from starec_env.data.text import clean_text as clean_text
+from starec_env.data.text import count_notes, counted, some, whole_text
+from starec_env.data.text import guess_domain as guess_domain
+from starec_env.data.ties import order_ties
 from starec_env.data.times import split_times
 from starec_env.errors import DataError
 from starec_env.types import LIKED_ABOVE, Dataset, Id, Indices, Item, check_liked_above
 
 LIKED = 5.0
 """The rating of interactions whose files give none: they happened, and count as liked."""
-_MARKUP = re.compile(r"<(?=[a-zA-Z/!])")
-_EDGE = re.compile(r'[\s"]*')
-_YEAR = re.compile(r"\(([0-9]{4})(?:[-\u2013][0-9]{0,4})?\)\s*$")
-_PASSES = 8
-_LONGEST_ENTITY = 34
 _Value = TypeVar("_Value")
 
 
@@ -65,7 +61,7 @@ def build(
 
     Args:
         name: The data set's name.
-        domain: "movie", "music" or "item".
+        domain: What an item is called in prompts.
         rows: The interactions.
         catalogue: Items by id, in order; an empty title means none.
         demographics: Mappings by user id, or None where there are none.
@@ -75,13 +71,17 @@ def build(
     Raises:
         DataError: There are no interactions, ids or times aren't any, or no id of a side table is met.
         InvalidOption: `liked_above` isn't a finite number.
+
+    Examples:
+        >>> build("plays", "music", Rows(["ann", "ann"], ["b", "a"], None, None), {"a": Item("a", "Alba")})
+        Dataset('plays', 1 users, 2 items, 2 interactions)
     """
     found = list(notes)
     threshold = check_liked_above(LIKED_ABOVE if liked_above is None else liked_above)
     if not len(rows.users):
         raise DataError(f"{name}: the files hold no interactions")
-    user_ids, users = _codes(rows.users, f"{name}: user ids")
-    met, met_items = _codes(rows.items, f"{name}: item ids")
+    user_ids, users = codes(rows.users, f"{name}: user ids")
+    met, met_items = codes(rows.items, f"{name}: item ids")
     items = _catalogue(_matched(catalogue, met, name, "items", found), met, found)
     people = None if demographics is None else _matched(demographics, user_ids, name, "users", found)
     place = {item.id: index for index, item in enumerate(items)}
@@ -91,8 +91,8 @@ def build(
     seconds, nanoseconds = _times(rows, rows.where or f"{name}: times", found)
     order = _by_time(users, seconds, nanoseconds)
     order = _without_repeats(order, users, met_items, len(met), found)
-    tied = _tied(order, users, seconds, nanoseconds, rows.parts)
-    file_order = _order_ties(order, tied, (users, met_items), (user_ids, met), seconds is None, found)
+    times = (seconds, nanoseconds, rows.parts)
+    file_order = order_ties(order, (users, met_items), (user_ids, met), times, found)
     if seconds is None:
         seconds = np.arange(len(users)) if file_order is None else np.zeros(len(users), np.int64)
     ratings, threshold = _ratings(rows.ratings, len(users), threshold, liked_above is None, found)
@@ -113,49 +113,23 @@ def build(
     )
 
 
-def _codes(ids: NDArray[Any] | Sequence[Id], where: str) -> tuple[list[Id], Indices]:
-    """The sorted distinct ids, and for each row the place of its id among them."""
-    if not isinstance(ids, np.ndarray) and not isinstance(ids[0], str):
-        ids = np.fromiter(ids, object, len(ids))
-    given = id_column(ids, where) if isinstance(ids, np.ndarray) else ids
-    if isinstance(given, np.ndarray):
-        numbers, codes = _codes_of_numbers(given)
-        return [*numbers], codes
-    table: dict[Id, int] = {}  # a dict is several times faster than sorting a million strings
-    first_seen = np.fromiter((table.setdefault(i, len(table)) for i in given), np.int32, len(given))
-    _check_readable(table, where)
-    ordered = sorted(table)
-    rank = np.empty(len(table), np.int32)
-    rank[[table[i] for i in ordered]] = np.arange(len(table))
-    return ordered, rank[first_seen]
-
-
-def _codes_of_numbers(ids: NDArray[np.int64]) -> tuple[list[int], Indices]:
-    least, span = int(ids.min()), int(ids.max()) - int(ids.min()) + 1
-    if span > 4 * len(ids) + 1_000_000:
-        distinct, codes = np.unique(ids, return_inverse=True)
-        return distinct.tolist(), codes.astype(np.int32)
-    place = ids - least
-    there = np.zeros(span, np.bool_)  # a table of the ids' range spares sorting
-    there[place] = True
-    rank = there.cumsum(dtype=np.int32)
-    rank -= 1
-    return (np.flatnonzero(there) + least).tolist(), rank[place]
-
-
 def _matched(
     table: Mapping[Id, _Value], ids: Sequence[Id], name: str, what: str, notes: list[str]
 ) -> Mapping[Id, _Value]:
     """A side table by the interactions' ids, which it may have as text where they have numbers, or the reverse."""
     if not table:
         return table
-    matched = {_same_kind(i, table, ids): value for i, value in table.items()}
-    if not isinstance(ids[0], str) and (odd := [i for i in matched if isinstance(i, str)]) and len(odd) < len(matched):
-        notes.append(f"{counted(len(odd), 'id')} of the table of {what} no whole number, left out: {_some(odd)}")
+    text = isinstance(ids[0], str)
+    matched = {}
+    for i, value in table.items():
+        other: Id = str(i) if text else int(i) if isinstance(i, str) and is_whole(i) else i
+        matched[i if other in table else other] = value  # where both are there each is itself
+    if not text and (odd := [i for i in matched if isinstance(i, str)]) and len(odd) < len(matched):
+        notes.append(f"{counted(len(odd), 'id')} of the table of {what} no whole number, left out: {some(odd)}")
         matched = {i: value for i, value in matched.items() if not isinstance(i, str)}
     if matched.keys() != table.keys():
-        kinds = ("numbers", "text") if isinstance(ids[0], str) else ("text", "numbers")
-        notes.append(f"the table of {what} has ids as {kinds[0]} where the interactions have {kinds[1]}: matched")
+        kinds = "numbers where the interactions have text" if text else "text where the interactions have numbers"
+        notes.append(f"the table of {what} has ids as {kinds}: matched")
     found = sum(i in matched for i in ids)
     if not found:
         raise DataError(
@@ -170,26 +144,23 @@ def _matched(
     return matched
 
 
-def _same_kind(given: Id, table: Mapping[Id, Any], ids: Sequence[Id]) -> Id:
-    other: Id = given
-    if isinstance(ids[0], str):
-        other = str(given)
-    elif isinstance(given, str) and is_whole(given):
-        other = int(given)
-    return given if other in table else other  # where both are there each is itself
-
-
 def _catalogue(catalogue: Mapping[Id, Item], met: Sequence[Id], notes: list[str]) -> tuple[Item, ...]:
+    """All items, each with a title and text that can be written: those of the catalogue, then others that were met."""
+    check_readable(catalogue, "the table of items")
+    items = [Item(i, whole_text(item.title), _whole_words(item.attributes)) for i, item in catalogue.items()]
+    changed = sum(
+        (old.title, old.attributes) != (new.title, new.attributes)
+        for old, new in zip(catalogue.values(), items, strict=True)
+    )
     unknown = [i for i in met if i not in catalogue]
     if unknown and catalogue:
-        notes.append(
-            f"{counted(len(unknown), 'item')} of the interactions missing from the catalogue: {_some(unknown)}"
-        )
-    items = [item if item.id == i else replace(item, id=i) for i, item in catalogue.items()]
-    items = _readable_items(items, notes) + [Item(i, "") for i in unknown]
+        notes.append(f"{counted(len(unknown), 'item')} of the interactions missing from the catalogue: {some(unknown)}")
+    if changed:
+        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as \ufffd")
+    items += [Item(i, "") for i in unknown]
     untitled = [index for index, item in enumerate(items) if not item.title]
     for index in untitled:
-        items[index] = Item(items[index].id, f"Untitled item {items[index].id}", items[index].attributes)
+        items[index] = replace(items[index], title=f"Untitled item {items[index].id}")
     if untitled:
         verb = "has no title" if len(untitled) == 1 else "have no title"
         notes.append(f"{counted(len(untitled), 'item')} {verb}: shown as {items[untitled[0]].title!r} and so on")
@@ -203,27 +174,8 @@ def _catalogue(catalogue: Mapping[Id, Item], met: Sequence[Id], notes: list[str]
     return tuple(items)
 
 
-def _readable_items(items: list[Item], notes: list[str]) -> list[Item]:
-    _check_readable([item.id for item in items], "the table of items")
-    better = [Item(item.id, whole_text(item.title), _whole_words(item.attributes)) for item in items]
-    if changed := sum(old != new for old, new in zip(items, better, strict=True)):
-        notes.append(f"{counted(changed, 'item')} with half characters (lone surrogates) in the text: shown as \ufffd")
-    return better
-
-
-def whole_text(text: str) -> str:
-    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _whole_words(words: Mapping[str, str]) -> dict[str, str]:
     return {whole_text(key): whole_text(text) for key, text in words.items()}
-
-
-def _check_readable(ids: Iterable[Id], where: str) -> None:
-    for i in ids:
-        if isinstance(i, str) and whole_text(i) != i:
-            raise DataError(f"{where}: got {i!r}, which holds half a character (a lone surrogate): write such ids anew")
 
 
 def _times(rows: Rows, where: str, notes: list[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.int32] | None]:
@@ -266,58 +218,6 @@ def _without_repeats(
         f"{counted(len(order) - len(first), 'repeated interaction')} with the same item dropped: the earliest is kept"
     )
     return order[np.sort(first)]
-
-
-def _tied(order: NDArray[np.int64], *columns: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """(rows,) whether each row, in order, has the user, the time and the part of a split of the row before it."""
-    tied = np.zeros(len(order), np.bool_)
-    tied[1:] = True
-    for column in columns:
-        if column is not None:
-            ordered = column[order]
-            tied[1:] &= ordered[1:] == ordered[:-1]
-    return tied
-
-
-def _order_ties(
-    order: NDArray[np.int64],
-    tied: NDArray[np.bool_],
-    codes: tuple[Indices, Indices],
-    ids: tuple[Sequence[Id], Sequence[Id]],
-    timeless: bool,
-    notes: list[str],
-) -> Indices | None:
-    """Put rows of equal time, in place, in an order that says nothing of ids; the file's order where that changed."""
-    second = np.flatnonzero(tied)
-    items = codes[1]
-    share = follows_ids(items[order[second - 1]], items[order[second]], ids[1]) if len(second) else None
-    notes.extend(_tie_notes(len(second), share, timeless))
-    if share is None:
-        return None
-    alike = tied.copy()
-    alike[second - 1] = True
-    at = np.flatnonzero(alike)
-    rows = order[at]
-    group = np.cumsum(~tied[at], dtype=np.uint64)
-    bits = np.uint64(int(group[-1]).bit_length())
-    key = hashed_order(codes[0][rows], items[rows], *ids) >> bits
-    key |= group << (np.uint64(64) - bits)  # groups in their order; one key sorts faster than two
-    order[at] = rows[np.argsort(key, kind="stable")]
-    return order.astype(np.int32)
-
-
-def _tie_notes(n: int, share: float | None, timeless: bool) -> list[str]:
-    if share is None and timeless:
-        return ["no timestamps: the order of the rows is the time"]
-    if not n:
-        return []
-    rows = f"{counted(n, 'row')} share user and time with the row before"
-    if share is None:
-        return [f"{rows}: file order decides"]
-    by_id = f"{max(share, 1 - share):.0%} {'ascend' if share > 0.5 else 'descend'} by item id"
-    if timeless:
-        return [f"no timestamps, and of each user's neighbouring rows {by_id}: a hash orders them, not the file"]
-    return [f"{rows}, {by_id}: a hash orders them, not the file"]
 
 
 def _ratings(
@@ -369,99 +269,17 @@ def add_item(catalogue: dict[Id, Item], item: Item) -> int:
     return 0 if known is item else 1
 
 
-def movie(item_id: Id, title: str, genres: Iterable[str]) -> Item:
-    """A MovieLens item: the title as in the file, "(1995)" included; attributes "year" and "genres" where known."""
-    title = title.strip()
-    year = _YEAR.search(title)
-    attributes = {"year": year[1]} if year else {}
-    if text := ", ".join(genres):
-        attributes["genres"] = text
-    return Item(item_id, title, attributes)
+def catalogue_of(items: Iterable[Item], notes: list[str], what: str) -> dict[Id, Item]:
+    """Items by id; `notes` get how many `what`, rows of a file, repeat an id."""
+    catalogue: dict[Id, Item] = {}
+    repeated = sum(add_item(catalogue, item) for item in items)
+    notes += count_notes({f"{what} that repeat an id, the first with a title kept": repeated})
+    return catalogue
 
 
-def clean_text(raw: str) -> str:
-    """Plain text from a scraped one: entities decoded, leftover markup and scripts cut off, spaces collapsed.
-
-    Examples:
-        >>> clean_text("Andy &amp; His  Grandmother")
-        'Andy & His Grandmother'
-        >>> clean_text('"<span class=""a-size-medium"')
-        ''
-    """
-    text = _decoded(raw)
-    if "getTime" in text:  # a page's script in place of the title, which the 2018 edition's authors advise to drop
-        return ""
-    cut = text
-    if markup := _MARKUP.search(text):
-        cut = text[: markup.start()].rstrip('"').rstrip()
-    bare = _bare_end(cut)
-    if bare.endswith("/>"):
-        cut = _bare_end(bare[:-2])
-    if cut != text:
-        cut = cut.removeprefix('"')
-    return " ".join(cut.split())
-
-
-def _bare_end(text: str) -> str:
-    edge = _EDGE.match(text[::-1])  # from the end: in linear time
-    return text[: len(text) - edge.end()] if edge else text
-
-
-def _decoded(text: str) -> str:
-    """Text without entities, also where it is escaped several times."""
-    for _ in range(_PASSES):
-        decoded = html.unescape(text)
-        if decoded == text:
-            return text
-        text = decoded
-    return _decoded_deep(re.sub("&(?:amp;)+", "&", text))
-
-
-def _decoded_deep(text: str) -> str:
-    # Escaped dozens of times, by malice: one pass a level would take time by the square. From the right, what follows
-    # an entity is decoded already, and each step looks at one entity.
-    first, *parts = text.split("&")
-    done: list[str] = []  # characters, the last first
-    for part in reversed(parts):
-        done += part[::-1] + "&"
-        while done and done[-1] == "&":
-            entity = "".join(done[: -_LONGEST_ENTITY - 1 : -1])
-            entity = entity[: entity.find("&", 1)] if "&" in entity[1:] else entity
-            decoded = html.unescape(entity)
-            if decoded == entity:
-                break
-            del done[-len(entity) :]
-            done += decoded[::-1]
-    return first + "".join(reversed(done))
-
-
-def clean_title(raw: str, counts: Counter[str]) -> str:
-    """A scraped title as plain text, empty where it holds nothing but markup; what was done is counted."""
-    title = clean_text(raw)
-    if raw.strip() and not title:
-        counts["titles that are nothing but page markup, taken as none"] += 1
-    elif title != raw.strip():
-        counts["titles cleaned of HTML entities, markup or spaces"] += 1
-    return title
-
-
-def guess_domain(*texts: str) -> str:
-    """What items are called, guessed from the names of files and folders: "movie", "music" or "item"."""
-    text = " ".join(texts).lower()
-    if re.search(r"music|(?<![a-z])(cds?|vinyl|albums?|lastfm)(?![a-z])", text):
-        return "music"
-    return "movie" if re.search(r"movie|film|(?<![a-z])ml-?\d", text) else "item"
-
-
-def count_notes(counts: Mapping[str, int]) -> list[str]:
-    """Notes from counters, e.g. "reviews without a rating, left out: 3"; those at zero say nothing."""
-    return [f"{what}: {n:,}" for what, n in counts.items() if n]
-
-
-def counted(n: int, noun: str) -> str:
-    """A number and its noun, e.g. "1 item" or "5,000 items"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _some(ids: Sequence[Id]) -> str:
-    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+def people_of(rows: Iterable[tuple[Id, dict[str, str]]], notes: list[str], what: str) -> dict[Id, dict[str, str]]:
+    """Demographics by user id; `notes` get how many `what`, rows of a file, repeat an id."""
+    people: dict[Id, dict[str, str]] = {}
+    repeated = sum(people.setdefault(user, words) is not words for user, words in rows)
+    notes += count_notes({f"{what} that repeat an id, the first kept": repeated})
+    return people

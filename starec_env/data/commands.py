@@ -1,17 +1,20 @@
-"""`starec data list|fetch|check`."""
+"""`starec data list|fetch|check|split`."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import click
 import numpy as np
 
 from starec_env.data import NAMES, cached, prepare
 from starec_env.data.fetch import fetch as fetch_files
-from starec_env.data.options import data_options, refuse
+from starec_env.data.options import data_options, reading_options, refuse
 from starec_env.data.spec import DataSpec
+from starec_env.data.splits import make_split
 from starec_env.errors import DataError
+from starec_env.reading import Reading
 from starec_env.types import Dataset
 
 _ABOUT = {
@@ -90,6 +93,27 @@ def check(name: str | None, data: DataSpec) -> None:
     click.echo(_counts(f"last {data.max_length}", prepared, int((prepared.indptr[1:] - prepared.starts).sum())))
     for line in (_liked(prepared), *prepared.notes[len(loaded.notes) :]):
         click.echo(f"  {line}")
+
+
+@data.command()
+@data_options
+@reading_options
+@click.option("--test", type=click.IntRange(min=1), required=True, help="Users to test, of those with a held-out turn.")
+@click.option("--validation", type=click.IntRange(min=0), default=0, show_default=True, help="Users to choose by.")
+@click.option("--train", type=click.IntRange(min=1), help="Most users to train on  [default: all the others]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("split.json"), show_default=True)
+def split(
+    data: DataSpec, reading: Reading, test: int, validation: int, train: int | None, seed: int, out: Path
+) -> None:
+    """Decide once who trains, who is chosen by and who is tested: a file for --split-file of every other command.
+
+    Example: starec data split --dataset ml-1m --test 1000 --validation 200 --train 1000 --out split.json
+    """
+    made = make_split(data, reading, test=test, validation=validation, train=train, seed=seed)
+    made.save(out)
+    parts = f"{len(made.train):,} users train, {len(made.validation):,} validate, {len(made.test):,} are tested"
+    click.echo(f"{out}: {parts}; {made.dataset}, data {made.data_hash}, split {made.hash}")
 
 
 def _counts(label: str, dataset: Dataset, interactions: int | None = None) -> str:

@@ -108,24 +108,18 @@ def read_members(path: Path, required: Sequence[str], optional: Sequence[str] = 
 def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     found, left = {}, _MOST_BYTES
     for name in names:
-        places = [
-            place for file in (name, f"{name}.gz") for place in (folder / file, *sorted(folder.glob(f"*/{file}")))
-        ]
-        places = [place for place in places if os.path.lexists(place)]
-        if not places:
+        spelled = (name, f"{name}.gz")
+        places = [place for file in spelled for place in (folder / file, *sorted(folder.glob(f"*/{file}")))]
+        if not (places := [place for place in places if os.path.lexists(place)]):
             continue
         file = next((place for place in places if os.path.isfile(place)), places[0])
         if (left := left - _size(file)) < 0:
             raise DataError(f"{file}: more than {_MOST_BYTES:,} bytes, an absurd size for a data set")
-        found[name] = _read(file)
+        try:
+            found[name] = file.read_bytes()
+        except OSError as fault:
+            raise DataError(f"{file}: can't be read: {fault}") from fault
     return found
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as fault:
-        raise DataError(f"{file}: can't be read: {fault}") from fault
 
 
 def _from_zip(path: Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import Rows, add_item, build, count_notes, counted
+from starec_env.data.build import Rows, build, catalogue_of, people_of
 from starec_env.data.ids import id_column
+from starec_env.data.text import counted
 from starec_env.data.times import time_column
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
@@ -71,13 +72,16 @@ def from_frame(
         f"column {timestamp!r}",
     )
     if items is not None:
-        catalogue = _catalogue(items, item, title, notes)
+        described = (Item(i, words.pop(title, "").strip(), words) for i, words in _described(items, item))
+        catalogue = catalogue_of(described, notes, "rows of the table of items")
     elif title in columns:
         catalogue = _titles(item_ids, columns[title], f"column {title!r}", notes)
     else:
         catalogue = {}
         notes.append(f"no column {title!r} and no items=: no titles")
-    people = None if users is None else _people(users, user, notes)
+    people = None
+    if users is not None:
+        people = people_of(_described(users, user), notes, "rows of the table of users")
     return build(name, domain, rows, catalogue, demographics=people, notes=notes, liked_above=liked_above)
 
 
@@ -159,16 +163,6 @@ def _no_number(where: str, row: int, got: Any) -> DataError:
     return DataError(f"{where}, row {row}: got {got!r}; wanted numbers: fill in or leave out such rows")
 
 
-def _catalogue(frame: Any, key: str, title: str, notes: list[str]) -> dict[Id, Item]:
-    catalogue: dict[Id, Item] = {}
-    repeated = sum(
-        add_item(catalogue, Item(item_id, words.pop(title, "").strip(), words))
-        for item_id, words in _described(frame, key)
-    )
-    notes += count_notes({"rows of the table of items that repeat an id, the first with a title kept": repeated})
-    return catalogue
-
-
 def _titles(
     item_ids: NDArray[np.int64] | list[str], titles: NDArray[Any], where: str, notes: list[str]
 ) -> dict[Id, Item]:
@@ -186,13 +180,6 @@ def _titles(
     if unlike:
         notes.append(f"{counted(len(unlike), 'item')} with several titles in the rows: the first is kept")
     return {item_id: Item(item_id, text) for item_id, text in found.items()}
-
-
-def _people(frame: Any, key: str, notes: list[str]) -> dict[Id, dict[str, str]]:
-    people: dict[Id, dict[str, str]] = {}
-    repeated = sum(people.setdefault(user_id, words) is not words for user_id, words in _described(frame, key))
-    notes += count_notes({"rows of the table of users that repeat an id, the first kept": repeated})
-    return people
 
 
 def _described(frame: Any, key: str) -> Iterator[tuple[Id, dict[str, str]]]:

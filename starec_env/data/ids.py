@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.data.text import whole_text
 from starec_env.errors import DataError
+from starec_env.types import Id, Indices
 
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -77,3 +79,48 @@ def _number(value: Any, where: str, row: int, exact: float = 2.0**53) -> int:
 
 def _no_id(where: str, row: int, got: Any) -> DataError:
     return DataError(f"{where}, row {row}: got {got!r}; wanted ids, all ints or all strings")
+
+
+def codes(ids: NDArray[Any] | Sequence[Id], where: str) -> tuple[list[Id], Indices]:
+    """The sorted distinct ids, and (rows,) the place of each row's id among them.
+
+    Args:
+        ids: As `id_column` takes or gives them.
+        where: Names them in errors.
+
+    Raises:
+        DataError: As `id_column`, or an id holds half a character.
+    """
+    if not isinstance(ids, np.ndarray) and not isinstance(ids[0], str):
+        ids = np.fromiter(ids, object, len(ids))
+    given = id_column(ids, where) if isinstance(ids, np.ndarray) else ids
+    if isinstance(given, np.ndarray):
+        numbers, places = _codes_of_numbers(given)
+        return [*numbers], places
+    table: dict[Id, int] = {}  # a dict is several times faster than sorting a million strings
+    first_seen = np.fromiter((table.setdefault(i, len(table)) for i in given), np.int32, len(given))
+    check_readable(table, where)
+    ordered = sorted(table)
+    rank = np.empty(len(table), np.int32)
+    rank[[table[i] for i in ordered]] = np.arange(len(table))
+    return ordered, rank[first_seen]
+
+
+def _codes_of_numbers(ids: NDArray[np.int64]) -> tuple[list[int], Indices]:
+    least, span = int(ids.min()), int(ids.max()) - int(ids.min()) + 1
+    if span > 4 * len(ids) + 1_000_000:
+        distinct, places = np.unique(ids, return_inverse=True)
+        return distinct.tolist(), places.astype(np.int32)
+    place = ids - least
+    there = np.zeros(span, np.bool_)  # a table of the ids' range spares sorting
+    there[place] = True
+    rank = there.cumsum(dtype=np.int32)
+    rank -= 1
+    return (np.flatnonzero(there) + least).tolist(), rank[place]
+
+
+def check_readable(ids: Iterable[Id], where: str) -> None:
+    """Raise DataError for an id that can't be written as UTF-8."""
+    for i in ids:
+        if isinstance(i, str) and whole_text(i) != i:
+            raise DataError(f"{where}: got {i!r}, which holds half a character (a lone surrogate): write such ids anew")

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from starec_env.data.spec import DataSpec
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption
+from starec_env.reading import READINGS, Reading
 
 HELP = {name: str(field.description) for name, field in DataSpec.model_fields.items()}
 """A line of help by option, for commands of any kind."""
@@ -43,6 +45,77 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         text = HELP[name] if default is None else f"{HELP[name]}  [default: {default}]"
         called = click.option(f"--{name.replace('_', '-')}", help=text, **_KINDS[name])(called)
     return called
+
+
+_PREPARING = ("min_interactions", "max_length")
+_OF_SPLIT = ("columns", "domain", "liked_above", *_PREPARING, "reading", "settings")
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that has `data_options` --reading and --set, and call it with `reading`, which they make."""
+
+    @wraps(command)
+    def called(*args: Any, data: DataSpec, reading: str, settings: tuple[str, ...], **options: Any) -> Any:
+        return command(*args, data=data, reading=read_reading(reading, settings, data), **options)
+
+    names = "; ".join(READINGS["default"].settings)
+    called = click.option(
+        "--set", "settings", multiple=True, metavar="NAME=VALUE", help=f"Change one setting of the reading: {names}."
+    )(called)
+    return click.option(
+        "--reading",
+        type=click.Choice(list(READINGS)),
+        default="default",
+        show_default=True,
+        help="How to read what the paper leaves open.",
+    )(called)
+
+
+def read_reading(name: str, settings: Iterable[str], data: DataSpec | None = None) -> Reading:
+    """A reading by name, with some settings changed; the filter and the length may be given as options of the data.
+
+    Raises:
+        InvalidOption: A setting is given twice, or its value is none.
+        UnknownName: There is no such setting.
+    """
+    pairs = list(settings)
+    for name_ in explicit(_PREPARING) if data else ():
+        if any(pair.partition("=")[0] == name_ for pair in pairs):
+            raise InvalidOption(f"--{name_.replace('_', '-')} and --set {name_}=... are the same: give one")
+        pairs.append(f"{name_}={getattr(data, name_)}")
+    return READINGS[name].with_settings(pairs)
+
+
+class _SplitFile(click.Path):
+    """A split file, or a trained model's starec.json."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, Split) else Split.load(str(super().convert(value, param, ctx)))
+
+
+def split_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that has `data_options` --split-file, and call it with `split_file`, a `Split` or None.
+
+    It goes below `data_options` and `reading_options`.
+    With a split, `data` is what the split is of, and so is `reading`, where the command has one; of the options of the
+    data only those that say where files are have an effect.
+    """
+
+    @wraps(command)
+    def called(*args: Any, data: DataSpec, split_file: Split | None, **options: Any) -> Any:
+        if split_file is not None:
+            refuse(_OF_SPLIT, "with --split-file, which says what the data are")
+            moved = DataSpec.of(**{name: getattr(data, name) for name in explicit(["dataset", "data_dir", "items"])})
+            data = split_file.spec(moved)
+            if "reading" in options:
+                options["reading"] = split_file.reading
+        return command(*args, data=data, split_file=split_file, **options)
+
+    return click.option(
+        "--split-file",
+        type=_SplitFile(exists=True, dir_okay=False),
+        help="Who trains and who is tested, of which data: from starec data split, or a trained model's starec.json.",
+    )(called)
 
 
 def data_spec(**given: Any) -> DataSpec:

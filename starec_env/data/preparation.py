@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import counted
+from starec_env.data.text import counted
 from starec_env.errors import DataError, InvalidOption
 from starec_env.types import Dataset
 

@@ -14,24 +14,31 @@ Zhao et al. 2021. RecBole. doi 10.1145/3459637.3482016
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import Rows, add_item, build, clean_text, clean_title, count_notes, guess_domain
+from starec_env.data.build import Rows, build, catalogue_of, people_of
 from starec_env.data.files import Line, byte_lines, is_folder, listed
 from starec_env.data.ids import text_ids
 from starec_env.data.rows import BadRows, bad_line, clock, field_rows, finite, printable, text_id
+from starec_env.data.text import clean_text, clean_title, count_notes, guess_domain
 from starec_env.errors import DataError
 from starec_env.types import Dataset, Id, Item
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _SPLITS = ("train", "valid", "test")
 _ALIKE = ("rating", "label", "timestamp", "item_id_list")
+_WANTED = {
+    "user_id": "a user_id",
+    "item_id": "an item_id",
+    "rating": "a number as rating",
+    "label": "0 or 1 as label",
+    "timestamp": "a timestamp",
+}
 _Columns = tuple[list[str], list[str], NDArray[Any] | None, NDArray[Any] | None, NDArray[Any] | None]
 """Users, items, ratings, times and parts, as `Rows` has them."""
 
@@ -73,23 +80,22 @@ def load_recbole(name: str, path: Path, domain: str | None = None, liked_above: 
     users, items, ratings, times, parts = read(tables, notes)
     if liked_above is None and "label" in names and not {"rating", "item_id_list"} & set(names):
         liked_above = 0.0
-    table = _beside(files[0], base, ".item")
-    catalogue = _items(table, notes) if table else {}
-    if not table:
+    catalogue: dict[Id, Item] = {}
+    people: dict[Id, dict[str, str]] | None = None
+    if table := _beside(files[0], base, ".item"):
+        catalogue = _items(table, notes)
+    else:
         notes.append(f"no {base}.item: no titles")
-    people = _beside(files[0], base, ".user")
-    demographics = _people(people, notes) if people else None
-    columns = text_ids(users, items, list(map(str, catalogue)), list(map(str, demographics or {})))
-    rows = Rows(columns[0], columns[1], ratings, times, f"{files[0]}, timestamp", parts)
-    catalogue = {i: replace(item, id=i) for i, item in zip(_python(columns[2]), catalogue.values(), strict=True)}
-    if demographics is not None:
-        demographics = dict(zip(_python(columns[3]), demographics.values(), strict=True))
+    if table := _beside(files[0], base, ".user"):
+        words = ((user, {name: text for name, text in row.items() if text}) for user, row in _side_rows(table, notes))
+        people = people_of(words, notes, "rows of the user file")
+    user_ids, item_ids, *sides = text_ids(users, items, [*map(str, catalogue)], [*map(str, people or {})])
+    of_items, of_people = (side.tolist() if isinstance(side, np.ndarray) else side for side in sides)
+    rows = Rows(user_ids, item_ids, ratings, times, f"{files[0]}, timestamp", parts)
+    catalogue = dict(zip(of_items, catalogue.values(), strict=True))
+    people = None if people is None else dict(zip(of_people, people.values(), strict=True))
     domain = domain or guess_domain(base, *files[0].resolve().parts[-3:-1])
-    return build(name, domain, rows, catalogue, demographics=demographics, notes=notes, liked_above=liked_above)
-
-
-def _python(ids: NDArray[Any] | list[str]) -> list[Id]:
-    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    return build(name, domain, rows, catalogue, demographics=people, notes=notes, liked_above=liked_above)
 
 
 def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
@@ -98,12 +104,12 @@ def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
     bases: dict[str, dict[str, Path]] = {}
     spare: list[str] = []
     for file in sorted(listed(folder), key=lambda file: file != path):
-        stem = file.name.removesuffix(".gz").removesuffix(".inter")
-        if file.name.removesuffix(".gz") == stem:
+        stem = _plain(file).removesuffix(".inter")
+        if stem == _plain(file):
             continue
         base, _, split = stem.rpartition(".")
-        group = bases.setdefault(base if split in _SPLITS else stem, {})
-        if group.setdefault(split if split in _SPLITS else "", file) is not file:
+        base, split = (base, split) if split in _SPLITS else (stem, "")
+        if bases.setdefault(base, {}).setdefault(split, file) is not file:
             spare.append(file.name)  # packed beside unpacked
     if folder != path:
         bases = {base: group for base, group in bases.items() if path in group.values()}
@@ -118,11 +124,14 @@ def _locate(path: Path, notes: list[str]) -> tuple[str, list[Path]]:
     return base, read
 
 
+def _plain(file: Path) -> str:
+    return file.name.removesuffix(".gz")
+
+
 def _beside(inter: Path, base: str, suffix: str) -> Path | None:
     """The side table of a data set: named like it, or the only one of its folder."""
-    tables = [file for file in listed(inter.parent) if file.name.removesuffix(".gz").endswith(suffix)]
-    exact = [file for file in tables if file.name.removesuffix(".gz") == f"{base}{suffix}"]
-    return exact[0] if exact else tables[0] if len(tables) == 1 else None
+    tables = {_plain(file): file for file in reversed(listed(inter.parent)) if _plain(file).endswith(suffix)}
+    return tables.get(f"{base}{suffix}") or (next(iter(tables.values())) if len(tables) == 1 else None)
 
 
 def _open(file: Path, *needed: str) -> _Table:
@@ -161,8 +170,9 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     names = tables[0].names
     rated = next((name for name in ("rating", "label") if name in names), None)
     number_of = _label if rated == "label" else finite
+    wanted = [_WANTED[name] for name in ("user_id", "item_id", rated, "timestamp") if name in names]
     for split, table in enumerate(tables):
-        bad, wanted = BadRows(str(table.file)), _wanted(rated, "timestamp" in names)
+        bad = BadRows(str(table.file))
         at_user, at_item = (table.names.index(name) for name in ("user_id", "item_id"))
         at_rating, at_time = (table.names.index(name) if name in names else None for name in (rated, "timestamp"))
         for number, row in table.rows(bad, strict=False):
@@ -171,7 +181,7 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
                 rating = 0.0 if at_rating is None else number_of(row[at_rating])
                 time = split if at_time is None else clock(row[at_time])
             except (ValueError, OverflowError):
-                bad.add(number, "\t".join(row), wanted)
+                bad.add(number, "\t".join(row), f"{', '.join(wanted[:-1])} and {wanted[-1]}")
                 continue
             users.append(user)
             items.append(item)
@@ -182,14 +192,9 @@ def _interactions(tables: Sequence[_Table], notes: list[str]) -> _Columns:
     if not users:
         raise DataError(f"{tables[0].file}: the file holds no interactions, only its header")
     notes += _column_notes(tables)
+    ratings = np.array(feedback) if rated else None
     timed = "timestamp" in names or len(tables) > 1
-    return (
-        users,
-        items,
-        np.array(feedback) if rated else None,
-        np.array(times) if timed else None,
-        np.array(parts, np.int8),
-    )
+    return users, items, ratings, np.array(times) if timed else None, np.array(parts, np.int8)
 
 
 def _label(text: str) -> float:
@@ -207,12 +212,6 @@ def _column_notes(tables: Sequence[_Table]) -> list[str]:
         files = ", then ".join(table.file.name for table in tables)
         notes.append(f"no timestamps: {files}, and within each file its order is the time")
     return notes
-
-
-def _wanted(rated: str | None, timed: bool) -> str:
-    numbers = {"rating": "a number as rating", "label": "0 or 1 as label"}
-    parts = ["a user_id", "an item_id", *([numbers[rated]] if rated else []), *(["a timestamp"] if timed else [])]
-    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def _sequences(tables: Sequence[_Table], notes: list[str]) -> _Columns:
@@ -249,30 +248,22 @@ def _extended(known: list[str], past: list[str], item: str) -> bool:
 
 
 def _items(file: Path, notes: list[str]) -> dict[Id, Item]:
-    catalogue: dict[Id, Item] = {}
     counts: Counter[str] = Counter()
-    for item_id, row in _side_rows(file, "item_id", notes):
+
+    def item(item_id: str, row: dict[str, str]) -> Item:
         named = next((field for field in row if field == "title" or field.endswith("_title")), None)
         title = clean_title(row.pop(named), counts) if named else ""
-        attributes = {("year" if f == "release_year" else f): clean_text(v) for f, v in row.items() if v}
-        item = Item(item_id, title, attributes)
-        counts["catalogue rows that repeat an id, the first with a title kept"] += add_item(catalogue, item)
+        attributes = {("year" if f == "release_year" else f): clean_text(text) for f, text in row.items() if text}
+        return Item(item_id, title, attributes)
+
+    catalogue = catalogue_of((item(*row) for row in _side_rows(file, notes)), notes, "catalogue rows")
     notes += count_notes(counts)
     return catalogue
 
 
-def _people(file: Path, notes: list[str]) -> dict[Id, Mapping[str, str]]:
-    people: dict[Id, Mapping[str, str]] = {}
-    repeated = 0
-    for user_id, row in _side_rows(file, "user_id", notes):
-        words = {field: value for field, value in row.items() if value}
-        repeated += people.setdefault(user_id, words) is not words
-    notes += count_notes({"rows of the user file that repeat an id, the first kept": repeated})
-    return people
-
-
-def _side_rows(file: Path, key: str, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (id, the other fields by name)."""
+def _side_rows(file: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the id and the other fields by name of the rows of a side table."""
+    key = f"{_plain(file).rpartition('.')[2]}_id"
     table, bad = _open(file, key), BadRows(str(file))
     for number, parts in table.rows(bad, strict=True):
         row = dict(zip(table.names, (part.strip() for part in parts), strict=True))

@@ -19,11 +19,14 @@ from typing import Any
 from pydantic_core import from_json
 
 from starec_env.data.files import Line
+from starec_env.data.text import whole_text
 from starec_env.data.times import time_number
 from starec_env.errors import DataError
 
 MOST_BAD = 0.01
 """The share of a file's rows that may be bad: beyond it the file is refused."""
+NO_VALUE = (KeyError, TypeError, ValueError, OverflowError)
+"""What reading a value raises where it is none."""
 _MOST_CSV_LINES = 8
 _MOST = 3.4028234663852886e38
 """The largest float32."""
@@ -64,11 +67,7 @@ class BadRows:
             self.check(number)
 
     def check(self, n_rows: int) -> None:
-        """Take note of how many rows the file has, bad ones included.
-
-        Raises:
-            DataError: More than 1 % of them are bad.
-        """
+        """Take note of how many rows the file has, bad ones included; raises DataError if more than 1 % are bad."""
         self._rows = n_rows
         if self.count > MOST_BAD * n_rows:
             raise DataError(
@@ -99,6 +98,11 @@ def _shown(got: object) -> str:
         return f"a huge {type(got).__name__}"
 
 
+def printable(line: bytes) -> str:
+    """A line for a message, whatever bytes it holds."""
+    return line[:400].decode(errors="replace")
+
+
 def field_rows(
     lines: Iterable[Line], separator: str, wanted: str, bad: BadRows, *, strict: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
@@ -112,12 +116,11 @@ def field_rows(
         strict: Whether a line that holds NUL or is no UTF-8 is bad. Else such bytes, which may be in a field that
             nobody reads, become lone surrogates.
     """
-    width = wanted.count(separator) + 1
-    n_rows = 0
+    n_rows, n_separators = 0, wanted.count(separator)
     for number, line in lines:
         n_rows += 1
         text = _text(line, strict)
-        if text is not None and text.count(separator) == width - 1:
+        if text is not None and text.count(separator) == n_separators:
             yield number, text.split(separator)
         else:
             _add_line(bad, number, line, wanted)
@@ -135,11 +138,6 @@ def _text(line: bytes, strict: bool) -> str | None:
 
 def _add_line(bad: BadRows, number: int, line: bytes, wanted: str) -> None:
     bad.add(number, printable(line), wanted if _text(line, strict=True) else f"{wanted}, in UTF-8 and without NUL")
-
-
-def printable(line: bytes) -> str:
-    """A line for a message, whatever bytes it holds."""
-    return line[:400].decode(errors="replace")
 
 
 def csv_rows(
@@ -231,11 +229,6 @@ def _lenient_json(line: bytes) -> Any:
         return None
 
 
-def whole_text(text: str) -> str:
-    """Text that can be written as UTF-8: halves of a surrogate pair are joined, and one alone becomes U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def text_id(value: Any) -> str:
     """An id as text; raises ValueError where it is blank, no text or whole number, or has a character that is lost."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -246,11 +239,7 @@ def text_id(value: Any) -> str:
 
 
 def finite(value: Any) -> float:
-    """A number that a data set's float32 can hold, or text that is one in ASCII digits.
-
-    Raises:
-        ValueError, OverflowError: It is none.
-    """
+    """A number that a data set's float32 can hold, or text that is one in ASCII digits; else raises one of NO_VALUE."""
     if isinstance(value, str) and (not value.isascii() or "_" in value):
         raise ValueError(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
@@ -261,7 +250,7 @@ def finite(value: Any) -> float:
 
 
 def clock(value: Any) -> int | float:
-    """A time as `time_number` reads it, in any unit; raises ValueError, TypeError or OverflowError beyond 64 bits."""
+    """A time as `time_number` reads it, in any unit and within 64 bits; else raises one of NO_VALUE."""
     if abs(number := time_number(value)) >= 2**63:
         raise ValueError(value)
     return number

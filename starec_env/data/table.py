@@ -7,7 +7,7 @@ counted and reported with its line; many such rows are an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
@@ -18,21 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_env.data.build import counted, guess_domain
 from starec_env.data.files import byte_lines, is_folder
 from starec_env.data.frame import from_frame
 from starec_env.data.ids import text_ids
-from starec_env.data.rows import (
-    BadRows,
-    bad_line,
-    clock,
-    csv_fields,
-    csv_rows,
-    finite,
-    json_rows,
-    printable,
-    whole_text,
-)
+from starec_env.data.rows import NO_VALUE, BadRows, bad_line, clock, csv_fields, csv_rows, finite, json_rows, printable
+from starec_env.data.text import counted, guess_domain, whole_text
 from starec_env.data.times import date_time, is_number
 from starec_env.errors import DataError
 from starec_env.types import Dataset
@@ -47,16 +37,8 @@ _ALIASES = {
     "title": "title itemname itemtitle movietitle booktitle producttitle productname",
 }
 """Names that are understood without `columns`, the first that is there; case, hyphens and underscores don't count."""
-_WANTED = {
-    "user": "a user's id: text or a whole number",
-    "item": "an item's id: text or a whole number",
-    "rating": "a finite number as rating",
-    "time": "a time: a number since 1970, or a date such as 2018-09-21 13:05",
-}
 _SEPARATORS = "\t,;|"
 _OBJECT = "a JSON object"
-_LOST = re.compile("[\ud800-\udfff]")
-"""Bytes that are no UTF-8, and halves of characters that JSON writers leave."""
 
 
 def read_table(
@@ -74,8 +56,7 @@ def read_table(
 
     Args:
         path: A file; "CSV" is any text with a header and columns between commas, tabs, semicolons or bars.
-        columns: Names of columns by role: "user", "item", "rating", "time" and "title". Those not given are looked
-            for by their usual names (user_id, movieId, asin, score, date, ...).
+        columns: Names of columns by role, of ROLES; others are looked for by their usual names (user_id, asin, ...).
         items: A file of the same kinds with an item a row: its id, title, and any attributes.
         domain: What an item is called in prompts; None guesses by the file's name.
         liked_above: Ratings above this are likes; None as `from_frame`.
@@ -121,31 +102,25 @@ def _interactions(file: _File, columns: Mapping[str, str | None]) -> tuple[dict[
     for line, values in file.rows(list(names.values()), bad):
         try:
             row = [read(value) for read, value in zip(reads, values, strict=True)]
-        except (ValueError, TypeError, OverflowError):
-            role, value = next(wrong for wrong in zip(names, values, strict=True) if not _readable(*wrong))
-            bad.add(line, value, _WANTED[role])
+        except NO_VALUE:
+            bad.add(line, *_fault(names, values))
             continue
         for column, value in zip(kept.values(), row, strict=True):
             column.append(value)
     bad.check(len(kept["user"]) + bad.count)
     if not kept["user"]:
         raise DataError(f"{file.path}: the file holds no interactions, only its header")
+    notes = bad.notes()
+    for role in ("user", "item"):
+        if odd := sorted(i for i in set(kept[role]) if i != i.strip()):
+            ids = counted(len(odd), f"{role} id")
+            notes.append(f"{ids} with spaces at an end, e.g. {odd[0]!r}: kept apart from those without")
     frame: dict[str, Any] = dict(kept)
     if "rating" in kept:
         frame["rating"] = np.array(kept["rating"], np.float64)
     if "time" in kept:
         frame["time"] = _numbers(kept["time"], file.units.get(names["time"]))
-    return frame, bad.notes() + _spaced({role: kept[role] for role in ("user", "item")})
-
-
-def _spaced(ids: Mapping[str, Sequence[str]]) -> list[str]:
-    """A note of ids that begin or end with a space, which makes them others."""
-    found = {role: sorted(i for i in set(column) if i != i.strip()) for role, column in ids.items()}
-    return [
-        f"{counted(len(odd), f'{role} id')} with spaces at an end, e.g. {odd[0]!r}: kept apart from those without"
-        for role, odd in found.items()
-        if odd
-    ]
+    return frame, notes
 
 
 class _Remembering(dict[Any, Any]):
@@ -163,12 +138,14 @@ class _Remembering(dict[Any, Any]):
         return self[value if type(value) is str else (type(value), value)]  # True is no 1
 
 
-def _readable(role: str, value: Any) -> bool:
-    try:
-        _READ[role](value)
-    except (ValueError, TypeError, OverflowError):
-        return False
-    return True
+def _fault(roles: Iterable[str], values: Iterable[Any]) -> tuple[Any, str]:
+    """The first value of a row that can't be read, and what it should be."""
+    for role, value in zip(roles, values, strict=True):
+        try:
+            _READ[role](value)
+        except NO_VALUE:
+            return value, _WANTED[role]
+    raise AssertionError("each value can be read")
 
 
 def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, Any], list[str]]:
@@ -185,7 +162,7 @@ def _items(file: _File, named: Mapping[str, str], item: str) -> tuple[dict[str, 
         except ValueError:
             bad.add(line, item_id, _WANTED["item"])
             continue
-        lost += _LOST.search(str(words[0])) is not None
+        lost += whole_text(str(words[0])) != str(words[0])
         for column, value in zip(table.values(), row, strict=True):
             column.append(value)
     bad.check(len(table["item"]) + bad.count)
@@ -224,7 +201,7 @@ class _File:
         """The column of a role: as named, or the first usual name; None where there may be none."""
         if role in named:
             if named[role] not in self.names:
-                near = get_close_matches(named[role], self.names, n=1, cutoff=0.5) or self.names
+                near = get_close_matches(named[role], self.names, n=1, cutoff=0.5) or self.names or ["NAME"]
                 raise self.lacks([role], f"{role}={near[0]}", named[role])
             return named[role]
         plain = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(self.names)}
@@ -311,12 +288,12 @@ def _parquet(path: Path) -> _File:
 
 def _id(value: Any) -> str:
     """An id as text, never another's; raises ValueError for what is none."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    if _is_whole(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(value)
     text = str(value)
-    if not text.strip() or "\0" in text or _LOST.search(text):
+    if not text.strip() or "\0" in text or whole_text(text) != text:
         raise ValueError(value)
     return text
 
@@ -327,20 +304,24 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # a year beside missing ones
-    return _LOST.sub("\ufffd", " ".join(str(int(value) if whole else value).split()))
+    whole = int(value) if _is_whole(value) else value  # a year beside missing ones
+    return whole_text(" ".join(str(whole).split()))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
 
 
 def _time(value: Any) -> int | float | np.datetime64:
     return date_time(value) if isinstance(value, str) and not is_number(value) else clock(value)
 
 
-_READ: dict[str, Callable[[Any], Any]] = {
-    "user": _id,
-    "item": _id,
-    "rating": finite,
-    "time": _time,
-    "title": _text,
+_READ: dict[str, Callable[[Any], Any]] = {"user": _id, "item": _id, "rating": finite, "time": _time, "title": _text}
+_WANTED = {
+    "user": "a user's id: text or a whole number",
+    "item": "an item's id: text or a whole number",
+    "rating": "a finite number as rating",
+    "time": "a time: a number since 1970, or a date such as 2018-09-21 13:05",
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.data.text import counted
 from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Dataset, Id, Indices
 
@@ -16,6 +18,68 @@ _FEWEST_PAIRS = 20
 _SHARE = 2 / 3
 _KEY = b"starec ties"
 """The seed of the order by hash; a constant, so that a data set is the same wherever it is loaded."""
+
+
+def order_ties(
+    order: NDArray[np.int64],
+    codes: tuple[Indices, Indices],
+    ids: tuple[Sequence[Id], Sequence[Id]],
+    times: Sequence[NDArray[Any] | None],
+    notes: list[str],
+) -> Indices | None:
+    """Put a user's rows of equal time, in place, in an order that says nothing of item ids (`hashed_order`).
+
+    Args:
+        order: (rows,) rows by user and time; changed.
+        codes: (all rows,) the index of each row's user, and of its item.
+        ids: The ids, sorted, of the users and of the items.
+        times: Columns that are all equal in rows of one time: seconds, nanoseconds, parts; None has no say, and None
+            for seconds means that there are no times.
+        notes: Gets what was found.
+
+    Returns:
+        (rows,) the order of the file, or None where that has nothing to do with ids (`follows_ids`) and is kept.
+    """
+    tied = _tied(order, codes[0], *times)
+    second, items = np.flatnonzero(tied), codes[1]
+    share = follows_ids(items[order[second - 1]], items[order[second]], ids[1]) if len(second) else None
+    notes += _notes(len(second), share, timeless=times[0] is None)
+    if share is None:
+        return None
+    alike = tied.copy()
+    alike[second - 1] = True
+    at = np.flatnonzero(alike)
+    rows = order[at]
+    group = np.cumsum(~tied[at], dtype=np.uint64)
+    bits = np.uint64(int(group[-1]).bit_length())
+    key = hashed_order(codes[0][rows], items[rows], *ids) >> bits
+    key |= group << (np.uint64(64) - bits)  # groups in their order; one key sorts faster than two
+    order[at] = rows[np.argsort(key, kind="stable")]
+    return order.astype(np.int32)
+
+
+def _tied(order: NDArray[np.int64], *columns: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """(rows,) whether each row, in order, has all that the row before it has in some columns."""
+    tied = np.zeros(len(order), np.bool_)
+    tied[1:] = True
+    for column in columns:
+        if column is not None:
+            ordered = column[order]
+            tied[1:] &= ordered[1:] == ordered[:-1]
+    return tied
+
+
+def _notes(n: int, share: float | None, timeless: bool) -> list[str]:
+    if share is None and timeless:
+        return ["no timestamps: the order of the rows is the time"]
+    if not n:
+        return []
+    rows = f"{counted(n, 'row')} share user and time with the row before"
+    if share is None:
+        return [f"{rows}: file order decides"]
+    by_id = f"{max(share, 1 - share):.0%} {'ascend' if share > 0.5 else 'descend'} by item id"
+    start = f"no timestamps, and of each user's neighbouring rows {by_id}" if timeless else f"{rows}, {by_id}"
+    return [f"{start}: a hash orders them, not the file"]
 
 
 def follows_ids(before: Indices, after: Indices, ids: Sequence[Id]) -> float | None:
@@ -50,16 +114,11 @@ def _by_numbers(text: str) -> list[tuple[str, int]]:
 
 
 def hashed_order(users: Indices, items: Indices, user_ids: Sequence[Id], item_ids: Sequence[Id]) -> NDArray[np.uint64]:
-    """A number for each row by which rows of equal time can be sorted: a hash of its user's and its item's id alone.
+    """(rows,) by which rows of equal time can be sorted: a hash of each row's user id and item id alone.
 
-    Being no function of other rows, the order is the same for any part of the data, from any file. Each user has
-    another order, so that none can be learned. splitmix64 (Steele, Lea, Flood 2014) mixes the two ids' BLAKE2 hashes.
-
-    Args:
-        users: (rows,) index among `user_ids`.
-        items: (rows,) index among `item_ids`.
-        user_ids: The users' ids.
-        item_ids: The items' ids.
+    `users` and `items`, (rows,), index the ids. Being no function of other rows, the order is the same for any part of
+    the data, from any file. Each user has another order, so that none can be learned. splitmix64 (Steele, Lea, Flood
+    2014) mixes the two ids' BLAKE2 hashes.
     """
     words = _words(user_ids)[users]
     words *= GOLDEN

@@ -87,8 +87,8 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
 
     ## Rewards
     `reward(rank)` of the true item's 1-based rank, None if it wasn't ranked; by default the paper's position reward
-    (4.2.2): +1 at rank 1, +0.5 to 5, 0 to 10, -0.5 to 20, -1 beyond or missing. A disliked target (only with
-    `targets="all"`) earns 0.
+    (4.2.2): +1 at rank 1, +0.5 to 5, 0 to 10, -0.5 to 20, -1 beyond or missing. A disliked target earns 0
+    wherever it is ranked.
 
     ## Episode End
     Terminates after the user's last turn; never truncates.
@@ -108,7 +108,8 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         n_candidates: Items to rank at a turn.
         split: "train" stops before each user's held-out last turn, so that nothing learned here has seen what is
             tested; "test" goes on to it.
-        targets: "liked" asks for liked interactions only; "all" for disliked ones too.
+        targets: "all" asks for every interaction in order, so that an agent learns from what the user disliked too
+            (4.1.3); "liked" for liked ones alone.
         turns: Keep only the last so many turns of each user; None keeps all.
         min_history: Interactions before the first turn.
         users: Ids of the users to go through, e.g. those kept for training; None takes all who have a turn.
@@ -139,7 +140,7 @@ class UserFeedbackEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         *,
         n_candidates: int = 20,
         split: Split = "train",
-        targets: Targets = "liked",
+        targets: Targets = "all",
         turns: int | None = None,
         min_history: int = 5,
         users: Sequence[Id] | None = None,

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from starec_env.data.splits import windows_only
+from starec_env.data.cut import windows_only
 from starec_env.errors import InvalidOption, check_choice
 from starec_env.replay.rewards import LIKED_CUTOFF, position_reward
 from starec_env.splitmix import GOLDEN, splitmix64
-from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query, Ranking, Turn
+from starec_env.types import Candidates, Dataset, Feedback, History, Id, Indices, Query, Ranking, Turn
 
 Reward = Callable[[int | None], float]
 """What a 1-based rank is worth; None means the target was not ranked."""
@@ -37,14 +37,15 @@ class Stream:
     """The turns of every user of a data set.
 
     A turn is an interaction of the user's sequence (the data set's window) that has at least `min_history` others
-    before it, and that was liked, unless `targets` is "all". The last of them is held out (leave-one-out, paper 5.1.1):
-    only `split="test"` goes on to it. Turns are numbered from 0 in the user's whole stream, whatever part is stepped.
+    before it, and that was liked, unless `targets` is "all". The last liked one is held out, whatever `targets` are
+    (leave-one-out, paper 5.1.1), with what follows it: only `split="test"` goes on to them. Turns are
+    numbered from 0 in the user's whole stream, whatever part is stepped.
 
     Args:
         dataset: Whose interactions to replay.
         n_candidates: Items to rank at a turn: the true one, and negatives.
         seed: Decides the negatives and where the true item stands among them; any non-negative integer.
-        split: "train" stops before each user's held-out turn; "test" ends with it.
+        split: "train" stops before each user's held-out turn; "test" goes on to the last.
         targets: "liked" makes turns of liked interactions only (the others still enter the history); "all" of all.
         turns: Keep only the last so many turns of each user; None keeps all.
         min_history: Interactions that come before the first turn; an agent starts its memory from them.
@@ -57,6 +58,8 @@ class Stream:
         rows: The row of the data set that each turn asks for, user after user; held-out turns included.
         begin: (n_users,) index into `rows` of each user's first turn.
         end: (n_users,) index into `rows` after each user's last turn.
+        held_out: (n_users,) the row that "train" stops before: the last liked turn's, the last's where none is liked,
+            -1 where there is no turn.
         users: 0-based indices of the users who have a turn, ascending.
         notes: Who is left out, and why; empty if nobody is.
         liked: (n_interactions,) 1 or 0 for each row of the data set.
@@ -97,7 +100,9 @@ class Stream:
         self.rows = np.flatnonzero(asked & self.liked.view(np.bool_) if targets == "liked" else asked)
         bounds = np.searchsorted(self.rows, dataset.indptr)
         self._numbered_from = bounds[:-1]
-        self.end = np.maximum(bounds[:-1], bounds[1:] - (split == "train"))
+        self.held_out = self._held_out(bounds)
+        stops = np.searchsorted(self.rows, self.held_out)
+        self.end = bounds[1:] if split == "test" else np.maximum(bounds[:-1], stops)
         self.begin = bounds[:-1] if turns is None else np.maximum(bounds[:-1], self.end - turns)
         having = self.end > self.begin
         if not having.any():
@@ -109,6 +114,13 @@ class Stream:
         self.end = np.where(self._left < n_candidates - 1, self.begin, self.end)
         self.users = np.flatnonzero(self.end > self.begin)
         self.notes = self._left_out(np.flatnonzero(having & (self.end == self.begin)))
+
+    def _held_out(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        likes = np.append(-1, self.rows[self.liked[self.rows] > 0])
+        last = likes[np.searchsorted(likes, self.dataset.indptr[1:]) - 1]
+        rows = np.append(self.rows, -1)
+        last = np.where(last >= self.dataset.indptr[:-1], last, rows[bounds[1:] - 1])
+        return np.where(bounds[1:] > bounds[:-1], last, -1)
 
     def _left_out(self, dense: NDArray[np.int64]) -> tuple[str, ...]:
         if not len(dense):
@@ -127,13 +139,9 @@ class Stream:
         return (f"{note}: {_fewer(most)} to ask more of them" if most else note,)
 
     def require(self, users: NDArray[np.integer]) -> None:
-        """Check that each of some users can be asked.
+        """Raise InvalidOption, naming the first, if one of users of (n,) 0-based indices can't be asked.
 
-        Args:
-            users: (n,) 0-based indices.
-
-        Raises:
-            InvalidOption: One has no turn, or too few items are left as negatives; the message names the first.
+        That is one without a turn, or with too few items left as negatives.
         """
         unable = users[self.end[users] == self.begin[users]]
         if not len(unable):
@@ -147,19 +155,11 @@ class Stream:
         )
 
     def turns(self, user: int) -> list[Turn]:
-        """A user's turns in order; empty if the user has none.
-
-        Args:
-            user: 0-based index of the user.
-        """
+        """The turns of the user of a 0-based index, in order; empty if there are none."""
         return self.turns_of(np.array([user]))[0]
 
     def turns_of(self, users: NDArray[np.int64]) -> list[list[Turn]]:
-        """Several users' turns; one call for many is faster than many calls.
-
-        Args:
-            users: (n,) 0-based indices.
-        """
+        """The turns of users of (n,) 0-based indices; one call for many is faster than many calls."""
         lengths = self.end[users] - self.begin[users]
         who, stops = np.repeat(users, lengths), np.cumsum(lengths)
         index = np.arange(len(who)) + np.repeat(self.end[users] - stops, lengths)
@@ -167,10 +167,11 @@ class Stream:
         shown.flags.writeable = False
         rows = self.rows[index]
         liked, numbers = self.liked[rows].view(np.bool_), self.numbers(who, index)
-        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), strict=True)
+        ratings = self.dataset.ratings[rows].tolist()
+        columns = zip(rows.tolist(), shown, places.tolist(), liked.tolist(), numbers.tolist(), ratings, strict=True)
         return [self._turns(*each, columns) for each in zip(users.tolist(), lengths.tolist(), strict=True)]
 
-    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int]]) -> list[Turn]:
+    def _turns(self, user: int, n: int, columns: Iterator[tuple[int, Indices, int, bool, int, float]]) -> list[Turn]:
         data, who, first = self.dataset, self.dataset.user(user), int(self.dataset.starts[user])
         return [
             Turn(
@@ -178,8 +179,9 @@ class Stream:
                 at,
                 liked,
                 number,
+                rating,
             )
-            for row, shown, at, liked, number in islice(columns, n)
+            for row, shown, at, liked, number, rating in islice(columns, n)
         ]
 
     def numbers(self, users: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -274,13 +276,14 @@ def judge(turn: Turn, ranking: Ranking, reward: Reward = position_reward) -> tup
 
 def verdict(turn: Turn, rank: int | None, reward: Reward) -> tuple[Feedback, float]:
     """`judge`, for a target whose 1-based rank is known; None if it was not ranked."""
-    feedback = Feedback(
-        item_id=turn.target_item.id,
-        rank=rank,
-        predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
-        liked=turn.liked,
-    )
+    feedback = feedback_on(turn.target_item.id, rank, turn.liked, turn.rating)
     return feedback, reward(rank) if turn.liked else 0.0
+
+
+def feedback_on(item_id: Id, rank: int | None, liked: bool, rating: float | None) -> Feedback:
+    """What the user did with a target, beside what its 1-based rank predicted."""
+    predicted = rank is not None and rank <= LIKED_CUTOFF
+    return Feedback(item_id=item_id, rank=rank, predicted_liked=predicted, liked=liked, rating=rating)
 
 
 def sample_negatives(

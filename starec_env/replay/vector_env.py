@@ -22,7 +22,7 @@ from starec_env.replay.env import (
 from starec_env.replay.render import RENDER_MODES, describe, picture
 from starec_env.replay.rewards import LIKED_CUTOFF
 from starec_env.replay.spaces import ranks_of
-from starec_env.replay.stream import Stream
+from starec_env.replay.stream import Stream, feedback_on
 from starec_env.types import Candidates, Dataset, Feedback, History, Indices, Query
 
 Ints = NDArray[np.int64]
@@ -152,7 +152,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         ranks = ranks_of(actions, self._n, self.num_envs, ignore=starting)
         rows = self.stream.rows[self._turn - starting]
         self._target = self.dataset.item_indices[rows]
-        self._liked = self.dataset.liked[rows]
+        self._liked, self._rating = self.dataset.liked[rows], self.dataset.ratings[rows]
         self._rank = ranks[self._each, self._places]
         self._judged = ~starting
         self._reward = np.where(self._liked & self._judged, self._worth[self._rank], 0.0)
@@ -180,13 +180,8 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         self._needs_reset("answer")
         if not self._judged[i]:
             return None
-        rank = int(self._rank[i]) or None
-        return Feedback(
-            item_id=self.dataset.items[self._target[i]].id,
-            rank=rank,
-            predicted_liked=rank is not None and rank <= LIKED_CUTOFF,
-            liked=bool(self._liked[i]),
-        )
+        item, rank = self.dataset.items[self._target[i]], int(self._rank[i]) or None
+        return feedback_on(item.id, rank, bool(self._liked[i]), float(self._rating[i]))
 
     def render(self) -> tuple[Any, ...] | None:
         """Every environment's turn, as text or as a picture."""
@@ -195,7 +190,13 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         self._needs_reset("render")
         numbers = self._numbers()
         texts = [
-            describe(self.dataset, int(self._users[i]), int(numbers[i]), self.query(i), self._verdict(i))
+            describe(
+                self.dataset,
+                int(self._users[i]),
+                int(numbers[i]),
+                self.query(i),
+                (feedback, float(self._reward[i])) if (feedback := self.feedback(i)) else None,
+            )
             for i in range(self.num_envs)
         ]
         return tuple(texts if self.render_mode == "ansi" else [picture(text, self._n) for text in texts])
@@ -203,10 +204,6 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
     def _needs_reset(self, what: str) -> None:
         if self._order is None:
             raise ResetNeeded(f"there is no turn to {what}: call reset() first")
-
-    def _verdict(self, i: int) -> tuple[Feedback, float] | None:
-        feedback = self.feedback(i)
-        return (feedback, float(self._reward[i])) if feedback else None
 
     def _named(self, user_ids: Any) -> Ints | None:
         if user_ids is None:

@@ -6,7 +6,6 @@ STAREC_VLLM_PYTHON names the interpreter that has vLLM; `make test-vllm` install
 import asyncio
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,26 +13,25 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from support import vllm_python
 
 from starec_agents.agent import UserAgent
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import Run, arun_population, run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.serve import Server, start_server
 from starec_agents.tasks import rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Endpoint
+from starec_env.types import Dataset
 
 pytestmark = pytest.mark.vllm
-PYTHON = Path(os.environ.get("STAREC_VLLM_PYTHON", Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"))
 POPULATION: dict[str, Any] = {"users": 4, "turns": 2, "n_candidates": 10, "progress": False}
 
 
 def start(port: int = 0) -> Server:
-    if not PYTHON.exists():
-        pytest.skip(f"needs vLLM at {PYTHON}: make test-vllm")
-    return start_server("smollm2", engine="vllm", python=str(PYTHON), port=port, context=4096, parallel=8)
+    return start_server("smollm2", engine="vllm", python=vllm_python(), port=port, context=4096, parallel=8)
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ from typing_extensions import TypedDict
 
 import starec_agents
 from starec_agents import ScriptedChat, UserAgent, build_graph, check_graph, graphs, run_population, scripted_user
-from starec_agents.graph import Context, State, call_model, update_memory
+from starec_agents.graph import Context, State, call_model, fast_rank, update_memory
+from starec_agents.memory import Memory
 from starec_agents.planner import planner
-from starec_agents.runs.store import read_run
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.tasks import Prompts, start_memory
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning, UnknownName
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Item, Memory, Ranker, Ranking
+from starec_env.types import Item, Ranker, Ranking
 
 FORMATS = (
     {},
@@ -74,10 +75,9 @@ async def test_an_agent_steps_through_its_stream(turns):
     await agent.arank(turns[1].query)
     assert [call.kind for call in agent.calls] == ["rank"]
     assert learned.profile in agent.calls[0].messages[1]["content"]
-    title, predicted = learned.history[0].split(": ")
-    shown = f" - liked (you predicted: {predicted.removesuffix(', liked')})"
+    shown = f" - liked (you predicted: {learned.history[0].prediction})"
     (line,) = [line for line in agent.calls[0].messages[1]["content"].split("\n") if line.endswith(shown)]
-    assert line.startswith(title)
+    assert line.startswith(learned.history[0].title)
 
 
 async def test_sync_calls_work_inside_a_running_loop_and_share_one_loop(turns):
@@ -368,11 +368,19 @@ async def test_a_trial_lets_pass_what_only_real_answers_decide(node):
     await check_graph(agent_of(graph=two_halves(node, update_memory)))
 
 
-def test_a_resumed_run_says_which_state_keys_begin_anew(tmp_path):
-    make = UserAgent.factory(ScriptedChat(scripted_user()), graph=planner)
-    run_population(make_dataset(), make, out=tmp_path, users=1, turns=1, progress=False)
-    with pytest.warns(StarecWarning, match=r"graph's own state keys \(plan, facts, critique, drafts\)"):
-        run_population(make_dataset(), make, out=tmp_path, users=1, turns=1, progress=False, resume=True)
+def test_a_run_says_at_once_which_state_keys_it_cannot_record(tmp_path):
+    class Odd(State, total=False):
+        lock: BaseException
+        anything: Any
+        number: int
+
+    async def learn(state: Odd) -> dict[str, Any]:
+        return {"lock": None, "anything": object(), "number": 3}
+
+    make = UserAgent.factory(ScriptedChat(scripted_user()), graph=two_halves(fast_rank, learn, Odd))
+    with pytest.warns(StarecWarning, match="state keys lock, anything can't be recorded"):
+        run_population(make_dataset(), make, out=tmp_path, users=1, turns=1, progress=False)
+    assert [step.state for step in read_steps(tmp_path)] == [{"number": 3}]
 
 
 def test_a_run_says_what_its_graph_ran_on(tmp_path):

@@ -14,9 +14,9 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat, session
+from starec_agents.llm.base import Endpoint
 from starec_agents.runs.population import run_population
 from starec_env.errors import EndpointError, InvalidOption
-from starec_env.types import Endpoint
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat, ScriptedChat, scripted_user, session
+from starec_agents.llm.base import Endpoint
 from starec_agents.runs.population import Run, run_population
-from starec_agents.runs.store import read_failures, read_steps
+from starec_agents.runs.reading import read_failures, read_steps
 from starec_env.errors import RunError
-from starec_env.types import Endpoint
 
 USERS = 40
 MIXES = {

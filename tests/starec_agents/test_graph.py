@@ -9,13 +9,15 @@ from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, build_graph
 from starec_agents.graphs import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_agents.llm import Completion, ScriptedChat
+from starec_agents.llm.base import Usage
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Event, Memory
 from starec_agents.planner import planner
 from starec_agents.studio import make_graph
 from starec_agents.tasks import ranking_schema
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Memory, ParseReport, Usage
+from starec_env.types import ParseReport
 
 MEMORY = Memory(profile="Old.", history=("before",))
 TURN = Stream(make_dataset()).turns(0)[0]
@@ -44,7 +46,9 @@ async def test_the_fast_half_ranks_and_leaves_the_memory_alone():
 async def test_the_slow_half_compares_reflects_and_updates_the_memory():
     _, learned = await run_turn(reflect_always(), FIRST, REFLECTION)
     assert learned["agrees"]
-    event = f"{TURN.target_item.title}: ranked 1 of 20, liked"
+    item = TURN.target_item
+    event = Event(item_id=item.id, title=item.title, liked=True, rating=TURN.rating, rank=1, of=20)
+    assert event.rating and str(event) == f"{item.title}: ranked 1 of 20, liked"
     assert learned["memory"] == Memory(profile="New.", history=("before", event))
     assert [call.kind for call in learned["calls"]] == ["reflect"]
 
@@ -52,7 +56,7 @@ async def test_the_slow_half_compares_reflects_and_updates_the_memory():
 async def test_a_reflection_that_says_nothing_keeps_the_profile_and_is_seen_in_the_calls():
     _, learned = await run_turn(reflect_always(), "no ranking", "Updated User description: []")
     assert learned["memory"].profile == "Old."
-    assert learned["memory"].history[-1] == f"{TURN.target_item.title}: not ranked, liked"
+    assert str(learned["memory"].history[-1]) == f"{TURN.target_item.title}: not ranked, liked"
     assert learned["profile"] is None
     assert learned["calls"][0].completion == "Updated User description: []"
 
@@ -81,7 +85,7 @@ async def test_a_disliked_item_that_was_ranked_high_is_a_mismatch():
     _, learned = await run_turn(reflect_on_mismatch(), FIRST, REFLECTION, turn=turn)
     assert not learned["agrees"]
     assert "predicted liked" in learned["calls"][0].messages[1]["content"]
-    assert learned["memory"].history[-1].endswith("ranked 1 of 20, disliked")
+    assert str(learned["memory"].history[-1]).endswith("ranked 1 of 20, disliked")
 
 
 def test_a_variant_is_named_and_compiled_once():
@@ -148,7 +152,8 @@ async def test_the_agents_own_reason_is_shown_to_its_reflection_and_kept():
     assert (
         "ranked 1 of 20, so predicted liked. Reason given: it is tense." in learned["calls"][0].messages[1]["content"]
     )
-    assert learned["memory"].history[-1] == f'{TURN.target_item.title}: ranked 1 of 20 ("it is tense"), liked'
+    assert learned["memory"].history[-1].reason == "it is tense"
+    assert str(learned["memory"].history[-1]) == f'{TURN.target_item.title}: ranked 1 of 20 ("it is tense"), liked'
 
 
 @pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("labels", False), ("scores", True)])

@@ -13,8 +13,8 @@ from langgraph.graph import END, START, StateGraph
 from pydantic import SecretStr
 
 from starec_agents.llm import Completion, LangChainChat, ScriptedChat, kind_of_status
+from starec_agents.llm.base import Usage
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
 
 HI = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi there, you"}]
 

@@ -10,7 +10,7 @@ from test_cli import starec
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare
@@ -21,7 +21,7 @@ from starec_env.replay.stream import Stream, judge
 def test_it_is_shipped_in_both_formats_with_its_card_under_15_mb():
     folder = Path(find_folder(NANO, "python"))
     files = {file.name: file.stat().st_size for file in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "users.json", "README.md", f"{NANO}.gguf"} <= set(
+    assert {"model.safetensors", "config.json", "tokenizer.json", "starec.json", "README.md", f"{NANO}.gguf"} <= set(
         files
     )
     assert sum(files.values()) < 15e6
@@ -49,8 +49,9 @@ def test_simulating_with_users_that_it_was_trained_on_is_said_and_the_others_can
             f"{known} of 20 users are among those that {NANO} was trained on: --users-file heldout takes the others"
         )
         assert wanted in some.stderr and 0 < known < 20
-        note = starec("eval", "--run", tmp_path / "some", "--methods", "random", "--quiet")
-        assert f"{known} of 20 users" in " ".join(note.stdout.split())
+        table = starec("eval", "--run", tmp_path / "some", "--methods", "random", "--quiet")
+        said = f"{known} of 20 users are among those that {NANO} was trained on: they are left out"
+        assert said in " ".join(table.stdout.split())
         others = run("others", "--users-file", "heldout")
         assert others.returncode == 0 and "trained on" not in others.stderr
         unseen = {step.user_id for step in read_steps(tmp_path / "others")}

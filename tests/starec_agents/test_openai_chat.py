@@ -17,10 +17,10 @@ from aiohttp import web
 from fake_endpoint import FAULTS, FakeEndpoint, completion, refusal
 
 from starec_agents.llm import Completion, session
+from starec_agents.llm.base import Endpoint, Usage
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.server import FILES_BESIDE, allow_files
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
-from starec_env.types import Endpoint, Usage
 
 HI = [{"role": "user", "content": "Hi there"}]
 KEY = "sk-very-secret"
@@ -318,7 +318,7 @@ def test_one_model_serves_several_event_loops_and_leaves_nothing_open(server: Fa
     program = f"""
 import asyncio
 from starec_agents.llm.client import OpenAIChat
-from starec_env.types import Endpoint
+from starec_agents.llm.base import Endpoint
 
 llm = OpenAIChat(Endpoint(base_url={server.url!r}, model="fake"))
 

@@ -20,10 +20,12 @@ import pytest
 from support import make_dataset, record
 
 from starec_agents.agent import UserAgent
+from starec_agents.commands import simulate as simulate_command
 from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import Run, arun_population, run_population
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps, read_trajectories
+from starec_agents.runs.reading import read_failures, read_run, read_steps, read_trajectories
+from starec_agents.runs.store import RunStore
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecWarning
 from starec_env.metrics import METRICS, ndcg
 from starec_env.types import Dataset
@@ -274,3 +276,15 @@ async def test_inside_a_running_loop_the_async_twin_is_named(tiny_dataset: Datas
         simulate(tiny_dataset, tmp_path / "run")
     run = await arun_population(tiny_dataset, agents(), out=tmp_path / "run", turns=1, progress=False)
     assert run.metrics["users"] == 12
+
+
+def test_agents_learn_from_disliked_interactions_by_default_and_liked_ones_alone_are_scored(tmp_path: Path) -> None:
+    agent = UserAgent.factory(ScriptedChat(scripted_user()))
+    run = run_population(make_dataset(), agent, out=tmp_path, turns=4, progress=False)
+    steps = list(read_steps(tmp_path))
+    assert {step.feedback.liked for step in steps} == {True, False} and read_run(tmp_path)["targets"] == "all"
+    assert all(step.memory.history[-1].liked == step.feedback.liked for step in steps)
+    liked = [step for step in steps if step.feedback.liked]
+    assert run.metrics["scored_users"] == len({step.user_id for step in liked})
+    (option,) = [option for option in simulate_command.params if option.name == "targets"]
+    assert option.default == "all"

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,19 +18,23 @@ from support import make_dataset, record
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, Message, OpenAIChat, ScriptedChat
+from starec_agents.llm.base import Call, Endpoint, Usage
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
 from starec_agents.runs.lines import Before, read_line, start_check, write_line
 from starec_agents.runs.population import Run, arun_population, run_population
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.reading import read_failures, read_run, read_steps
+from starec_agents.runs.steps import Step
+from starec_agents.runs.store import RunStore
 from starec_env.data import load_dataset
 from starec_env.data.preparation import prepare
 from starec_env.errors import InvalidOption, RunError, StarecWarning
 from starec_env.replay.stream import Stream
-from starec_env.types import Call, Dataset, Endpoint, Feedback, Memory, ParseReport, Ranking, Step, Usage
+from starec_env.types import Dataset, Feedback, ParseReport, Ranking
 
 DATA = make_dataset()
-N_STEPS = 14
-"""Of the first six users by seed, three turns or fewer each."""
+N_STEPS = 18
+"""Of the first six users by seed, three turns each."""
 
 
 def simulate(out: Path, llm: Any = None, agent: Callable[[], Any] | None = None, **options: Any) -> Run:
@@ -217,6 +223,31 @@ def test_half_a_surrogate_pair_in_an_answer_leaves_the_record_readable(tmp_path:
     assert next(read_steps(tmp_path)).calls[0].completion.startswith("A B C ?\n")
 
 
+def test_a_run_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
+    code = (
+        "import sys; from starec_agents import ScriptedChat, UserAgent, run_population, scripted_user\n"
+        "from starec_env import load_dataset, prepare\n"
+        "run_population(prepare(load_dataset('ml-latest-small')), UserAgent.factory(ScriptedChat(scripted_user())),"
+        " users=2, turns=1, out=sys.argv[1], progress=False)\n"
+        "print({'pandas', 'scipy', 'torch', 'openai', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_texts_that_differ_by_half_a_surrogate_pair_alone_do_not_shift_those_after(tmp_path: Path) -> None:
+    kept: dict[tuple[object, int], Step] = {}
+    answer = ScriptedChat("Updated User description: this reader likes odd books \udfff and long words.\nA B C \ud800")
+    simulate(tmp_path, answer, users=2, on_step=lambda step: kept.update({(step.user_id, step.turn): step}))
+    for step in read_steps(tmp_path):
+        was = kept[step.user_id, step.turn]
+        assert step.calls[0].messages == was.calls[0].messages
+        assert (
+            step.ranking.text == step.calls[0].completion == was.calls[0].completion.encode(errors="replace").decode()
+        )
+        assert step.memory.profile == was.memory.profile
+
+
 def test_a_failure_keeps_its_type_where_it_came_from_and_what_it_cost(tmp_path: Path) -> None:
     class Broken(UserAgent):
         async def alearn(self, feedback):  # type: ignore[no-untyped-def]
@@ -377,7 +408,7 @@ def test_a_record_of_the_first_format_is_read_and_not_gone_on_with(tmp_path: Pat
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "steps.jsonl").write_text(whole)  # whole steps, one a line
     assert record(tmp_path) == whole
-    with pytest.raises(RunError, match="its starec differ .* of format 1, is now 2"):
+    with pytest.raises(RunError, match="starec .* in format 1, and this version writes format 3: it can be read"):
         simulate(tmp_path, resume=True)
 
 

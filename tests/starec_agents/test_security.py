@@ -17,12 +17,14 @@ from support import make_dataset
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Message, ScriptedChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
+from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_failures, read_steps
+from starec_agents.runs.reading import read_failures, read_steps
 from starec_agents.serving.serve import serve_command
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Dataset, Endpoint, Item, Memory, Turn
+from starec_env.types import Dataset, Item, Turn
 
 ROOT = Path(__file__).parents[2]
 INJECTIONS = [

@@ -15,13 +15,14 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.serving.serve import Server, local_server, start_server
 from starec_agents.serving.weights import find_gguf, smollm2_gguf
 from starec_agents.tasks import parse_ranking, rank_messages, ranking_schema, start_memory
 from starec_env.errors import EndpointError, InvalidOption, StarecWarning
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Endpoint
+from starec_env.types import Dataset
 
 SMALL = {"parallel": 2, "context": 2048}
 

@@ -39,7 +39,7 @@ from starec_agents.tasks import start_memory
 from starec_env.replay.stream import Stream, judge
 from starec_env.types import Ranking
 from starec_training.features import Evidence
-from starec_training.rule_teacher import BlindTeacher
+from starec_training.rule_teacher import RuleTeacher
 
 TURN = Stream(make_dataset()).turns(0)[0]
 
@@ -212,7 +212,7 @@ def test_a_walk_ends_as_langgraphs_executor_does(spec):
 
 def shipped() -> list[Any]:
     made = [graphs.reflect_always, graphs.reflect_on_mismatch, graphs.append_history, graphs.rank_only, planner]
-    teacher = BlindTeacher(Evidence(make_dataset(), range(1, 11), fit_turns=20))
+    teacher = RuleTeacher(Evidence(make_dataset(), range(1, 11), fit_turns=20))
     return [*(make() for make in made), teacher.graph(), build_graph("mine")]
 
 

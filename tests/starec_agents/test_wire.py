@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starec_agents.llm.base import Completion
+from starec_agents.llm.base import Completion, Usage
 from starec_agents.llm.faults import Refused, advised_wait, duration, retry_after, understand
 from starec_agents.llm.redaction import Secrets, public, read_address
 from starec_agents.llm.refusals import CHANGES, changed, next_change
 from starec_agents.llm.wire import read_completion, read_models, read_refusal
 from starec_env.errors import EndpointError, InvalidOption
-from starec_env.types import Usage
 
 NOON = "Wed, 01 Jan 2025 12:00:00 GMT"
 

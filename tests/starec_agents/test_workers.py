@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint, scripted
 from support import make_dataset, record
-from worker_parts import Deadly, Refusing
+from worker_parts import Deadly, Facts, Refusing, diary
 
 from starec_agents.agent import UserAgent
 from starec_agents.graphs import append_history
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.runs.lines import start_check
 from starec_agents.runs.population import Run, run_population
+from starec_agents.runs.reading import read_failures, read_run, read_steps
 from starec_agents.runs.rollout import News, Share
-from starec_agents.runs.store import RunStore, read_failures, read_run, read_steps
+from starec_agents.runs.store import RunStore
 from starec_agents.runs.workers import WorkerDied, run_shares
 from starec_env.errors import InvalidOption, RunError
-from starec_env.types import Endpoint
 
 
 def simulate(out: Path, llm: Any = None, **options: Any) -> Run:
@@ -61,6 +64,67 @@ def test_a_worker_killed_in_mid_run_is_replaced_and_nothing_is_lost_or_doubled(
     assert record(run.out) == whole
     assert run.metrics["failures"] == 0
     assert len(list(run.out.glob("steps-*"))) >= 3  # they stay, and are read together
+
+
+def test_a_memory_class_and_state_of_ones_own_outlive_a_kill(deaths: Path, tmp_path: Path) -> None:
+    whole = simulate(tmp_path / "whole", graph=diary).out
+    last = max(read_steps(whole), key=lambda step: len(step.memory.history))
+    assert isinstance(last.memory, Facts) and len(last.memory.facts) == 3 and last.state["mood"]["turns"] == 3
+    assert last.state["diary"].count("Took") == 3 and set(last.state) == {"mood", "diary", "taken"}
+    run = simulate(tmp_path / "run", Deadly(deaths, 1), graph=diary, workers=2, concurrency=4)
+    assert len(list(deaths.iterdir())) == 1 and record(run.out) == record(whole)
+
+
+def test_a_run_that_was_killed_goes_on_with_memory_and_state_of_its_own(tmp_path: Path) -> None:
+    simulate(tmp_path / "whole", graph=diary)
+    assert _killed_at(tmp_path / "run", 25) == -signal.SIGKILL
+    simulate(tmp_path / "run", graph=diary, resume=True)
+    assert record(tmp_path / "run") == record(tmp_path / "whole")
+
+
+def test_a_memory_of_a_class_that_is_not_imported_is_read_whole_and_not_gone_on_with(tmp_path: Path) -> None:
+    assert _killed_at(tmp_path, 25) == -signal.SIGKILL
+    for path in tmp_path.glob("steps*"):
+        path.write_bytes(_sealed(tmp_path, path.read_bytes().replace(b"worker_parts:Facts", b"other_parts_:Facts")))
+    assert all(step.memory.facts for step in read_steps(tmp_path))  # type: ignore[attr-defined]
+    with pytest.raises(RunError, match="a class that isn't imported here: import its module before resuming"):
+        simulate(tmp_path, graph=diary, resume=True)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/starec_agents"]
+from test_workers import diary, simulate
+
+steps = []
+
+
+def count(step):
+    steps.append(step)
+    if len(steps) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+simulate(Path(sys.argv[2]), graph=diary, on_step=count, concurrency=7)
+"""
+
+
+def _killed_at(out: Path, step: int) -> int:
+    """Run in another process that kills itself after so many steps; returns its exit status."""
+    tests = Path(__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", _KILLED, str(tests), str(out), str(step)]).returncode
+
+
+def _sealed(out: Path, lines: bytes) -> bytes:
+    """The lines with the checks that belong to them."""
+    checks: dict[bytes, int] = {}
+    start, sealed = start_check(read_run(out)["settings_hash"]), b""
+    for line in lines.splitlines():
+        user, body = line.split(b",", 1)[0], line.rsplit(b',"check"', 1)[0]
+        checks[user] = zlib.crc32(body, checks.get(user, start))
+        sealed += b'%b,"check":"%08x"}\n' % (body, checks[user])
+    return sealed
 
 
 def test_workers_share_an_endpoint_and_a_graph_is_made_in_each(tmp_path: Path) -> None:

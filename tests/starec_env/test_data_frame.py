@@ -100,7 +100,9 @@ def test_tables_that_cannot_be_read_are_errors_that_say_where(frame: Any, why: s
         from_frame(frame)
 
 
-@pytest.mark.parametrize("module", [starec_env.data, starec_env.data.frame, starec_env.data.build])
+@pytest.mark.parametrize(
+    "module", [starec_env.data, starec_env.data.frame, starec_env.data.build, starec_env.data.text]
+)
 def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

@@ -449,3 +449,10 @@ def test_a_rating_that_float32_cannot_hold_is_no_number(value: object) -> None:
     with pytest.raises((ValueError, OverflowError)):
         finite(value)
     assert finite("3.4e38") == 3.4e38
+
+
+def test_a_column_named_for_a_file_without_any_is_refused_in_words(tmp_path: Path) -> None:
+    place = tmp_path / "own.jsonl"
+    place.write_text("{}\n")
+    with pytest.raises(DataError, match="there is no column 'reader'"):
+        read_table(place, columns={"user": "reader"})

@@ -63,7 +63,7 @@ def test_another_process_finds_it_by_module_and_name_and_meets_the_same_user() -
 
 def test_an_episode_steps_the_streams_turns_and_pays_as_the_judge_says(tiny_dataset: Dataset) -> None:
     env = make(tiny_dataset, split="test", seed=6)
-    stream = Stream(tiny_dataset, seed=6)
+    stream = Stream(tiny_dataset, seed=6, targets="all")
     for user in stream.users.tolist():
         turns = stream.turns(user)
         user_id = tiny_dataset.user(user).id
@@ -94,7 +94,7 @@ def test_an_episode_steps_the_streams_turns_and_pays_as_the_judge_says(tiny_data
 
 def test_disliked_interactions_between_turns_enter_the_history(tiny_dataset: Dataset) -> None:
     disliked = 0
-    env = make(tiny_dataset, split="test")
+    env = make(tiny_dataset, split="test", targets="liked")
     for _ in range(12):
         (observation, _), *steps = episode(env)
         known = int((observation["history"] >= 0).sum())
@@ -118,7 +118,8 @@ def test_a_long_history_is_cut_to_its_last_interactions(tiny_dataset: Dataset) -
 def test_each_reset_goes_to_another_user_until_all_were_met(tiny_dataset: Dataset) -> None:
     env = make(tiny_dataset)
     order = [env.reset(seed=3)[1]["user_id"]] + [env.reset()[1]["user_id"] for _ in range(23)]
-    everyone = [tiny_dataset.user(int(user)).id for user in Stream(tiny_dataset, split="train").users]
+    stream = Stream(tiny_dataset, split="train", targets="all")
+    everyone = [tiny_dataset.user(int(user)).id for user in stream.users]
     n = len(everyone)
     assert sorted(order[:n]) == everyone != order[:n]
     assert order[n:] == order[: 24 - n]
@@ -187,23 +188,23 @@ def test_a_step_takes_exactly_the_rankings_of_its_action_space(action: list[int]
 
 
 def test_a_left_out_target_has_no_rank_and_costs_a_point(tiny_dataset: Dataset) -> None:
-    env = make(tiny_dataset)
+    env = make(tiny_dataset, targets="liked")
     env.reset(seed=0)
     _, reward, _, _, info = env.step([])
     assert (reward, info["feedback"].rank, info["feedback"].predicted_liked) == (-1.0, None, False)
 
 
 def test_any_function_of_the_rank_can_be_the_reward(tiny_dataset: Dataset) -> None:
-    env = make(tiny_dataset, reward=lambda rank: 1 / rank if rank else 0)
+    env = make(tiny_dataset, targets="liked", reward=lambda rank: 1 / rank if rank else 0)
     env.reset(seed=0)
     _, reward, _, _, info = env.step(np.arange(20))
     assert reward == 1 / info["feedback"].rank
 
 
-def test_a_disliked_target_is_a_turn_only_when_all_are_targets(tiny_dataset: Dataset) -> None:
-    liked = [step[4]["feedback"].liked for step in episode(make(tiny_dataset))[1:]]
+def test_a_disliked_target_is_a_turn_too_unless_liked_ones_alone_are_asked_for(tiny_dataset: Dataset) -> None:
+    liked = [step[4]["feedback"].liked for step in episode(make(tiny_dataset, targets="liked"))[1:]]
     assert all(liked)
-    steps = episode(make(tiny_dataset, targets="all"))[1:]
+    steps = episode(make(tiny_dataset, split="test"))[1:]
     assert {step[4]["feedback"].liked for step in steps} == {True, False}
     assert all(step[1] == 0 for step in steps if not step[4]["feedback"].liked)
 
@@ -221,7 +222,7 @@ def test_stepping_beyond_the_end_or_before_the_start_needs_a_reset(tiny_dataset:
 
 
 def test_a_rendered_turn_can_be_read(tiny_dataset: Dataset) -> None:
-    env = make(tiny_dataset, render_mode="ansi")
+    env = make(tiny_dataset, render_mode="ansi", targets="liked")
     _, info = env.reset(seed=0)
     text = env.render()
     assert isinstance(text, str)
@@ -399,11 +400,11 @@ def test_only_the_users_named_are_gone_through(tiny_dataset: Dataset) -> None:
 def test_a_user_without_a_turn_is_refused(tiny_dataset: Dataset) -> None:
     ratings = tiny_dataset.ratings.copy()
     ratings[: tiny_dataset.indptr[1]] = 1
-    env = make(replace(tiny_dataset, ratings=ratings))
+    env = make(replace(tiny_dataset, ratings=ratings), targets="liked")
     with pytest.raises(InvalidOption, match="user 1 has no turn with these options"):
         env.reset(options={"user_id": 1})
     with pytest.raises(InvalidOption, match="user 1 has no turn with these options"):
-        make(replace(tiny_dataset, ratings=ratings), users=[2, 1])
+        make(replace(tiny_dataset, ratings=ratings), users=[2, 1], targets="liked")
 
 
 def test_user_ids_may_be_strings(tiny_dataset: Dataset) -> None:

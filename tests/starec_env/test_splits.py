@@ -10,20 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from support import make_dataset
 
-from starec_env.data.splits import (
-    apart_from,
+from starec_env.data.cut import (
     catalogue_only,
     earlier,
-    read_users,
     rows_only,
-    sample,
-    split_users,
     stops_before,
     target_rows,
     windows_only,
     without_empty_users,
 )
-from starec_env.errors import DataError, InvalidOption
+from starec_env.data.spec import DataSpec
+from starec_env.data.splits import Split, apart_from, make_split, read_users, sample, split_users
+from starec_env.errors import DataError, InvalidOption, RunError
+from starec_env.reading import READINGS, Reading
 
 
 def test_no_user_is_in_two_parts_and_nobody_is_lost() -> None:
@@ -37,6 +36,59 @@ def test_no_user_is_in_two_parts_and_nobody_is_lost() -> None:
 def test_a_split_that_leaves_nobody_to_train_is_refused() -> None:
     with pytest.raises(InvalidOption, match="nobody is left to train on"):
         split_users([1, 2, 3], test=2, validation=1)
+
+
+def test_a_split_file_holds_all_that_decides_who_is_tested_and_reads_back_the_same(tmp_path: Path) -> None:
+    split = make_split(DataSpec(), READINGS["paper"], test=100, validation=50, train=200)
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json") == split
+    assert [len(split.train), len(split.validation), len(split.test)] == [200, 50, 100]
+    assert not {*split.train} & {*split.test, *split.validation} and split.reading == READINGS["paper"]
+    data = split.load_dataset()
+    assert data.hash == split.data_hash and set(split.test) <= set(data.user_ids.tolist())
+    assert read_users(tmp_path / "split.json")["heldout"] == [*split.validation, *split.test]
+
+
+def test_another_seed_reading_or_part_is_another_split_and_is_not_written_over_the_first(tmp_path: Path) -> None:
+    first = make_split(DataSpec(), test=100)
+    first.save(tmp_path / "split.json")
+    first.save(tmp_path / "split.json")
+    for other in (make_split(DataSpec(), test=100, seed=1), make_split(DataSpec(), READINGS["paper"], test=100)):
+        assert other.hash != first.hash
+        with pytest.raises(RunError, match="another split"):
+            other.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json") == first
+
+
+def test_a_split_follows_its_reading_where_preparation_alone_does_not_make_the_rows() -> None:
+    liked = make_split(DataSpec(), Reading(sequences="liked"), test=50)
+    data = liked.load_dataset()
+    assert data.hash == liked.data_hash != make_split(DataSpec(), test=50).data_hash
+    assert all(data.liked[data.starts[user] : data.indptr[user + 1]].all() for user in range(data.n_users))
+    with pytest.raises(InvalidOption, match="shuffled"):
+        make_split(DataSpec(), Reading(time_ties="shuffled"), test=50)
+
+
+def test_a_split_of_other_data_is_refused_with_both_hashes() -> None:
+    split = make_split(DataSpec(), test=50)
+    other = DataSpec(min_interactions=5).load()
+    with pytest.raises(DataError, match=f"{split.data_hash}.*{other.hash}"):
+        split.check(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"train": [1, 2], "test": ["2"]}', "1 users are in train and in test, the first 2"),
+        ('{"train": [], "training": [1]}', "training: Extra inputs"),
+        ('{"train": [], "reading": {"negatives": "none"}}', "negatives"),
+        ("1,2", "no split file"),
+    ],
+)
+def test_what_is_no_split_is_refused_with_the_reason(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(DataError, match=why):
+        Split.load(tmp_path / "split.json")
 
 
 def test_a_sample_has_each_user_at_most_once() -> None:
@@ -63,7 +115,7 @@ def test_users_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{}", "[1, 2]", "no json"])
 def test_a_file_that_is_none_of_users_is_refused_with_what_would_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "users.json").write_text(text)
-    with pytest.raises(DataError, match="users.json with train and heldout"):
+    with pytest.raises(DataError, match="a split file, a JSON with train and heldout"):
         read_users(tmp_path / "users.json")
     pq.write_table(pa.table({"item": [4]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="other.parquet is no file of users"):

@@ -218,7 +218,10 @@ def test_turns_are_what_the_definition_says(
     for user in range(dataset.n_users):
         first, stop = int(dataset.starts[user]), int(dataset.indptr[user + 1])
         rows = [row for row in range(first + min_history, stop) if targets == "all" or dataset.ratings[row] > 3]
-        numbered = list(enumerate(rows))[: -1 if split == "train" else None]
+        numbered = list(enumerate(rows))
+        if split == "train":
+            likes = [row for row in rows if dataset.ratings[row] > 3]
+            numbered = [(number, row) for number, row in numbered if row < (likes or rows)[-1]]
         expected = numbered[-last:] if last else numbered
         turns = stream.turns(user)
         assert (user in stream.users) == bool(expected)

@@ -88,7 +88,7 @@ def test_scores_rank_from_the_highest_down_and_ties_as_shown(tiny_dataset: Datas
 
 
 def test_a_pick_is_worth_one_if_it_is_the_users_and_costs_one_else(tiny_dataset: Dataset) -> None:
-    env = PickOne(make(tiny_dataset, seed=2))
+    env = PickOne(make(tiny_dataset, seed=2, targets="liked"))
     stream = Stream(tiny_dataset, seed=2, split="train")
     user = int(stream.users[0])
     env.reset(options={"user_id": tiny_dataset.user(user).id})
@@ -173,13 +173,15 @@ def test_item_features_are_genres_and_a_standardised_year() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("some", [False, True], ids=["all users", "training users"])
-def test_popularity_counts_others_training_interactions_alone(split: str, some: bool) -> None:
+@pytest.mark.parametrize("targets", ["liked", "all"])
+def test_popularity_counts_others_training_interactions_alone(split: str, some: bool, targets: str) -> None:
     dataset = make_dataset(20, 60, 25)
     ratings = dataset.ratings.copy()
-    ratings[: dataset.indptr[1]] = ratings[dataset.indptr[7] : dataset.indptr[8]] = 1  # two users have no turn
+    if targets == "liked":
+        ratings[: dataset.indptr[1]] = ratings[dataset.indptr[7] : dataset.indptr[8]] = 1  # two users have no turn
     dataset = replace(dataset, ratings=ratings)
     train = dataset.user_ids[:12].tolist() if some else None
-    env = ItemFeatures(make(dataset, split=split), train_users=train)
+    env = ItemFeatures(make(dataset, split=split, targets=targets), train_users=train)
     stream = Stream(dataset)
     met = {}
     for user in range(12 if some else 20):

@@ -9,17 +9,20 @@ import pytest
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Call, Usage
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_steps
+from starec_agents.memory import Memory
+from starec_agents.runs.reading import read_steps
+from starec_agents.runs.steps import Step
 from starec_env.errors import InvalidOption
 from starec_env.metrics import ndcg
-from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step, Usage
-from starec_eval import analysis
+from starec_env.types import Feedback, ParseReport, Ranking
 from starec_eval.evaluate import evaluate
-from starec_eval.llm_rankers import build_llm
-from starec_eval.llm_rankers.best_of import sample
-from starec_eval.memories import claims, contradictions, memory_curves, repetition
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import build_llm
+from starec_eval.rankers.best_of import sample
+from starec_eval.report import analysis
+from starec_eval.report.memory import check_claims, claims, memory_curves, repetition
 
 
 def step(user=1, turn=0, rank=1, *, n=20, target=0, liked=True, before="", after="", report=None, calls=(), order=None):
@@ -155,12 +158,12 @@ def test_novelty_and_diversity_of_the_first_five():
     assert analysis.attribute_words({"genres": "Sci-Fi|Drama", "year": "1999"}) == {"sci-fi", "drama"}
 
 
-def test_calibration_tells_predicted_likes_from_likes():
+def test_calibration_compares_predicted_likes_with_likes():
     found = analysis.calibration(
         [step(1, rank=1), step(2, rank=4, liked=False), step(3, rank=9), step(4, rank=None, liked=False)]
     )
-    assert (found.hits, found.false_alarms, found.misses, found.rejections) == (1, 1, 1, 1) and found.accuracy == 0.5
-    assert [(e.label, e.mean, e.n) for e in found.by_rank if e.n] == [
+    assert (found.hits, found.false_alarms, found.misses, found.rejections) == (1, 1, 1, 1)
+    assert [(e.label, e.mean, e.n) for e in found.by_rank] == [
         ("1", 1, 1),
         ("2-5", 0, 1),
         ("6-10", 1, 1),
@@ -178,16 +181,16 @@ def test_costs_are_a_users_mean():
     assert analysis.cost([step(1), step(2)], training=[call]).prompt_tokens == 500
 
 
-def test_memory_curves_tell_length_change_drift_and_repetition():
+def test_memory_curves_measure_length_change_drift_and_repetition():
     texts = ["a b c d", "a b c e", "a b c e", "a b c e a b c e"]
     steps = [step(1, turn, before=texts[turn], after=texts[turn + 1]) for turn in range(3)]
-    untaught = step(1, 3, before=texts[3]).model_copy(update={"memory": Memory(profile=texts[3])})
-    curves = memory_curves([*steps, untaught])
-    assert [point.mean for point in curves.length] == [4, 4, 8]
-    assert [point.mean for point in curves.change] == pytest.approx([0.25, 0, 1 / 3])
-    assert [point.mean for point in curves.drift] == pytest.approx([0.25, 0.25, 1 - 6 / 12])
-    assert [point.mean for point in curves.repetition] == pytest.approx([0, 0, 2 / 6])
-    assert [point.label for point in curves.length] == ["1", "2", "3"]
+    unchanged = step(1, 3, before=texts[3]).model_copy(update={"memory": Memory(profile=texts[3])})
+    curves = memory_curves([*steps, unchanged])
+    assert [point.mean for point in curves["length"]] == [4, 4, 8]
+    assert [point.mean for point in curves["change"]] == pytest.approx([0.25, 0, 1 / 3])
+    assert [point.mean for point in curves["drift"]] == pytest.approx([0.25, 0.25, 1 - 6 / 12])
+    assert [point.mean for point in curves["repetition"]] == pytest.approx([0, 0, 2 / 6])
+    assert [point.label for point in curves["length"]] == ["1", "2", "3"]
     assert repetition("so it goes") == 0 == repetition("")
 
 
@@ -219,10 +222,13 @@ def test_a_profile_that_likes_horror_of_someone_who_rates_horror_low_contradicts
     }
     history = [(1, False), (2, False), (3, False), (4, True)]
     profiles = {7: "Likes horror. Likes drama.", 8: "Dislikes horror."}
-    found = contradictions(profiles, {7: history, 8: history}, attributes)
-    assert (found.users, found.claims, found.testable, found.contradicted) == (2, 3, 2, 1)
-    assert found.examples[0][0] == 7 and found.examples[0][2:] == (0, 3) and found.share == 0.5
-    assert isnan(contradictions({7: "Hm."}, {}, {}).share)
+    found = check_claims(profiles, {7: history, 8: history}, attributes)
+    assert (len(found), found["testable"].sum(), found["contradicted"].sum()) == (3, 2, 1)
+    (example,) = found[found["contradicted"]].itertuples()
+    assert (example.user, example.attribute, example.likes, example.liked, example.ratings) == (7, "horror", True, 0, 3)
+    assert len(check_claims({7: "Hm."}, {}, {})) == 0
+    unrated = check_claims({"x": "Likes horror."}, {}, attributes)
+    assert len(unrated) == 1 and not unrated["testable"].any() and not unrated["contradicted"].any()
 
 
 async def test_samples_of_the_held_out_lists_give_best_of_n_and_go_on_where_they_stopped(tmp_path):

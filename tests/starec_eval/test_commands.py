@@ -12,15 +12,15 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_env.data import load_dataset, prepare
 from starec_env.data.ties import file_rows
-from starec_env.errors import RunError, UnknownName
+from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_env.metrics import ndcg
-from starec_eval.baselines import ItemKNN, Pop, Scorer
 from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate
 from starec_eval.protocol import Protocol
+from starec_eval.rankers import ItemKNN, Pop, Scorer
 from starec_eval.runs import evaluate_run
 
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "a"
     dataset = prepare(load_dataset("ml-latest-small"))
     agent = UserAgent.factory(ScriptedChat(scripted_user()), answer_format="compact")
-    run_population(dataset, agent, users=8, turns=3, out=out, progress=False)
+    run_population(dataset, agent, users=8, turns=3, targets="liked", out=out, progress=False)
     return out
 
 
@@ -61,6 +61,14 @@ def test_the_lists_of_one_evaluation_score_in_another(tmp_path):
     assert a["candidates"] == b["candidates"] and a["rows"][0]["ndcg@10"] == b["rows"][0]["ndcg@10"]
 
 
+def test_any_metric_can_be_a_column_of_the_printed_table(tmp_path):
+    output = starec_eval("--users", 20, "--methods", "pop", "--metrics", "hr@5,mrr", "--out", tmp_path)
+    assert "HR@5" in output and "MRR" in output and "NDCG@10" not in output
+    assert (tmp_path / "table.md").read_text().splitlines()[2] == "| method | HR@5 | MRR | seconds |"
+    with pytest.raises(InvalidOption, match="did you mean 'ndcg@10'"):
+        starec_eval("--metrics", "ndgc@10")
+
+
 def test_an_unknown_method_is_named_before_anything_runs():
     with pytest.raises(UnknownName, match="did you mean 'item-knn'"):
         starec_eval("--methods", "item-kn")
@@ -77,10 +85,11 @@ def test_a_run_is_compared_on_exactly_its_own_turns(run):
         assert tuple(results.cases.source.items[i].id for i in shown) == step.candidates and target == step.target
     per_user = {user: [] for user, _ in steps}
     for (user, _), step in steps.items():
-        per_user[user].append(ndcg(step.feedback.rank, 10))
+        if step.feedback.liked:  # a disliked target is a turn that isn't scored
+            per_user[user].append(ndcg(step.feedback.rank, 10))
     agent = results.rows[0]
     assert agent["method"].startswith("reflect-always (ScriptedChat")
-    assert agent["ndcg@10"] == pytest.approx(100 * np.mean([np.mean(v) for v in per_user.values()]), abs=1e-3)
+    assert agent["ndcg@10"] == pytest.approx(100 * np.mean([np.mean(v) for v in per_user.values() if v]), abs=1e-3)
     assert [row["method"] for row in results.rows[1:]] == ["random", "pop", "item-knn"]
 
 

@@ -1,8 +1,9 @@
 """The classical rankers beside cornac's, on the same training data and the same lists.
 
 Minutes long, and not part of `make test`: pip install cornac, then `pytest -m crosscheck -s tests/starec_eval`
-prints the figures. What has a closed form must agree exactly. What is trained by chance must not be below cornac's
-by more than two points of NDCG@10. Its kNN takes cosines over common users alone, which is another measure.
+prints the figures. What has a closed form must agree exactly. Of what is trained by chance, BPR must be within two
+points of cornac's NDCG@10, and the sequence models, which cornac's settings here don't tune, no more than two below.
+Its kNN takes cosines over common users alone, which is another measure.
 """
 
 from functools import cached_property
@@ -13,10 +14,10 @@ from support import shared_data
 
 from starec_env.data import load_dataset
 from starec_env.metrics import mean_and_se, ndcg
-from starec_eval.baselines import BASELINES, EASE, Pop
-from starec_eval.baselines.scorer import ranks_of
 from starec_eval.evaluate import score_ranks
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import BASELINES, EASE, Pop
+from starec_eval.rankers.scorer import ranks_of
 
 pytestmark = pytest.mark.crosscheck
 cornac = pytest.importorskip("cornac", reason="needs cornac: pip install cornac")
@@ -91,4 +92,5 @@ def test_trained_models_are_no_worse_than_cornacs(name, large):
     ours = score_ranks(BASELINES[name]().fit(large.train), large.protocol.cases)
     found = [mean_and_se(100 * ndcg(ranks, 10), large.protocol.cases.users) for ranks in (ours, theirs)]
     print(f"\n{name}: NDCG@10 {found[0][0]:.1f} ± {found[0][1]:.1f}, cornac's {found[1][0]:.1f} ± {found[1][1]:.1f}")
-    assert found[0][0] > found[1][0] - 2.0
+    gap = found[0][0] - found[1][0]
+    assert -2.0 < gap and (gap < 2.0 or name != "bpr")

@@ -9,13 +9,13 @@ import pytest
 from support import make_dataset
 
 from starec_env.data import prepare
-from starec_env.data.splits import catalogue_only
+from starec_env.data.cut import catalogue_only
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import Stream
 from starec_env.types import Ranker, Ranking
-from starec_eval.baselines import ItemKNN, NextId, Pop, Random, Scorer, build
 from starec_eval.evaluate import evaluate
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import ItemKNN, NextId, Pop, Random, Scorer, build
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ from fake_endpoint import FakeEndpoint
 from support import make_dataset
 
 from starec_agents.llm import ScriptedChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_env.errors import EndpointError, InvalidOption, UnknownName
 from starec_env.replay.stream import Stream
-from starec_env.types import Endpoint, ParseReport, Ranking
+from starec_env.types import ParseReport, Ranking
 from starec_eval.evaluate import evaluate
-from starec_eval.llm_rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, build_llm
-from starec_eval.llm_rankers.llmrank import llmrank_messages, merge
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.rankers import LLM_METHODS, CaseTurns, LLMRank, LLMRanker, ask, build_llm, build_methods
+from starec_eval.rankers.llmrank import llmrank_messages, merge
 
 READING = Reading(min_interactions=2)
 
@@ -100,16 +102,15 @@ def test_repetitions_rank_with_the_memory_of_one_warm_up_and_never_learn_from_a_
 
 
 def test_warm_up_turns_are_the_environments_and_end_before_the_target(protocol):
-    turns, stream = CaseTurns(protocol, warmup=5), Stream(protocol.dataset, seed=protocol.seed)
+    turns, liked = CaseTurns(protocol, warmup=5), Stream(protocol.dataset, seed=protocol.seed)
+    everything = Stream(protocol.dataset, seed=protocol.seed, split="train", targets="all")
+    disliked = 0
     for user in turns.users.tolist():
-        mine, whole = turns.turns(user), stream.turns(user)
-        assert [(turn.number, turn.target_item) for turn in mine] == [
-            (turn.number, turn.target_item) for turn in whole[-len(mine) :]
-        ]
-        assert [list(turn.query.candidates) for turn in mine] == [
-            list(turn.query.candidates) for turn in whole[-len(mine) :]
-        ]
-        assert [list(turn.query.history) for turn in mine] == [list(turn.query.history) for turn in whole[-len(mine) :]]
+        *warm, case = turns.turns(user)
+        assert warm == everything.turns(user)[-5:]  # whatever came before the target, disliked too
+        disliked += sum(not turn.liked for turn in warm)
+        assert case.query == liked.turns(user)[-1].query and case.number > (warm or [case])[-1].number - (not warm)
+    assert disliked > 5
     assert len(turns) == sum(len(turns.turns(user)) for user in turns.users.tolist())
 
 
@@ -135,7 +136,7 @@ def test_a_stopped_method_goes_on_and_asks_nothing_twice(protocol, tmp_path):
             raise EndpointError("gone", "connection")
         return answer(messages)
 
-    for method in ("starec", "agentcf"):
+    for method in ("starec", "agentcf-like"):
         whole = ScriptedChat(answer)
         expected = evaluate([build_llm(method, whole, warmup=2)], protocol)
         left = 25
@@ -213,8 +214,8 @@ def test_answers_are_merged_by_mean_place_and_what_none_names_is_missing():
 
 
 def test_agentcf_lets_users_and_items_learn_and_shows_both_memories(protocol, tmp_path):
-    evaluate([build_llm("agentcf", ScriptedChat(answer), warmup=2)], protocol, out=tmp_path)
-    folder = tmp_path / "runs" / "agentcf"
+    evaluate([build_llm("agentcf-like", ScriptedChat(answer), warmup=2)], protocol, out=tmp_path)
+    folder = tmp_path / "runs" / "agentcf-like"
     head, *lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     users = [line for line in lines if line["key"][0] == "user"]
     items = [line for line in lines if line["key"][0] == "item"]
@@ -236,7 +237,7 @@ def test_agentcf_lets_users_and_items_learn_and_shows_both_memories(protocol, tm
 
 
 def test_agentcf_and_agents_end_alike_at_any_concurrency(protocol):
-    for method in ("agentcf", "starec"):
+    for method in ("agentcf-like", "starec"):
         ranks = [
             evaluate([build_llm(method, ScriptedChat(answer), warmup=2)], protocol, concurrency=n).methods[0].ranks
             for n in (1, 16)
@@ -257,9 +258,67 @@ def test_ablations_differ_in_what_they_ask(protocol, tmp_path):
 def test_wrong_names_and_warm_ups_are_refused():
     with pytest.raises(UnknownName, match="did you mean 'llmrank'"):
         build_llm("llmrnk", ScriptedChat("x"))
+    for method in ("starec", "append-history", "reflect-on-mismatch"):
+        with pytest.raises(InvalidOption, match=f"{method} learns .* warmup=0 leaves none.*--warmup 10.*rank-only"):
+            build_llm(method, ScriptedChat("x"), warmup=0)
+    with pytest.raises(InvalidOption, match="1 to 39"):
+        build_llm("agentcf-like", ScriptedChat("x"), warmup=0)
+    assert build_llm("starec", ScriptedChat("x")).warmup == 10 == Reading().warmup
     for warmup in (-1, 40):
         with pytest.raises(InvalidOption, match="0 to 39"):
             build_llm("starec", ScriptedChat("x"), warmup=warmup)
     with pytest.raises(InvalidOption, match="bootstrap=0"):
         LLMRank(ScriptedChat("x"), bootstrap=0)
     assert isinstance(build_llm("llmrank", ScriptedChat("x")), LLMRanker)
+
+
+def test_methods_that_sent_the_same_prompts_are_named_and_others_are_not(protocol, tmp_path):
+    """With nothing to learn, an agent that reflects asks what one without a memory asks."""
+    starec = build_llm("starec", ScriptedChat(scripted_user()), warmup=2)
+    rank_only = build_llm("rank-only", ScriptedChat(scripted_user()))
+    methods = [replace(starec, warmup=0), rank_only, replace(starec, name="warm")]
+    for _ in range(2):  # the second time from what is kept
+        results = evaluate(methods, protocol, out=tmp_path, resume=True)
+        assert [row["same_prompts_as"] for row in results.rows] == [["rank-only"], ["starec"], []]
+        said = [note for note in results.notes() if "same prompts" in note]
+        assert said == ["rank-only and starec sent the same prompts: they are one experiment, not 2"]
+
+
+def test_agents_begin_with_what_the_reading_says(tmp_path):
+    data = make_dataset(n_users=24, n_items=80, length=20)
+    for memory, begins in (("history", "A user"), ("empty", "Nothing is known")):
+        protocol = Protocol(data, replace(READING, memory=memory), users=2, repetitions=1)
+        ranker = build_llm("rank-only", ScriptedChat(scripted_user()), name=memory)
+        evaluate([ranker], protocol, out=tmp_path)
+        (first, *_) = read_steps(tmp_path / "runs" / memory / "0")
+        assert first.memory_before.profile.startswith(begins)
+
+
+OWN = """
+from starec_agents.graphs import reflect_always
+from starec_env.types import Ranking
+
+class Backwards:
+    def rank(self, query):
+        return Ranking(order=tuple(reversed(range(len(query.candidates)))))
+
+def backwards():
+    return Backwards()
+
+def graph(llm):
+    return reflect_always()
+"""
+
+
+def test_ones_own_ranker_and_agent_are_methods_by_module_and_function(protocol, tmp_path, monkeypatch):
+    (tmp_path / "my_rankers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    here = {"": Endpoint(base_url="http://localhost:1/v1", model="m")}
+    (name, ranker), agent = build_methods(["my_rankers:backwards", "my_rankers:graph"], here, warmup=3)
+    assert name == "my_rankers:backwards" and agent.name == "my_rankers:graph" and agent.warmup == 3
+    row = evaluate([(name, ranker)], protocol).rows[0]
+    assert row["error"] is None and row["method"] == name and row["violations"] == 0
+    mine = ask("my_rankers:graph", ScriptedChat(scripted_user()), warmup=2, answer_format="labels")
+    assert evaluate([mine], protocol, out=tmp_path / "out").rows[0]["error"] is None
+    with pytest.raises(InvalidOption, match="my_rankers:none.*wanted MODULE:FUNCTION"):
+        build_methods(["my_rankers:none"], here)

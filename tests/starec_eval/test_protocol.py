@@ -340,3 +340,27 @@ def test_test_users_are_a_number_or_a_list_and_none_beside_candidates(dataset, p
     protocol.cases.write(tmp_path / "c.parquet")
     with pytest.raises(InvalidOption, match="no effect with candidates"):
         Protocol(dataset, ROOMY, users=5, candidates=tmp_path / "c.parquet")
+
+
+def test_of_table_3_every_user_has_forty_interactions_the_last_or_the_first() -> None:
+    data = load_dataset("ml-latest-small")
+    found = {}
+    for keep in ("last", "first"):
+        protocol = Protocol(data, Reading(min_length=40, keep=keep), users=50, n_train=100)
+        train = protocol.training("sample")
+        assert train.n_users == 100 and train.n_interactions == 4000
+        found[keep] = train
+    assert found["first"].timestamps.mean() < found["last"].timestamps.mean()
+    cut, _ = sequences(data, Reading(keep="first", max_length=10))
+    for user in range(0, cut.n_users, 50):
+        own = cut.timestamps[cut.starts[user] : cut.indptr[user + 1]]
+        assert len(own) == 10 and own.max() <= cut.timestamps[cut.indptr[user] : cut.starts[user]].min(initial=2**62)
+    with pytest.raises(InvalidOption, match="min_length=50"):
+        Reading(min_length=50)
+
+
+def test_repetitions_ask_new_lists_or_the_same_again() -> None:
+    data = make_dataset(n_users=24, n_items=80, length=20)
+    for lists, same in (("new", False), ("same", True)):
+        cases = Protocol(data, Reading(min_interactions=2, lists=lists), users=6, repetitions=2).cases
+        assert (cases.candidates[:6] == cases.candidates[6:]).all() == same

@@ -1,4 +1,4 @@
-"""The report, in a real browser: it opens without errors, everything is text, and stories are found and read."""
+"""The report, in a real browser: it opens without errors, everything is text, and timelines are found and read."""
 
 import base64
 import gzip
@@ -15,18 +15,18 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_env.errors import RunError
-from starec_env.metrics import ndcg
-from starec_eval.analysis import Estimate
-from starec_eval.baselines import build
+from starec_env.metrics import Estimate, ndcg
 from starec_eval.evaluate import evaluate
-from starec_eval.figures import FigureData, TableData, svg
-from starec_eval.llm_rankers import build_llm
 from starec_eval.protocol import Protocol, Reading
-from starec_eval.report import figure_html, page_html, report, table_html, write_report
-from starec_eval.stories import story_chunks
-from starec_eval.told import Told, find_runs
+from starec_eval.rankers import build, build_llm
+from starec_eval.report import report, write_report
+from starec_eval.report.data import Run, find_runs
+from starec_eval.report.figures import FigureData, svg
+from starec_eval.report.page import page_html
+from starec_eval.report.tables import TableData
+from starec_eval.report.timelines import timeline_chunks
 
 HOSTILE = "<script>window.hacked = 1</script></script><img src=x onerror=window.hacked=2> $x$ (1999)"
 SAID = "Likes drama. </script><script>window.hacked = 3</script> \U0001f3ac"
@@ -132,18 +132,18 @@ def test_hostile_titles_memories_and_names_show_as_text(driver):
 
 
 def test_search_finds_users_titles_and_memories(driver, folder):
-    assert search(driver, "") == "40 of 40 stories"
+    assert search(driver, "") == "40 of 40 timelines"
     assert search(driver, "no such thing").startswith("0 of")
     steps = list(read_steps(folder / "run"))
-    taken = {step.user_id for step in steps if "Film 23" in dataset().items[step.candidates[step.target] - 100].title}
+    users = {step.user_id for step in steps if "Film 23" in dataset().items[step.candidates[step.target] - 100].title}
     driver.execute_script("document.getElementById('run').value = '2'")
     found = search(driver, "film 23 (1973)")
-    assert int(found.split()[0]) == len(taken)
+    assert int(found.split()[0]) == len(users)
     driver.execute_script("document.getElementById('run').value = ''")
     assert search(driver, "likes drama").split()[0] == "32"
 
 
-def test_a_story_tells_ranking_feedback_reflection_and_what_changed_in_the_memory(driver, folder):
+def test_a_timeline_shows_ranking_feedback_reflection_and_what_changed_in_the_memory(driver, folder):
     from selenium.webdriver.common.by import By
 
     steps = [step for step in read_steps(folder / "run") if step.user_id == 5]
@@ -153,29 +153,29 @@ def test_a_story_tells_ranking_feedback_reflection_and_what_changed_in_the_memor
     details = driver.find_elements(By.CSS_SELECTOR, "#list details")[at]
     details.find_element(By.TAG_NAME, "summary").click()
     wait(driver, f"return document.querySelectorAll('#list > li:nth-child({at + 1}) .step').length === {len(steps)}")
-    for step, told in zip(steps, details.find_elements(By.CLASS_NAME, "step"), strict=True):
+    for step, turn in zip(steps, details.find_elements(By.CLASS_NAME, "step"), strict=True):
         verb = "liked" if step.feedback.liked else "disliked"
-        assert f"and {verb} it. The agent had it at {step.feedback.rank} of 20" in told.text
-        ranking = [e.text for e in told.find_elements(By.CSS_SELECTOR, ".ranking li")]
+        assert f", which the user {verb}. The agent ranked it {step.feedback.rank} of 20" in turn.text
+        ranking = [e.text for e in turn.find_elements(By.CSS_SELECTOR, ".ranking li")]
         titles = [" ".join(dataset().items[step.candidates[p] - 100].title.split()) for p in step.ranking.order]
         assert ranking == titles
         script = "return [...arguments[0].querySelector('.memory').childNodes]"
         kept = f"{script}.filter((n) => n.tagName !== 'DEL').map((n) => n.textContent).join('').split(/\\s+/)"
         gone = f"{script}.filter((n) => n.tagName !== 'INS').map((n) => n.textContent).join('').split(/\\s+/)"
-        assert list(filter(None, driver.execute_script(kept, told))) == step.memory.profile.split()
-        assert list(filter(None, driver.execute_script(gone, told))) == step.memory_before.profile.split()
-        assert told.find_elements(By.TAG_NAME, "ins") and told.find_elements(By.TAG_NAME, "del")
-        assert "The model’s answer (reflect)" in told.text
+        assert list(filter(None, driver.execute_script(kept, turn))) == step.memory.profile.split()
+        assert list(filter(None, driver.execute_script(gone, turn))) == step.memory_before.profile.split()
+        assert turn.find_elements(By.TAG_NAME, "ins") and turn.find_elements(By.TAG_NAME, "del")
+        assert "Model answer (reflect)" in turn.text
     driver.execute_script("document.getElementById('run').value = ''")
     search(driver, "")
 
 
-def test_a_story_is_scored_by_its_liked_targets_alone(folder):
-    (told,) = [told for told in find_runs([folder]) if told.folders[0].name == "run"]
-    packed, _ = story_chunks([told])
-    rows = json.loads(gzip.decompress(base64.b64decode(packed)))["stories"]
+def test_a_timeline_is_scored_by_its_liked_targets_alone(folder):
+    (run,) = [run for run in find_runs([folder]) if run.folders[0].name == "run"]
+    packed, _ = timeline_chunks([run])
+    rows = json.loads(gzip.decompress(base64.b64decode(packed)))["timelines"]
     for user, _, _, _, score, _ in rows:
-        values = [float(ndcg(s.feedback.rank, 10)) for s in told.steps if str(s.user_id) == user and s.feedback.liked]
+        values = [float(ndcg(s.feedback.rank, 10)) for s in run.steps if str(s.user_id) == user and s.feedback.liked]
         assert score == (pytest.approx(sum(values) / len(values), abs=1e-4) if values else None)
     assert any(row[4] is None for row in rows)
 
@@ -216,20 +216,19 @@ def test_nothing_overflows_at_any_width_and_text_stands_out_in_light_and_dark(pa
         assert not errors(session)
 
 
-def test_ten_thousand_stories_stay_usable(folder, tmp_path):
-    told = next(run for run in find_runs([folder]) if run.name.startswith("reflect"))
-    some = told.steps
-    many = Told("many", told.about, told.folders)
-    steps = [some[n % len(some)].model_copy(update={"user_id": f"u{n}"}) for n in range(10_000)]
-    vars(many).update(steps=steps, repeated=[], items=told.items)
+def test_ten_thousand_timelines_stay_usable(folder, tmp_path):
+    run = next(run for run in find_runs([folder]) if run.name.startswith("reflect"))
+    many = Run("many", run.config, run.folders)
+    steps = [run.steps[n % len(run.steps)].model_copy(update={"user_id": f"u{n}"}) for n in range(10_000)]
+    vars(many).update(repetitions=[steps])
     page = tmp_path / "many.html"
     page.write_text(page_html("many", [], [], [many]), encoding="utf-8")
     with chromium(tmp_path / "profile") as session:
         session.get(page.as_uri())
         wait(session, "return document.querySelectorAll('#list > li').length > 0")
         assert session.execute_script("return document.getElementsByTagName('*').length") < 1000
-        assert search(session, "") == "10,000 of 10,000 stories"
-        assert search(session, "u9999 ") == "1 of 10,000 stories"
+        assert search(session, "") == "10,000 of 10,000 timelines"
+        assert search(session, "u9999 ") == "1 of 10,000 timelines"
         session.execute_script("document.querySelector('#list summary').click()")
         wait(session, "return document.querySelector('.step') !== null")
         search(session, "")
@@ -238,33 +237,36 @@ def test_ten_thousand_stories_stay_usable(folder, tmp_path):
         assert not errors(session)
 
 
-def test_figures_are_text_in_the_pages_colours_with_their_numbers_beside(page):
-    figure = FigureData(
-        "A <b>",
-        "note",
-        "turn",
-        "NDCG",
-        {"_a & <b>": [Estimate("1", 0.5, 0.1, 3), Estimate("2", 0.25, float("nan"), 1)]},
-    )
+def test_figures_are_text_with_their_numbers_beside_and_share_no_id():
+    points = [Estimate("1", 0.5, 0.1, 3), Estimate("2", 0.25, float("nan"), 1)]
+    figure = FigureData("A <b>", "note", "turn", "NDCG", {"_a & <b>": points, "none": []})
     drawn = svg(figure)
-    assert "var(--series-0)" in drawn and not re.findall(
-        r"#[0-9a-f]{6}\b", re.sub(r"href=\"#\w+\"|url\(#\w+\)", "", drawn)
-    )
-    assert "<text" in drawn and "<style" not in drawn and "NDCG" in drawn
-    html = figure_html(figure)
-    assert "<b>" not in html and "0.5 ± 0.1 (3)" in html and "0.25 (1)" in html
+    assert drawn.startswith("<svg") and "<text" in drawn and "NDCG" in drawn and "metadata" not in drawn
+    html = page_html("two", [], [figure, replace(figure, title="B")], [])
+    assert "<b>" not in html and "0.5 ± 0.1 (3)" in html and "0.25 (1)" in html and ">none<" not in html
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) > 10
     assert FigureData.from_json(json.loads(json.dumps(figure.to_json()))).labels == ["1", "2"]
 
 
-def test_many_bars_of_one_series_lie_so_that_their_names_can_be_read():
+def test_a_series_keeps_its_colour_where_another_has_no_data():
+    points = [Estimate("1", 0.5, 0.1, 3), Estimate("2", 0.25, 0.1, 3)]
+    alone = svg(FigureData("F", "n", "turn", "NDCG", {"first": [], "second": points}))
+    both = svg(FigureData("F", "n", "turn", "NDCG", {"first": points, "second": points}))
+    first, second = "#0062a3", "#c2410c"
+    assert first in both and second in both and first not in alone and second in alone
+
+
+def test_bars_with_long_names_are_horizontal_so_that_the_names_can_be_read():
     points = [Estimate(f"method-with-a-name-{number}", number, 1.0, 3) for number in range(12)]
     drawn = svg(FigureData("F", "n", "", "NDCG@10, %", {"NDCG@10": points}, bars=True))
     assert all(point.label in drawn for point in points) and "NDCG@10, %" in drawn
-    assert "rotate(-35" not in drawn
+    assert "rotate(-0 " in drawn and not re.search(r"rotate\(-[1-9]", drawn)  # neither names nor a vertical axis' label
 
 
 def test_tables_mark_best_and_second_and_escape_the_rest():
-    html = table_html(TableData("T", ["method", "x"], [["<b>", "**1.0**"], ["b", "__0.5__"], ["c", "***"]], ["<i>"]))
+    table = TableData("T", ["method", "x"], [["<b>", "**1.0**"], ["b", "__0.5__"], ["c", "***"]], ["<i>"])
+    html = page_html("t", [table], [], [])
     assert "<strong>1.0</strong>" in html and "<u>0.5</u>" in html and "&lt;b&gt;" in html and "<i>" not in html
     assert ">***<" in html
 
@@ -282,12 +284,13 @@ def test_every_figure_and_table_that_the_runs_can_make_is_there(page):
         "NDCG@10 on",
     ):
         assert f"<h3>{title}" in text, title
-    for row in ("claims contradicted", "dislikes predicted rightly", "cost", "popularity bias", "answers that invent"):
+    rows = ("memory claims contradicted", "dislikes predicted", "cost", "popularity bias", "answers with invented")
+    for row in rows:
         assert f'<th scope="row">{row}' in text, row
 
 
 def test_the_command_writes_the_report_and_refuses_a_folder_without_runs(folder, tmp_path):
-    done = CliRunner().invoke(report, [str(folder / "run"), "--out", str(tmp_path / "a.html"), "--no-stories"])
+    done = CliRunner().invoke(report, [str(folder / "run"), "--out", str(tmp_path / "a.html"), "--no-timelines"])
     assert done.exit_code == 0 and "needs no network" in done.output
     with pytest.raises(RunError, match="nothing to report"):
         write_report([tmp_path], tmp_path / "b.html")

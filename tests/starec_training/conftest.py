@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from starec_agents.runs.population import run_population  # noqa: E402
-from starec_env.types import Dataset, Id  # noqa: E402
+from starec_env.types import Dataset, Id
 from starec_training.dataset import Rows, run_rows, with_turns  # noqa: E402
 from starec_training.features import Evidence  # noqa: E402
-from starec_training.rule_teacher import BlindTeacher  # noqa: E402
+from starec_training.rule_teacher import RuleTeacher  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -48,8 +48,8 @@ def evidence(films: Dataset, train_users: list[Id]) -> Evidence:
 def taught(films: Dataset, evidence: Evidence, train_users: list[Id], tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """The blind teacher's rows, compact: 4 candidates, 2 films of history."""
     out = tmp_path_factory.mktemp("taught") / "run"
-    options = {"users": train_users, "n_candidates": 4, "split": "train", "progress": False}
-    run_population(films, BlindTeacher(evidence).agent(**AGENT), out=out, **options)
+    options = {"users": train_users, "n_candidates": 4, "split": "train", "targets": "liked", "progress": False}
+    run_population(films, RuleTeacher(evidence).agent(**AGENT), out=out, **options)
     return run_rows(out, films)
 
 
@@ -103,6 +103,7 @@ def student(tiny: Path, taught: Rows, tmp_path_factory: pytest.TempPathFactory) 
         logging_steps=10,
         disable_tqdm=True,
         warmup_steps=10,
+        bf16=False,
     )
     final = train_sft(tiny, taught, config)
     assert final is not None

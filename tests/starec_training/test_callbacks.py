@@ -27,9 +27,13 @@ def test_a_healthy_log_raises_no_alarm() -> None:
         (log(reward=(0.0, 0.6), **{"rank/ndcg@10": (0.6, 0.5)}), "reward hacking"),
         (log(**{"memory/usable": (1.0, 0.6)}), "memory drift"),
         (log(**{"memory/characters": (200.0, 900.0)}), "memory drift"),
-        (log(frac_reward_zero_std=(0.5, 1.0)), "no spread"),
+        (log(frac_reward_zero_std=(0.5, 1.0)), "zero-variance groups"),
         (log(**{"completions/clipped_ratio": (0.0, 0.8)}), "clipped answers"),
     ],
 )
 def test_each_failure_sign_is_told(seen: list[dict[str, Any]], symptom: str) -> None:
     assert list(symptoms(seen)) == [symptom]
+
+
+def test_groups_of_one_reward_alarm_only_where_they_are_lost() -> None:
+    assert symptoms(log(frac_reward_zero_std=(0.5, 1.0)), groups=False) == {}

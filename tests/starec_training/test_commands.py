@@ -1,23 +1,30 @@
 """`starec train`: from a data set to rows and to a policy by commands alone; faults in one line."""
 
+import asyncio
 import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
 from support_training import ROOT, kill_when_there, logged, losses
 from trl import GRPOConfig
 
+from starec_agents.llm import OpenAIChat
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.scripted import scripted_user
 from starec_env.cli import main
 from starec_env.data.spec import DataSpec
+from starec_env.data.splits import Split, make_split
 from starec_env.errors import UnknownName
+from starec_env.reading import READINGS
 from starec_training import commands
-from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
+from starec_training.commands import UNFINISHED, BatchArguments, DataArguments, GrpoArguments, TeachArguments
 from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
+from starec_training.teaching import heartbeat
 
 
 def starec(*args: object) -> int:
@@ -38,10 +45,11 @@ def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, caps
     assert {row.snapshot.user_id for row in rows} <= set(users["train"])
     assert not {str(user) for user in users["train"]} & set(users["heldout"])
     report = json.loads((out / "report.json").read_text())
-    assert report["tasks"]["rank"]["lost"] == {"misranked": report["tasks"]["rank"]["samples"] - len(
+    assert report["tasks"]["rank"]["lost"] == {"misranked": report["tasks"]["rank"]["prompts"] - len(
         [row for row in rows if row.task == "rank"])}  # fmt: skip
-    assert "samples kept" in capsys.readouterr().out
-    assert starec(*command, "--n-candidates", 5, "--out", out) == 0  # goes on with its own run
+    assert "prompts kept" in capsys.readouterr().out
+    assert starec(*command, "--n-candidates", 5, "--min-ndcg", 0.6, "--out", out) == 0  # goes on with its own run
+    assert {row.lineage["split"] for row in rows} == {Split.load(out / "split.json").hash} == {report["split"]}
 
 
 def test_sft_and_grpo_run_by_their_configs(
@@ -62,35 +70,121 @@ def test_sft_and_grpo_run_by_their_configs(
     assert len(logged(tmp_path / "sft", "eval_loss")) == 2
     assert "trained: " in capsys.readouterr().out
     command = ["grpo", "--model", tmp_path / "sft" / "final", "--rows", tmp_path, "--out", tmp_path / "rl"]
-    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--anchor", "false"]
+    command += ["--max_steps", 1, "--num_generations", 2, "--per_device_train_batch_size", 2, "--beta", 0]
     command += ["--gradient_accumulation_steps", 1, "--max_completion_length", 8, "--algorithm", "reinforce++"]
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
     assert logged(tmp_path / "rl", "learning_rate") == [1e-6]
 
 
+def drawn_user(body: dict[str, Any]) -> str:
+    """Answers as vLLM does for DeepSeek-R1: a thought without its opening tag, drawn by the request's seed."""
+    said = scripted_user(body["seed"])(body["messages"], {}).rpartition("</think>\n")[2]
+    return f"The user took three dramas of late.\n</think>\n\n{said}"
+
+
 def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
-    user, thought = scripted_user(), "<think>\nThe user took three dramas of late.\n</think>\n"
-    with FakeEndpoint(lambda body: f"{thought}{user(body['messages'], {})}", latency=0.02) as server:
-        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 12]
-        command += ["--turns", 3, "--min-ndcg", 0.5, "--rethinks", 1]
+    with FakeEndpoint(drawn_user, latency=0.02) as server:
+        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 8]
+        command += ["--turns", 2, "--min-ndcg", 0.5, "--rethinks", 1, "--samples", 2]
         assert starec(*command, "--out", tmp_path / "whole") == 0
         whole = server.requests
         kill_when_there(["train", *command, "--out", tmp_path / "broken"], tmp_path / "broken/population/steps.jsonl")
         assert not (tmp_path / "broken" / "rows.jsonl").exists()
         assert starec(*command, "--out", tmp_path / "broken") == 0
         assert server.requests - whole <= whole + 64  # what was in flight is asked again, and nothing else
-    for name in ("rows.jsonl", "users.json", "report.json"):
+        sent = server.bodies[0]
+    for name in ("rows.jsonl", "users.json", "report.json", "split.json"):
         assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert (sent["temperature"], sent["top_p"], sent["max_tokens"]) == (0.6, 0.95, 16384)
     told = json.loads((tmp_path / "whole" / "report.json").read_text())["tasks"]["rank"]
-    assert 0 < told["passed"] < told["samples"]
+    assert 0 < told["passed"] < told["prompts"] and told["resampled"] + sum(told["rethought"]) > 0
+    rows = read_rows(tmp_path / "whole" / "rows.jsonl")
+    assert all(row.completion.startswith("<think>\n") and row.completion.count("</think>") == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("min_interactions", ["--min-interactions", 11]),  # data
+        ("n_train", ["--n-train", 11]),  # users
+        ("n_candidates", ["--n-candidates", 6]),  # turns
+        ("max_history", ["--max-history", 3]),  # prompts
+        ("min_ndcg", ["--min-ndcg", 0.7]),  # screening
+        ("thinks", ["--thinks", "true"]),  # the teacher
+        ("sample_seed", ["--seed", 1]),
+    ],
+)
+def test_a_changed_setting_of_a_teachers_folder_is_refused(
+    field: str, changed: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["teach", "--n-train", 10, "--turns", 1, "--n-candidates", 5, "--answer-format", "labels"]
+    assert starec(*command, "--out", tmp_path) == 0
+    rows = (tmp_path / "rows.jsonl").read_text()
+    assert starec(*command, *changed, "--out", tmp_path) == 1
+    assert re.search(rf"its .*\b{field}\b.* differ", capsys.readouterr().err)
+    assert (tmp_path / "rows.jsonl").read_text() == rows
+    assert starec(*command, "--concurrency", 2, "--out", tmp_path) == 0  # the pace may change
+
+
+@pytest.mark.parametrize("changed", [["--temperature", 0.5], ["--samples", 3], ["--rethinks", 0], ["--max-tokens", 99]])
+def test_a_changed_setting_of_an_llm_teacher_is_refused_before_it_is_asked(
+    changed: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeEndpoint(drawn_user) as server:
+        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 3]
+        command += ["--turns", 1, "--samples", 1, "--out", tmp_path]
+        assert starec(*command) == 0
+        asked = server.requests
+        assert starec(*command, *changed) == 1
+        assert server.requests == asked
+    assert f"{str(changed[0])[2:].replace('-', '_')} was" in capsys.readouterr().err
+
+
+def test_a_split_files_test_users_are_never_taught_under_any_reading(tmp_path: Path) -> None:
+    for name in ("default", "paper"):
+        split = make_split(DataSpec(), READINGS[name], test=100, validation=20, train=30)
+        split.save(tmp_path / f"{name}.json")
+        command = ["teach", "--split-file", tmp_path / f"{name}.json", "--turns", 1, "--n-candidates", 5]
+        assert starec(*command, "--answer-format", "labels", "--out", tmp_path / name) == 0
+        rows = read_rows(tmp_path / name / "rows.jsonl")
+        users = {row.snapshot.user_id for row in rows}
+        assert users <= set(split.train) and not users & {*split.test, *split.validation}
+        assert {row.lineage["split"] for row in rows} == {split.hash}
+        run = json.loads((tmp_path / name / "population" / "run.json").read_text())
+        assert run["targets"] == split.reading.targets
+
+
+async def test_an_hour_without_an_answer_is_told() -> None:
+    told, enough = list[str](), asyncio.Event()
+
+    def say(line: str) -> None:
+        told.append(line)
+        if len(told) == 3:
+            enough.set()
+
+    llm = OpenAIChat(Endpoint(base_url="http://127.0.0.1:9/v1", model="r1", timeout_s=1800))
+    async with heartbeat(llm, lambda: "", say, every_s=0.001):
+        await enough.wait()
+    assert "no answer from OpenAIChat('r1'" in told[0] and "each for at most 1,800 s" in told[0]
 
 
 def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses(
     student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["grpo", "--model", student, "--n-train", 5, "--turns", 2, "--n-candidates", 4, "--max-history", 2]
-    command += ["--answer-format", "compact", "--collect-batch", 2, "--max_completion_length", 30, "--max_steps", 2]
+    command += [
+        "--answer-format",
+        "compact",
+        "--collect-batch",
+        2,
+        "--tasks",
+        "rank",
+        "--max_completion_length",
+        30,
+        "--max_steps",
+        2,
+    ]
     command += ["--hard", 0.5, "--hard-kind", "near", "--num_generations", 2, "--per_device_train_batch_size", 4]
     command += ["--gradient_accumulation_steps", 1, "--save_steps", 1, "--reward", "ndcg", "--learning_rate", 1e-3]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
@@ -104,7 +198,7 @@ def test_a_round_killed_while_it_collects_resumes_to_the_same_answers_and_losses
     told = json.loads((whole / "round-0" / "population" / "run.json").read_text())
     assert (told["hard"], told["hard_kind"]) == (0.5, "near")
     assert starec(*command, "--out", whole, "--n-train", 4) == 1
-    assert "belongs to another run: its train_users differ" in capsys.readouterr().err
+    assert "holds another run: its train_users differ" in capsys.readouterr().err
 
 
 def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path) -> None:
@@ -112,7 +206,9 @@ def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path)
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
     command = ["--config", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "rl")]
-    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
+    given, batch = commands._parse(command, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
     assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
     assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
 
@@ -133,7 +229,14 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
         (["sft", "--out", "x"], "nothing to learn from"),
         (["sft", "--config", "none.yaml"], "none.yaml"),
         (["teach", "--teacher", "llm", "--out", "x"], "--base-url"),
-        (["teach", "--teacher", "oracle", "--out", "x"], "blind"),
+        (["teach", "--teacher", "oracle", "--out", "x"], "rules"),
+        (["teach", "--teacher", "hindsight"], "one who knows the answer"),
+        (["teach", "--split-file", "none.json"], "none.json is no split file"),
+        (["teach", "--split-file", "x", "--heldout", "y"], "--heldout has no effect with --split-file"),
+        (
+            ["teach", "--teacher", "llm", "--base-url", "http://127.0.0.1:9/v1", "--model", "r1", "--max-retries", "0"],
+            "127.0.0.1:9",
+        ),
         (["teach", "--users-file", "none.json"], "none.json is no file of users"),
         (["teach", "--users-file", "none.json", "--n-train", "3"], "--n-train has no effect with --users-file"),
         (["teach", "--base-url", "http://x/v1"], "--base-url has no effect without --teacher llm"),
@@ -145,6 +248,10 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
             "--items, --turns have no effect with --rows",
         ),
         (["grpo", "--reward", "position2"], "did you mean 'position'"),
+        (["grpo", "--reward-funcs", "nowhere:none"], "must be MODULE:FUNCTION"),
+        (["grpo", "--agent", "nobody"], "nobody"),
+        (["grpo", "--split-file", "none.json", "--n-train", "3"], "--n-train has no effect with --split-file"),
+        (["sft", "--template-switches", "on", "--out", "x"], "wanted JSON"),
     ],
 )
 def test_faults_are_told_in_one_line(
@@ -223,12 +330,13 @@ def test_a_stage_takes_each_option_of_a_data_set() -> None:
         assert named[name] == (getattr(wanted, name) or None)
 
 
-def test_help_shows_our_fields_and_trls(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_our_options_first_and_trls_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     assert starec("grpo", "--help") == 0
     shown = capsys.readouterr().out
-    assert (
-        "--rounds" in shown and "--num-generations" in shown and "Example: starec train grpo" in " ".join(shown.split())
-    )
-    assert "--num_generations" not in shown
+    assert "--rounds" in shown and "Example: starec train grpo" in " ".join(shown.split())
+    assert "--num-generations" not in shown and "--help-trl" in shown
+    assert starec("grpo", "--help-trl") == 0
+    shown = capsys.readouterr().out
+    assert "--rounds" in shown and "--num-generations" in shown and "--num_generations" not in shown
     assert starec("--help") == 0
     assert "teach" in capsys.readouterr().out

@@ -5,22 +5,33 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support_training import Words
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import Completion, ScriptedChat
 from starec_agents.llm.scripted import scripted_user
+from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_steps
+from starec_agents.runs.reading import read_steps
 from starec_agents.tasks import rank_messages
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Memory
-from starec_training.dataset import Case, Rows, Shown, check_apart, fitting, read_rows, run_rows, to_dataset, write_rows
+from starec_env.types import Dataset
+from starec_training.dataset import (
+    Case,
+    Rows,
+    Shown,
+    check_apart,
+    read_rows,
+    run_rows,
+    to_dataset,
+    whole_thought,
+    write_rows,
+)
 
 
 def run(dataset: Dataset, out: Path, reply: Any = None, **options: Any) -> Path:
     llm = ScriptedChat(reply or scripted_user())
+    options = {"targets": "liked", **options}
     run_population(dataset, UserAgent.factory(llm), out=out, progress=False, **options)
     return out
 
@@ -66,7 +77,7 @@ def test_more_follow_ups_pay_an_update_by_more_of_the_next_turns(tiny_dataset: D
 def test_rows_that_can_have_no_reward_are_dropped_and_counted(tiny_dataset: Dataset, tmp_path: Path) -> None:
     rows = run_rows(run(tiny_dataset, tmp_path, targets="all"), tiny_dataset)
     disliked = sum(not step.feedback.liked for step in read_steps(tmp_path))
-    assert rows.dropped["no positive: the target was disliked"] == disliked > 0
+    assert rows.dropped["no target: it was disliked"] == disliked > 0
     assert "dropped" in str(rows)
 
 
@@ -74,6 +85,14 @@ def test_reasoning_that_came_apart_is_put_back_as_the_thought(tiny_dataset: Data
     answer = Completion(text="Updated User description: likes it dark.", reasoning="He took noir.")
     rows = run_rows(run(tiny_dataset, tmp_path, lambda *_: answer), tiny_dataset)
     assert rows.rows[0].completion == "<think>\nHe took noir.\n</think>\nUpdated User description: likes it dark."
+
+
+def test_an_answer_that_lacks_its_opening_tag_gets_one(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    text = "He took noir, so noir.\n</think>\n\n<description>Likes it dark.</description>"
+    row = run_rows(run(tiny_dataset, tmp_path, lambda *_: text), tiny_dataset).rows[0]
+    assert row.completion == "<think>\nHe took noir, so noir.\n</think>\n<description>Likes it dark.</description>"
+    assert (row.thought, row.answer) == ("He took noir, so noir.", "<description>Likes it dark.</description>")
+    assert whole_thought("no thought") == "no thought" and whole_thought("<think>open") == "<think>open"
 
 
 def test_a_held_out_user_in_the_run_stops_training(tiny_dataset: Dataset, tmp_path: Path) -> None:
@@ -126,19 +145,3 @@ def test_a_candidate_listed_twice_is_refused(taught: Rows) -> None:
     item = taught.rows[0].snapshot.shown.candidates[0]
     with pytest.raises(ValidationError, match="listed twice"):
         Shown(candidates=(item, item), target=0)
-
-
-def test_prompts_over_the_limit_are_dropped_and_counted(taught: Rows) -> None:
-    lengths = sorted(Words().count(row.prompt) for row in taught)
-    limit = lengths[len(lengths) // 2]
-    kept = fitting(taught, Words(), max_prompt=limit)
-    assert 0 < len(kept) < len(taught)
-    assert kept.dropped[f"prompt over {limit} tokens"] == len(taught) - len(kept)
-    assert len(fitting(taught, Words(), max_length=10**6)) == len(taught)
-    with pytest.raises(TrainingError, match="no row is left"):
-        fitting(taught, Words(), max_length=5)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused(taught: Rows) -> None:
-    with pytest.raises(TrainingError, match="no chat template"):
-        fitting(taught, object(), max_prompt=10)

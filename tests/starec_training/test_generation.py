@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_training import AGENT, Words
+from support_training import AGENT
 
 from starec_agents.agent import UserAgent
 from starec_agents.runs.population import run_population
@@ -114,4 +114,3 @@ def test_a_policy_that_cannot_be_loaded_or_has_no_template_is_refused(tiny: Path
         load_policy(tmp_path)
     with pytest.raises(TrainingError, match="no chat template"):
         LocalChat(None, object())
-    assert Words().chat_template

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,25 @@ from support_training import AGENT, ROOT, environment, kill_when_there, logged, 
 from trl import GRPOConfig
 from trl.generation import vllm_client
 
+from starec_agents import graphs
 from starec_agents.llm import ScriptedChat
 from starec_agents.llm.scripted import scripted_user
-from starec_agents.runs.store import read_steps
-from starec_env.errors import EndpointError, InvalidOption, TrainingError, UnknownName
+from starec_agents.runs.reading import read_steps
+from starec_agents.serving.card import read_card
+from starec_env.errors import EndpointError, InvalidOption, StarecWarning, TrainingError, UnknownName
 from starec_env.types import Dataset, Id
 from starec_training import grpo, vllm_server
-from starec_training.checkpoints import load_policy
-from starec_training.dataset import Rows, write_rows
-from starec_training.grpo import Rounds, paper_grpo, train_grpo, train_rounds, without_spread
+from starec_training.checkpoints import StageConfig, claim, load_policy
+from starec_training.collection import Collected, Rounds
+from starec_training.dataset import Rows, read_rows, write_rows
+from starec_training.grpo import batch_settings, paper_grpo, train_grpo, train_rounds
 from starec_training.rewards import served
 from starec_training.sft import lora, paper_sft, train_sft
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2, "max_completion_length": 40, "beta": 0.01, "disable_tqdm": True,
+    "bf16": False,  # the same on every machine
 }  # fmt: skip
 
 
@@ -45,7 +48,7 @@ def config(out: Path, **options: Any) -> GRPOConfig:
 def adapter(student: Path, taught: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SFT adapter: the anchor of the LoRA tests."""
     out = tmp_path_factory.mktemp("adapter")
-    settings = paper_sft(output_dir=str(out), max_steps=3, learning_rate=3e-3, disable_tqdm=True)
+    settings = paper_sft(output_dir=str(out), max_steps=3, learning_rate=3e-3, disable_tqdm=True, bf16=False)
     final = train_sft(student, taught, settings, adapter=lora(4))
     assert final is not None
     return final
@@ -55,7 +58,9 @@ def test_the_papers_settings_are_equation_3(tmp_path: Path) -> None:
     made = paper_grpo(output_dir=str(tmp_path))
     assert (made.loss_type, made.beta, made.learning_rate, made.num_generations) == ("grpo", 1e-3, 1e-6, 8)
     assert (made.scale_rewards, made.use_bias_correction_kl, made.num_train_epochs) == ("group", False, 1)
+    assert (made.epsilon, made.epsilon_high, made.num_iterations) == (0.2, None, 1)
     assert made.generation_batch_size == 64 * 8
+    assert made.steps_per_generation == made.gradient_accumulation_steps  # one update a batch: the ratio is 1
     assert (made.max_completion_length, made.vllm_max_model_length) == (16384, 20480)
     assert paper_grpo(output_dir=str(tmp_path), beta=0.5).beta == 0.5
 
@@ -64,8 +69,8 @@ def test_the_papers_settings_are_equation_3(tmp_path: Path) -> None:
 def caught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The trainers that are made, to look inside."""
     made: list[Any] = []
-    real = grpo.finish
-    monkeypatch.setattr(grpo, "finish", lambda trainer, *rest: (made.append(trainer), real(trainer, *rest))[1])
+    real = grpo.save_final
+    monkeypatch.setattr(grpo, "save_final", lambda trainer, *rest: (made.append(trainer), real(trainer, *rest))[1])
     return made
 
 
@@ -85,6 +90,11 @@ def test_an_adapter_trains_against_a_frozen_copy_of_itself(
     for name, value in reference.items():
         assert torch.equal(value, anchor[name.replace(".ref.", ".")])
     assert not (final / "ref").exists()
+    card = read_card(final)
+    assert card is not None and card.stage == algorithm
+    assert set(card.split.train) == {row.snapshot.user_id for row in taught}
+    assert card.settings["trainer"]["beta"] == 0.01
+    assert card.base is not None and card.base.stage == "sft"  # the anchor's own users count too
 
 
 def test_all_weights_train_against_the_folder_they_came_from(
@@ -99,7 +109,7 @@ def test_all_weights_train_against_the_folder_they_came_from(
     assert all(torch.equal(value, reference[name]) for name, value in anchor.items())
     moved = load_file(final / "model.safetensors")
     assert any(not torch.equal(value, moved[name]) for name, value in anchor.items())
-    page = (ROOT / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "training.md").read_text().split("## The log")[1]
     names = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
     assert {"reward", "rank/ndcg@10", "memory/usable", "kl", "entropy", "frac_reward_zero_std"} <= set(names)
     assert [name for name in names if not logged(tmp_path, name)] == []
@@ -116,9 +126,6 @@ def test_a_group_holds_completions_of_one_prompt(adapter: Path, taught: Rows, tm
         assert group["prompt"].map(str).nunique() == 1
         assert abs(group["advantage"].sum()) < 1e-3
     assert ((kept["ranking"].isna()) != (kept["memory"].isna())).all()
-    lines = [json.loads(line) for line in (tmp_path / "spread.jsonl").read_text().splitlines()]
-    assert len(lines) == 4
-    assert without_spread(tmp_path) == {tuple(key) for *key, spread in lines if spread == 0}
 
 
 def test_a_batch_that_mixes_prompts_stops(
@@ -171,6 +178,7 @@ def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Row
     assert logged(broken, "kl") == logged(tmp_path / "whole", "kl")
 
 
+@pytest.mark.filterwarnings("ignore:round 1. none of the policy's")  # such steps may unlearn the profile's format
 @pytest.mark.parametrize("whole", [True, False], ids=["all weights", "adapter"])
 def test_rounds_collect_with_the_policy_and_keep_the_anchor(
     student: Path, adapter: Path, films: Dataset, train_users: list[Id], tmp_path: Path, caught: list[Any], whole: bool
@@ -192,9 +200,6 @@ def test_rounds_collect_with_the_policy_and_keep_the_anchor(
         kept = {name: v for name, v in caught[1].model.named_parameters() if ".ref." in name}
         weights = load_peft_weights(str(anchor))
         assert all(torch.equal(v, weights[name.replace(".ref.", ".")]) for name, v in kept.items())
-    stuck = without_spread(tmp_path / "round-0" / "train")
-    second_spread = (tmp_path / "round-1" / "train" / "spread.jsonl").read_text().splitlines()
-    assert stuck and not stuck & {tuple(json.loads(line)[:3]) for line in second_spread}
     before = (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns
     assert train_rounds(anchor, films, train_users, config(tmp_path), rounds) == final
     assert (tmp_path / "round-0" / "rows-0.jsonl").stat().st_mtime_ns == before
@@ -276,18 +281,143 @@ def test_a_server_that_fails_in_the_middle_is_named_and_the_next_call_goes_on(
         assert [what for what, _ in server.log] == ["update", "sample"]
 
 
-def test_prompts_without_spread_and_other_tasks_leave_the_next_round(taught: Rows, tmp_path: Path) -> None:
-    (tmp_path / "spread.jsonl").write_text(
-        "".join(json.dumps([*row.snapshot.key, 0.0]) + "\n" for row in taught.rows[:7])
-        + json.dumps([*taught.rows[0].snapshot.key, 0.5]) + "\n"
-    )  # fmt: skip
-    worth: Callable[..., Rows] = grpo._worth_training  # noqa: PLC2701
-    kept = worth(taught, tmp_path, Rounds(), 1)
-    assert kept.dropped["no spread in the last round"] == 6
-    assert kept.rows[0] == taught.rows[0]
-    ranked = worth(taught, tmp_path / "none", Rounds(tasks=["rank"], prompts=5), 1)
+def test_a_step_has_its_prompts_however_many_processes_share_them(tmp_path: Path) -> None:
+    for processes, at_once in ((1, 8), (8, 8), (4, 16), (64, 8), (2, 64)):
+        made = batch_settings(processes=processes, at_once=at_once)
+        assert made["gradient_accumulation_steps"] * at_once * processes == 64 * 8
+    assert batch_settings(16, 4, 8, processes=2)["gradient_accumulation_steps"] == 4
+    with pytest.raises(InvalidOption, match="64 prompts of 8 completions a step don't divide among 3 processes"):
+        batch_settings(processes=3)
+    assert paper_grpo(output_dir=str(tmp_path), per_device_train_batch_size=64).generation_batch_size == 512
+    assert paper_grpo(4, output_dir=str(tmp_path), num_generations=2).generation_batch_size == 8
+
+
+def length_reward(*, completions: Any, **_: Any) -> list[float]:
+    """A reward function of one's own, named on the command line."""
+    return [float(len(completion[-1]["content"])) for completion in completions]
+
+
+def test_own_reward_functions_join_ours_with_weights(student: Path, taught: Rows, tmp_path: Path) -> None:
+    ranked = Rows([row for row in taught if row.task == "rank"])
+    how = {"max_steps": 1, "reward_weights": [1.0, 1.0, 0.5]}
+    final = train_grpo(student, ranked, config(tmp_path, **how), reward_funcs=[length_reward])
+    assert final is not None
+    ours, own = logged(tmp_path, "rewards/ranking/mean")[0], logged(tmp_path, "rewards/length_reward/mean")[0]
+    assert logged(tmp_path, "reward")[0] == pytest.approx(ours + 0.5 * own, rel=1e-5)
+    with pytest.raises(TrainingError, match="reward_funcs"):
+        train_grpo(student, ranked, config(tmp_path, **how | {"reward_weights": None}))
+    with pytest.raises(InvalidOption, match="2 weights for 3 functions.*ranking, memory, .*:length_reward"):
+        train_grpo(student, ranked, config(tmp_path, reward_weights=[1, 1]), reward_funcs=[length_reward])
+    with pytest.raises(InvalidOption, match="MODULE:FUNCTION"):
+        train_grpo(student, ranked, config(tmp_path), reward_funcs=["nowhere:nothing"])
+    with pytest.raises(InvalidOption, match="leaves nothing to train on"):
+        train_grpo(student, ranked, config(tmp_path), reward="none")
+
+
+def test_rows_that_fill_no_last_batch_are_counted(taught: Rows, tmp_path: Path) -> None:
+    kept = grpo._whole_batches(Rows(taught.rows[:11]), config(tmp_path))  # batches of 4
+    assert len(kept) == 11
+    assert kept.dropped["left over from batches of 4 prompts"] == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"config": {"temperature": 0.7}},
+        {"config": {"max_completion_length": 41}},
+        {"config": {"epsilon": 0.3}},
+        {"config": {"warmup_steps": 1}},
+        {"config": {"chat_template_kwargs": {"depth": 1}}},
+        {"algorithm": "reinforce++"},
+        {"reward": "ndcg"},
+        {"reward_funcs": [length_reward]},
+        {"max_prompt": 999},
+        {"follow_up_tokens": 3},
+        {"adapter": lora(2)},
+        {"frozen": ["embed"]},
+        {"start": "elsewhere"},
+        {"rows": 9},
+        {"model": "another"},
+    ],
+    ids=lambda changed: next(iter(changed.get("config", changed))),
+)
+def test_a_folder_of_other_settings_is_refused_before_anything_is_loaded(
+    taught: Rows, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    (nothing := tmp_path / "nothing").mkdir()
+    made = StageConfig.of("grpo", nothing, config(tmp_path), taught, reward="position", max_prompt=4096)
+    claim(tmp_path, made)
+    free = {"logging_steps": 5, "save_steps": 7, "report_to": "none"}
+    options = {name: value for name, value in changed.items() if name not in ("config", "rows", "model")}
+    rows = Rows(taught.rows[: changed.get("rows")])
+    with pytest.raises(TrainingError, match="holds another run: its"):
+        train_grpo(
+            changed.get("model", nothing), rows, config(tmp_path, **free, **changed.get("config", {})), **options
+        )
+    with pytest.raises(TrainingError, match="can't load .*nothing"):  # the same settings: it goes on
+        train_grpo(nothing, taught, config(tmp_path, **free))
+
+
+def test_rounds_of_other_settings_are_refused(
+    student: Path, films: Dataset, train_users: list[Id], tmp_path: Path
+) -> None:
+    def go(agent: dict[str, Any], *, beta: float = 0.01, **how: Any) -> None:
+        rounds = Rounds(**{"users": 4, "turns": 3, "candidates": (4,), "agent": agent, **how})
+        scripted = ScriptedChat(scripted_user())
+        train_rounds(student, films, train_users, config(tmp_path, beta=beta, max_steps=1), rounds, llm=scripted)
+
+    go(AGENT)
+    go(AGENT, batch_size=5)
+    for agent, how, named in (
+        ({**AGENT, "max_history": 3}, {}, "rounds.agent.prompts"),  # whose hash the history is part of
+        ({**AGENT, "graph": graphs.rank_only}, {}, "rounds.agent"),
+        (AGENT, {"follow_ups": 2}, "follow_ups"),
+        (AGENT, {"beta": 0.5}, "trainer.beta"),
+    ):
+        with pytest.raises(TrainingError, match=f"holds another run: .*{named}"):
+            go(agent, **how)
+
+
+def test_a_graph_without_reflection_trains_on_rankings_alone(
+    student: Path, films: Dataset, train_users: list[Id], tmp_path: Path
+) -> None:
+    rounds = Rounds(users=4, turns=3, candidates=(4,), agent={**AGENT, "graph": graphs.rank_only})
+    scripted = ScriptedChat(scripted_user())
+    assert train_rounds(student, films, train_users, config(tmp_path, max_steps=1), rounds, llm=scripted)
+    assert {row.task for row in read_rows(tmp_path / "round-0" / "rows-0.jsonl")} == {"rank"}
+
+
+def test_lora_trains_under_gradient_checkpointing(student: Path, taught: Rows, tmp_path: Path) -> None:
+    how = {"max_steps": 1, "gradient_checkpointing": True}
+    final = train_grpo(student, taught, config(tmp_path, **how), adapter=lora(4), reward_funcs=[length_reward])
+    assert final is not None
+    assert sum(float(v.abs().sum()) for name, v in load_peft_weights(str(final)).items() if "lora_B" in name) > 0
+
+
+def test_a_round_trains_on_its_tasks_and_number_of_prompts(taught: Rows, films: Dataset, tmp_path: Path) -> None:
+    def chosen(rows: Rows, **how: Any) -> Rows:
+        return Collected(films, [], config(tmp_path), Rounds(**how), None, ()).chosen(rows, 1)
+
+    ranked = chosen(taught, tasks=["rank"], prompts=5)
     assert {row.task for row in ranked} == {"rank"}
     assert len(ranked) == 5
+    assert ranked.dropped["task reflect doesn't train"] == sum(row.task == "reflect" for row in taught)
+    assert len(chosen(taught)) == len(taught)
+
+
+def test_a_round_whose_answers_cannot_be_read_stops_with_advice(taught: Rows, films: Dataset, tmp_path: Path) -> None:
+    def chosen(cut: str, *tasks: str, spared: int = 0) -> Rows:
+        rows = [row.model_copy(update={"lineage": {"cut_off": True}}) if row.task == cut else row for row in taught]
+        spare = [row for row in taught if row.task == cut][:spared]
+        how = Rounds(tasks=tasks or ("rank", "reflect"))
+        return Collected(films, [], config(tmp_path), how, None, ()).chosen(Rows([*rows, *spare]), 3)
+
+    for cut, tasks in (("rank", ()), ("reflect", ("reflect",))):
+        with pytest.raises(TrainingError, match=rf"round 3: none of .* task '{cut}' .* were cut off.*starec train sft"):
+            chosen(cut, *tasks)
+        assert chosen(cut, *tasks, spared=1)
+    with pytest.warns(StarecWarning, match="none of .* task 'reflect'"):
+        assert chosen("reflect")
 
 
 def test_bad_input_stops_before_time_is_wasted(
@@ -307,7 +437,11 @@ def test_bad_input_stops_before_time_is_wasted(
         train_grpo(student, Rows(taught.rows[:3]), config(tmp_path / "few"))
     with pytest.raises(TrainingError, match="no row is left"):
         train_grpo(student, taught, config(tmp_path / "long"), max_prompt=10)
-    frozen = lambda model: (lambda policy, tokenizer: (policy.requires_grad_(False), tokenizer))(*load_policy(model))  # noqa: E731
+
+    def frozen(*how: Any, **known: Any) -> tuple[Any, Any]:
+        policy, tokenizer = load_policy(*how, **known)
+        return policy.requires_grad_(False), tokenizer
+
     monkeypatch.setattr(grpo, "load_policy", frozen)
     with pytest.raises(TrainingError, match="no parameter is trainable"):
         train_grpo(student, taught, config(tmp_path / "frozen"))
@@ -317,7 +451,9 @@ TWO = """
 import json, os, sys, time
 from pathlib import Path
 from starec_env.cli import main
-from starec_training.grpo import Rounds, paper_grpo, train_rounds
+from starec_training.collection import Collected
+from starec_training.collection import Rounds
+from starec_training.grpo import batch_settings, paper_grpo, train_rounds
 from starec_training.dataset import read_rows, write_rows
 sys.path.insert(0, sys.argv[4])
 from support import make_dataset
@@ -354,8 +490,8 @@ def test_two_processes_pass_where_one_of_them_has_no_memory_rows(adapter: Path, 
     done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert logged(tmp_path / "rows", "kl")[0] == 0.0
-    lines = [json.loads(line) for line in (tmp_path / "rows" / "spread.jsonl").read_text().splitlines()]
-    assert [line[0] for line in lines] == ["reflect", "rank"] * 2
+    kept = pd.concat(map(pd.read_parquet, sorted((tmp_path / "rows" / "completions").glob("*.parquet"))))
+    assert kept["ranking"].isna().tolist() == ([True] * 4 + [False] * 4) * 2  # one process had updates alone
     parts = [tmp_path / "rounds" / "round-0" / f"rows-{place}.jsonl" for place in (0, 1)]
     first, second = ({json.loads(line)["snapshot"]["user_id"] for line in part.open()} for part in parts)
     assert first and second and not first & second

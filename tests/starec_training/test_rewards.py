@@ -10,7 +10,7 @@ from starec_agents.tasks import labels
 from starec_env.errors import TrainingError
 from starec_env.types import Item, User
 from starec_training.dataset import Case, Shown, Snapshot
-from starec_training.rewards import Ending, memory_reward, ndcg_reward, ranking_reward, served
+from starec_training.rewards import Ending, knowing, memory_reward, ndcg_reward, ranking_reward, served
 
 FILMS = tuple(Item(n, f"Film {n:02d} (1990)", {"genres": "Drama"}) for n in range(1, 23))
 
@@ -83,14 +83,14 @@ def test_a_completion_that_was_cut_off_earns_what_a_missing_positive_does(
     text: str, ids: list[int] | None, ending: Ending | None, earned: float
 ) -> None:
     passed: dict[str, Any] = {} if ids is None else {"completion_ids": [ids]}
-    ranked = ranking_reward(ending=ending)
+    ranked = knowing(ending or Ending(), ranking_reward())
     assert ranked(completions=[said(text)], snapshot=[ranking(20)], **passed) == [earned]
 
 
 def test_a_profile_that_was_cut_off_and_a_ranking_that_was_earn_nothing_by_it() -> None:
     text = said("Updated User description: likes Film 04.")
     ending = Ending(frozenset({2}))
-    updated = memory_reward(by_profile, ending=ending)
+    updated = knowing(ending, memory_reward(by_profile))
     assert updated(completions=[text] * 2, snapshot=[update(3)] * 2, completion_ids=[ENDED, CUT]) == [1.0, -1.0]
 
 
@@ -170,3 +170,15 @@ async def test_a_server_ranks_follow_ups_even_inside_a_running_loop() -> None:
     prompts = [[{"role": "user", "content": str(n)}] for n in range(50)]
     assert list(rank(prompts)) == [f"0.0 {n}" for n in range(50)]
     assert list(rank(prompts[:1])) == ["0.0 0"]
+
+
+def test_equal_follow_ups_are_ranked_once() -> None:
+    asked: list[int] = []
+
+    def rank(prompts: Sequence[Sequence[Message]]) -> list[str]:
+        asked.append(len(prompts))
+        return by_profile(prompts)
+
+    texts = ["Updated User description: likes Film 04."] * 3 + ["Updated User description: likes nothing."]
+    paid = memory_reward(rank)(completions=list(map(said, texts)), snapshot=[update(3)] * 4)
+    assert (paid, asked) == ([1.0, 1.0, 1.0, -0.5], [2])

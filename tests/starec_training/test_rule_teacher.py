@@ -1,29 +1,30 @@
-"""The blind teacher: valid in every format, true in every fact, an agent like any other."""
+"""The rule-based teacher: valid in every format, true in every fact, an agent like any other."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from starec_agents.memory import Memory
 from starec_agents.runs.population import run_population
-from starec_agents.runs.store import read_run, read_steps
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.tasks import parse_profile, parse_ranking
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Dataset, Feedback, Id, Memory, Ranking
+from starec_env.types import Dataset, Feedback, Id, Ranking
 from starec_training.dataset import run_rows
 from starec_training.features import Evidence
-from starec_training.rule_teacher import BlindTeacher, HindsightTeacher
+from starec_training.rule_teacher import RuleTeacher
 
 
 @pytest.mark.parametrize(("answer_format", "structured"), [("paper", False), ("compact", False), ("compact", True)])
 def test_its_answers_are_valid_in_every_format(
     films: Dataset, evidence: Evidence, tmp_path: Path, answer_format: str, structured: bool
 ) -> None:
-    agent = BlindTeacher(evidence).agent(answer_format=answer_format, structured=structured)
+    agent = RuleTeacher(evidence).agent(answer_format=answer_format, structured=structured)
     run = run_population(films, agent, out=tmp_path, users=6, progress=False)
     assert run.metrics["valid_share"] == 1.0
     told = read_run(tmp_path)
-    assert (told["model"], told["graph"]) == ("blind teacher", "blind-teacher")
+    assert (told["model"], told["graph"]) == ("rule-based teacher", "rule-based-teacher")
     for step in read_steps(tmp_path):
         rank, reflect = step.calls
         assert ("<think>" in rank.completion) == (answer_format == "paper")
@@ -32,7 +33,7 @@ def test_its_answers_are_valid_in_every_format(
 
 
 def test_text_and_bare_ranking_are_one(films: Dataset, evidence: Evidence) -> None:
-    teacher = BlindTeacher(evidence, thinks=True)
+    teacher = RuleTeacher(evidence, thinks=True)
     stream = Stream(films)
     for user in stream.users[:6].tolist():
         query = stream.turns(user)[-1].query
@@ -48,7 +49,7 @@ def test_the_counts_it_gives_as_reasons_are_true(films: Dataset, evidence: Evide
     stream, checked = Stream(films), 0
     for user in stream.users.tolist():
         query = stream.turns(user)[-1].query
-        text = BlindTeacher(evidence).ranking(query, Memory())
+        text = RuleTeacher(evidence).ranking(query, Memory())
         for candidate, reasons in re.findall(r"^\d+\. (.+?) - also taken by (.+)$", text, re.M):
             for count, film in re.findall(r"(\d+) who took (.+?\(\d{4}\))", reasons):
                 both = sum({title[candidate], title[film]} <= items for who, items in taken.items() if who != user)
@@ -64,7 +65,7 @@ def test_its_memory_says_what_is_true_and_what_the_feedback_contradicts(films: D
         turn = stream.turns(user)[-1]
         worst = Ranking(order=tuple(place for place in range(20) if place != turn.target) + (turn.target,))
         feedback, _ = judge(turn, worst)
-        said = BlindTeacher(evidence).reflection(turn.query, worst, feedback)
+        said = RuleTeacher(evidence).reflection(turn.query, worst, feedback)
         profile = parse_profile(said)
         assert profile is not None and len(profile.split()) <= 100
         assert f"{turn.target_item.title} was liked in spite of place 20: more" in profile
@@ -78,7 +79,7 @@ def test_its_memory_says_what_is_true_and_what_the_feedback_contradicts(films: D
             turn.target_item.attributes["genres"]
         ]
         assert kinds.count(kind) == int(all_) >= int(good)
-        assert "compact" not in said and "<think>" not in BlindTeacher(evidence).reflection(
+        assert "compact" not in said and "<think>" not in RuleTeacher(evidence).reflection(
             turn.query, worst, feedback, "compact"
         )
 
@@ -88,12 +89,4 @@ def test_a_held_prediction_teaches_no_surprise(films: Dataset, evidence: Evidenc
     turn = stream.turns(int(stream.users[0]))[0]
     feedback = Feedback(item_id=turn.target_item.id, rank=1, predicted_liked=True, liked=True)
     ranking = Ranking(order=(turn.target,))
-    assert "in spite of" not in BlindTeacher(evidence).reflection(turn.query, ranking, feedback)
-
-
-def test_hindsight_puts_the_true_item_first_and_blind_does_not(films: Dataset, evidence: Evidence) -> None:
-    stream = Stream(films)
-    turns = [turn for user in stream.users.tolist() for turn in stream.turns(user)]
-    assert all(HindsightTeacher(evidence).rank(turn.query).rank_of(turn.target) == 1 for turn in turns)
-    assert not all(BlindTeacher(evidence).rank(turn.query).rank_of(turn.target) == 1 for turn in turns)
-    assert HindsightTeacher(evidence).agent()().settings["model"] == "hindsight teacher"
+    assert "in spite of" not in RuleTeacher(evidence).reflection(turn.query, ranking, feedback)

@@ -11,7 +11,7 @@ Log = Sequence[Mapping[str, Any]]
 _SPAN = 5
 
 
-def symptoms(log: Log) -> dict[str, str]:
+def symptoms(log: Log, *, groups: bool = True) -> dict[str, str]:
     """What looks wrong in a log: symptom -> what was seen and what helps.
 
     The paper's failure signs, each with a rule that a few logged steps can meet: the last five are compared with the
@@ -19,6 +19,7 @@ def symptoms(log: Log) -> dict[str, str]:
 
     Args:
         log: A trainer's `state.log_history`, oldest first.
+        groups: Whether advantages are normalised in each prompt's group: only then is one of equal rewards lost.
     """
     found: dict[str, str] = {}
     evals = _values(log, "eval_loss")
@@ -43,10 +44,10 @@ def symptoms(log: Log) -> dict[str, str]:
     elif length and not 0.5 * length[0] <= length[1] <= 2 * length[0]:
         found["memory drift"] = f"profiles went from {length[0]:.0f} to {length[1]:.0f} characters: read some"
     stuck, clipped = _change(log, "frac_reward_zero_std"), _change(log, "completions/clipped_ratio")
-    if stuck and stuck[1] > 0.8:
-        found["no spread"] = (
-            f"{stuck[1]:.0%} of the groups have no spread, so nothing is learned from them: more generations, the NDCG "
-            "reward, or fewer prompts that are always right or always wrong"
+    if groups and stuck and stuck[1] > 0.8:
+        found["zero-variance groups"] = (
+            f"{stuck[1]:.0%} of the groups earn one reward each, so nothing is learned from them: more generations, "
+            "the NDCG reward, or fewer prompts that are always right or always wrong"
         )
     if clipped and clipped[1] > 0.3:
         found["clipped answers"] = f"{clipped[1]:.0%} of the answers hit max_completion_length: raise it"

@@ -10,129 +10,43 @@ TRL's, the training's own, and so is --data-seed; what is drawn from the data se
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import wraps
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from starec_env.data.options import HELP, data_spec
+from starec_agents.commands import load_graph
+from starec_agents.llm.base import Endpoint
+from starec_env.data.options import data_spec
 from starec_env.data.spec import DataSpec
-from starec_env.data.splits import apart_from, read_users
+from starec_env.data.splits import Split, apart_from, read_users
 from starec_env.errors import InvalidOption, MissingExtra, TrainingError, check_choice, unknown
-from starec_env.metrics import ndcg
+from starec_env.reading import READINGS, Reading
 from starec_env.renamed import renamed
-from starec_env.replay.rewards import LIKED_CUTOFF
-from starec_env.types import Dataset, Endpoint, Id
-from starec_training.miniature.commands import miniature
+from starec_env.types import Dataset, Id
+from starec_training.arguments import (
+    OF_LLM,
+    OF_ROUNDS,
+    OF_SPLIT,
+    PACE,
+    TEACHERS,
+    BatchArguments,
+    DataArguments,
+    GrpoArguments,
+    ModelArguments,
+    SftArguments,
+    TeachArguments,
+)
 
 UNFINISHED = 3
 """Exit status when the minutes ran out before the training: call again to go on."""
-
-TEACHERS = ("blind", "hindsight", "llm")
-
-
-@dataclass
-class DataArguments:
-    """Which data, users, turns and prompts; the first eight are the fields of `DataSpec`."""
-
-    dataset: str = field(default="ml-latest-small", metadata={"help": HELP["dataset"]})
-    data_dir: str | None = field(default=None, metadata={"help": HELP["data_dir"]})
-    columns: str | None = field(default=None, metadata={"help": HELP["columns"]})
-    items: str | None = field(default=None, metadata={"help": HELP["items"]})
-    domain: str | None = field(default=None, metadata={"help": HELP["domain"]})
-    liked_above: float | None = field(default=None, metadata={"help": HELP["liked_above"]})
-    min_interactions: int = field(default=10, metadata={"help": HELP["min_interactions"]})
-    max_length: int = field(default=40, metadata={"help": HELP["max_length"]})
-    users_file: str | None = field(default=None, metadata={"help": "users.json of an earlier stage: the same users."})
-    heldout: str | None = field(
-        default=None,
-        metadata={
-            "help": "Users kept for testing: a file with an id a line, or the candidates.parquet of an "
-            "evaluation. Without it, half of all users."
-        },
-    )
-    n_train: int | None = field(default=None, metadata={"help": "Most training users, sampled  [default: all others]"})
-    turns: int | None = field(default=None, metadata={"help": "The last so many turns of each user."})
-    answer_format: str = field(default="paper", metadata={"help": "paper, labels or scores"})
-    structured: bool = field(default=False, metadata={"help": "With compact, labels' old name: scores."})
-    max_history: int = field(default=40, metadata={"help": "Interactions shown in prompts."})
-    sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and prompts."})
-
-
-@dataclass
-class TeachArguments(DataArguments):
-    """The teacher's trajectories as screened rows: OUT/rows.jsonl, with users.json and report.json."""
-
-    out: str = field(default="runs/taught", metadata={"help": "Folder of the rows."})
-    teacher: str = field(default="blind", metadata={"help": "blind, hindsight, or llm (with --base-url)"})
-    thinks: bool = field(default=False, metadata={"help": "compact: the blind teacher gives its thought too."})
-    n_candidates: int = field(default=20, metadata={"help": "Items to rank."})
-    min_ndcg: float = field(default=float(ndcg(LIKED_CUTOFF, 10)), metadata={"help": "Least NDCG@10 of a sample."})
-    rethinks: int = field(default=2, metadata={"help": "llm: most times that a flawed sample goes back."})
-    base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
-    model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
-    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "llm: variable that holds the API key."})
-    max_tokens: int = field(default=4096, metadata={"help": "llm: most tokens of an answer."})
-    timeout: float = field(default=120.0, metadata={"help": "llm: seconds."})
-    max_retries: int = field(default=5, metadata={"help": "llm: for faults that pass."})
-    concurrency: int = field(default=64, metadata={"help": "Users in flight."})
-    sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and prompts.", "aliases": ["--seed"]})
-
-
-@dataclass
-class ModelArguments:
-    """What is trained."""
-
-    model: str = field(default="smollm2", metadata={"help": "A folder (also an adapter's), a hub id, or smollm2."})
-    lora_rank: int = field(default=0, metadata={"help": "Rank of a new LoRA; 0 trains what the model has trainable."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "[default: twice the rank]"})
-    minutes: float | None = field(default=None, metadata={"help": "Stop with a checkpoint after so long."})
-
-
-@dataclass
-class SftArguments(ModelArguments):
-    """Supervised training on a teacher's rows; fields of TRL's SFTConfig follow."""
-
-    rows: list[str] = field(default_factory=list, metadata={"help": "Folders of `teach`, or JSONL files."})
-    users_file: str | None = field(default=None, metadata={"help": "users.json whose held-out users must not occur."})
-    size: str = field(default="0.5B", metadata={"help": "0.5B, 1.5B or 7B: the paper's settings for it."})
-    eval_users: int = field(default=0, metadata={"help": "Users of the rows kept apart, to watch for overfit."})
-
-
-@dataclass
-class GrpoArguments(ModelArguments, DataArguments):
-    """Reinforcement training in rounds; fields of TRL's GRPOConfig follow."""
-
-    rows: str | None = field(default=None, metadata={"help": "Train once on these rows instead of collecting."})
-    rounds: int = field(default=1, metadata={"help": "Times to collect and train."})
-    round_users: int | None = field(default=None, metadata={"help": "Users sampled each round  [default: all]"})
-    n_candidates: list[int] = field(default_factory=lambda: [20], metadata={"help": "Of each round: 5 10 20"})
-    hard: list[float] = field(
-        default_factory=lambda: [0.0], metadata={"help": "Share of hard negatives of each round: 0 0.5 1"}
-    )
-    hard_kind: str = field(default="popular", metadata={"help": "popular, or near (to the target)"})
-    prompts: int | None = field(default=None, metadata={"help": "Most prompts a round."})
-    collect_batch: int = field(default=32, metadata={"help": "Prompts at a time when the policy here is asked."})
-    tasks: list[str] = field(default_factory=lambda: ["rank", "reflect"], metadata={"help": "Which tasks train."})
-    follow_ups: int = field(default=1, metadata={"help": "Next turns that pay a memory update."})
-    algorithm: str = field(default="grpo", metadata={"help": "grpo or reinforce++"})
-    reward: str = field(default="position", metadata={"help": "position (the paper's) or ndcg"})
-    max_prompt: int = field(default=4096, metadata={"help": "Longer prompts are dropped and counted."})
-    anchor: bool = field(default=True, metadata={"help": "False: direct RL, without KL to the model it starts from."})
-
-
-_OF_LLM = ("base_url", "model", "api_key_env", "max_tokens", "timeout", "max_retries", "rethinks")
-_OF_ROUNDS = tuple(
-    each.name
-    for each in fields(GrpoArguments)
-    if each.name not in {"rows", "users_file", "algorithm", "reward", "max_prompt", "anchor"}
-    and each.name not in {own.name for own in fields(ModelArguments)}
-)
 
 
 @click.group()
@@ -141,9 +55,6 @@ def train() -> None:
 
     Example: starec train teach --dataset ml-latest-small --out runs/taught
     """
-
-
-train.add_command(miniature)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
@@ -195,9 +106,10 @@ def _parse(
     if stage != "teach":
         args = [_OUT.get(flag, flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in args)]
     about = (train.commands[stage].help or "").strip()
+    more = "" if stage == "teach" else "Fields of TRL's config can be set too: --help-trl shows all."
     parser = Parser(
         classes, prog=f"starec train {stage}", usage=f"starec train {stage} [OPTIONS]", description=about,
-        add_help=not partly,
+        epilog=more, add_help=not partly,
     )  # fmt: skip
     for action in parser._actions:  # shown with hyphens alone; argparse takes both
         known = [flag for flag in action.option_strings if "_" not in flag and flag not in _old_flags(stage)]
@@ -211,6 +123,13 @@ def _parse(
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise unknown(f"option of starec train {stage}", left[0].partition("=")[0], known)
     return tuple(found)
+
+
+def _show_help(args: Sequence[str], ours: type, stage: str) -> list[str]:
+    """Show our own options where help is asked for, without TRL's; --help-trl is the help of all."""
+    if {"-h", "--help"} & set(args):
+        _parse(["--help"], (ours,), stage, {})  # exits
+    return ["--help" if arg == "--help-trl" else arg for arg in args]
 
 
 def _fields(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -238,52 +157,77 @@ def _refuse(given: Any, names: Iterable[str], why: str) -> None:
 def teach(args: Sequence[str]) -> None:
     """Run a teacher as a population, screen its answers, and write training rows.
 
-    Example: starec train teach --dataset ml-1m --data-dir data/ml-1m --n-train 1000 --out runs/taught
+    Example: starec train teach --split-file split.json --out runs/taught
     """
-    from starec_training.dataset import run_rows, save_report, with_turns, write_rows
-    from starec_training.teacher import Screening
-    from starec_training.teacher import teach as screen
+    from starec_training.dataset import save_report
+    from starec_training.screening import Screening
+    from starec_training.teaching import claim, teach_population
 
     (given,) = _parse(args, (TeachArguments,), "teach", {})
-    check_choice("teacher", given.teacher, TEACHERS)
+    given.teacher = _teacher_name(given.teacher)
     if given.teacher == "llm":
         _refuse(given, ["thinks"], "with --teacher llm, which thinks as its model does")
     else:
-        _refuse(given, _OF_LLM, "without --teacher llm")
+        _refuse(given, OF_LLM, "without --teacher llm")
     _check_users(given)
-    out, data = Path(given.out), _data(given)
-    train_users, heldout = chosen_users(data, given)
-    save_report(out / "users.json", {"train": train_users, "heldout": heldout})
-    options = {"turns": given.turns, "n_candidates": given.n_candidates, "seed": given.sample_seed}
-    options["split"] = "train"
-    users = with_turns(data, train_users, **options)
-    agent, llm = _teacher(given, data, train_users)
-    from starec_agents.runs.population import run_population
+    out, llm = Path(given.out), _server(given) if given.teacher == "llm" else None
+    screening = Screening(min_ndcg=given.min_ndcg, min_gain=given.min_gain)
+    split, data = _split(given)
+    about = {"split": split.hash, "reading": str(split.reading), "data_hash": data.hash}
+    claim(out, {**{f.name: getattr(given, f.name) for f in fields(given) if f.name not in PACE}, **about})
+    split.save(out / "split.json")
+    save_report(out / "users.json", {"train": split.train, "heldout": [*split.validation, *split.test]})
+    agent = _teacher(given, data, split.train, llm)
+    names = ("turns", "n_candidates", "follow_ups", "concurrency")
+    options = {name: getattr(given, name) for name in names} | {"seed": given.sample_seed, "screening": screening}
+    if llm:
+        options |= {"samples": given.samples, "rethinks": given.rethinks}
 
-    run = out / "population"
-    run_population(
-        data, agent, out=run, users=users, resume=(run / "run.json").exists(), concurrency=given.concurrency, **options
-    )
-    rows, report = screen(
-        run_rows(run, data, heldout=heldout), llm, Screening(min_ndcg=given.min_ndcg), rethinks=given.rethinks
-    )
-    write_rows(out / "rows.jsonl", rows)
-    save_report(out / "report.json", {**report.model_dump(), "dropped": dict(rows.dropped)})
+    async def run() -> Any:
+        try:
+            return await teach_population(
+                data, split, agent, out, llm=llm, say=partial(click.echo, err=True), **options
+            )
+        finally:
+            if llm:
+                await llm.aclose()
+
+    rows, report = asyncio.run(run())
     click.echo(f"{report}\n{rows}\n{out / 'rows.jsonl'}")
 
 
-def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id]) -> tuple[Any, Any]:
+def _teacher_name(name: str) -> str:
+    if name == "blind":
+        click.echo("starec: --teacher blind is --teacher rules now: the old name goes with the next release", err=True)
+        return "rules"
+    if name == "hindsight":
+        raise InvalidOption("--teacher hindsight is gone: rows written by one who knows the answer teach to assert it")
+    check_choice("teacher", name, TEACHERS)
+    return name
+
+
+def _split(given: TeachArguments) -> tuple[Split, Dataset]:
+    """Who trains and who is held out, and the data, by a split file or as drawn here."""
+    if given.split_file is None:
+        data = _data(given)
+        train_users, heldout = chosen_users(data, given)
+        return Split.of(data, train=train_users, test=heldout), data
+    _refuse(given, OF_SPLIT, "with --split-file, which says who trains, on which data")
+    split = Split.load(given.split_file)
+    places = {name: getattr(given, name) for name in ("data_dir", "items") if getattr(given, name)}
+    data = split.load_dataset(DataSpec.of(**places) if places else None)
+    return split.model_copy(update={"train": split.train[: given.n_train]}) if given.n_train else split, data
+
+
+def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id], llm: Any) -> Any:
     from starec_agents.agent import UserAgent
     from starec_training.features import Evidence
-    from starec_training.rule_teacher import BlindTeacher, HindsightTeacher
+    from starec_training.rule_teacher import RuleTeacher
 
     agent = {name: getattr(given, name) for name in ("answer_format", "structured", "max_history")}
-    if given.teacher == "llm":
-        cache = Path(given.out) / "answers"  # a killed run asks nothing twice
-        llm = _server(given, cache)
-        return UserAgent.factory(llm, **agent), _server(given, cache)
-    made = BlindTeacher if given.teacher == "blind" else HindsightTeacher
-    return made(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent), None
+    if llm:
+        return UserAgent.factory(llm, seed=given.sample_seed, **agent)  # with a seed answers are kept, and asked once
+    return RuleTeacher(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent)
 
 
 @_stage
@@ -292,20 +236,21 @@ def sft(args: Sequence[str]) -> int:
 
     Example: starec train sft --model smollm2 --lora-rank 16 --rows runs/taught --out runs/sft
     """
+    args = _show_help(args, SftArguments, "sft")
+    given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
+    switches = _switches(given.template_switches)
+    rows: Any = None if "--help" in args else _rows(given.rows)
     try:
         from trl import SFTConfig
 
         from starec_training.sft import paper_settings, train_sft
     except ImportError:
         raise MissingExtra("starec train sft", "train") from None
-    given = _parse(args, (SftArguments,), "sft", {}, partly=True)[0]
     watch = {"eval_strategy": "steps", "eval_steps": 50} if given.eval_users else {}
     given, config = _parse(args, (SftArguments, SFTConfig), "sft", {**paper_settings(given.size), **watch})
-    rows = _rows(given.rows)
-    options = {"adapter": _lora(given), "minutes": given.minutes}
+    options = {"adapter": _lora(given), "minutes": given.minutes, "chat_template_kwargs": switches, **_apart(given)}
     if given.eval_users:
         rows, options["eval_rows"] = rows.split(given.eval_users)
-    options["heldout"] = read_users(given.users_file)["heldout"] if given.users_file else []
     return _end(train_sft(given.model, rows, config, **options))
 
 
@@ -315,25 +260,24 @@ def grpo(args: Sequence[str]) -> int:
 
     Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
+    args = _show_help(args, GrpoArguments, "grpo")
+    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    _check_grpo(given)  # before what takes seconds to import
     try:
         from trl import GRPOConfig
 
-        from starec_training.grpo import ALGORITHMS, Rounds, paper_settings, train_grpo, train_rounds
-        from starec_training.rewards import REWARDS
+        from starec_training.collection import Rounds
+        from starec_training.grpo import paper_settings, train_grpo, train_rounds
     except ImportError:
         raise MissingExtra("starec train grpo", "train") from None
 
-    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings())
-    if not given.anchor:
-        config.beta = 0.0
-    options = {name: getattr(given, name) for name in ("algorithm", "reward", "max_prompt", "minutes")}
-    options |= {"adapter": _lora(given)}
-    check_choice("algorithm", given.algorithm, ALGORITHMS)
-    check_choice("reward", given.reward, list(REWARDS))
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
+    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    names = ("algorithm", "reward", "reward_funcs", "max_prompt", "follow_up_tokens", "minutes")
+    options = {name: getattr(given, name) for name in names} | {"adapter": _lora(given)}
     if given.rows:
-        _refuse(given, _OF_ROUNDS, "with --rows, which are there already")
-        heldout = read_users(given.users_file)["heldout"] if given.users_file else []
-        return _end(train_grpo(given.model, _rows([given.rows]), config, heldout=heldout, **options))
+        return _end(train_grpo(given.model, _rows([given.rows]), config, **_apart(given), **options))
     _check_users(given)
     data = _data(given)
     train_users, heldout = chosen_users(data, given)
@@ -347,11 +291,52 @@ def grpo(args: Sequence[str]) -> int:
         prompts=given.prompts,
         tasks=given.tasks,
         follow_ups=given.follow_ups,
-        agent={name: getattr(given, name) for name in ("answer_format", "structured", "max_history")},
+        stream=_reading(given).stream,
+        agent={"graph": load_graph(given.agent)} | {name: getattr(given, name) for name in _OF_AGENT},
         batch_size=given.collect_batch,
         seed=given.sample_seed,
     )
+    options["split"] = Split.load(given.split_file) if given.split_file else None
     return _end(train_rounds(given.model, data, train_users, config, rounds, heldout=heldout, **options))
+
+
+_OF_AGENT = ("answer_format", "structured", "max_history")
+
+
+def _check_grpo(given: GrpoArguments) -> None:
+    """Raise what is wrong with the options alone."""
+    from starec_training.rewards import check_rewards, reward_functions
+
+    check_choice("algorithm", given.algorithm, ("grpo", "reinforce++"))
+    check_rewards(given.reward, given.reward_funcs, None)
+    reward_functions(given.reward_funcs)
+    if given.rows:
+        _refuse(given, OF_ROUNDS, "with --rows, which are there already")
+    _check_users(given)
+    load_graph(given.agent)
+
+
+def _switches(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidOption(f'--template-switches {text}: wanted JSON, as {{"enable_thinking": false}}')
+    return found
+
+
+def _apart(given: Any) -> dict[str, Any]:
+    """Who must not be among rows that are there already."""
+    heldout = read_users(given.users_file)["heldout"] if given.users_file else []
+    return {"heldout": heldout, "split": Split.load(given.split_file) if given.split_file else None}
+
+
+def _reading(given: DataArguments) -> Reading:
+    if given.split_file:
+        return Split.load(given.split_file).reading
+    sizes = [f"{name}={getattr(given, name)}" for name in ("min_interactions", "max_length")]
+    return READINGS[given.reading].with_settings([*sizes, *given.set])
 
 
 def _end(final: Path | None) -> int:
@@ -361,12 +346,22 @@ def _end(final: Path | None) -> int:
 
 
 def _data(given: DataArguments) -> Dataset:
-    return data_spec(**{name: getattr(given, name) for name in DataSpec.model_fields}).load()
+    known = {name: getattr(given, name) for name in DataSpec.model_fields}
+    if given.split_file:
+        places = {name: known[name] for name in ("data_dir", "items") if known[name] is not None}
+        split = Split.load(given.split_file)
+        return split.load_dataset(DataSpec.of(dataset=split.spec().dataset, **places) if places else None)
+    spec = data_spec(**known)
+    return spec.load() if given.reading == "default" and not given.set else _reading(given).prepare(spec.read())
 
 
 def _check_users(given: DataArguments) -> None:
     if given.users_file:
         _refuse(given, ["heldout", "n_train"], "with --users-file, which says who trains and who is held out")
+    if given.split_file:
+        of_data = ("dataset", "columns", "domain", "liked_above", "min_interactions", "max_length", "reading", "set")
+        names = (*of_data, "users_file", "heldout", "n_train")
+        _refuse(given, names, "with --split-file, which says what the data are, who trains and who is tested")
 
 
 def _rows(paths: Sequence[str]) -> Any:
@@ -384,21 +379,27 @@ def _lora(given: ModelArguments) -> Any:
     return lora(given.lora_rank, given.lora_alpha) if given.lora_rank else None
 
 
-def _server(given: TeachArguments, cache: Path) -> Any:
+def _server(given: TeachArguments) -> Any:
+    """The teacher's client, which keeps answers in OUT/answers; raises unless the model is served."""
     from starec_agents.llm.client import OpenAIChat
 
     if given.base_url is None or given.model is None:
         raise TrainingError("an LLM teacher needs --base-url and --model")
-    endpoint = Endpoint(
-        base_url=given.base_url,
-        model=given.model,
-        api_key_env=given.api_key_env,
-        max_tokens=given.max_tokens,
-        timeout_s=given.timeout,
-        max_retries=given.max_retries,
-        concurrency=given.concurrency,
-    )
-    return OpenAIChat(endpoint, cache_dir=cache)
+    names = ("base_url", "model", "api_key_env", "temperature", "top_p", "max_tokens", "max_retries", "concurrency")
+    try:
+        endpoint = Endpoint(**{name: getattr(given, name) for name in names}, timeout_s=given.timeout)
+    except ValueError as error:
+        raise InvalidOption(f"the teacher's options: {error}") from None
+    if given.samples < 1 or given.rethinks < 0 or given.follow_ups < 1 or given.concurrency < 1:
+        raise InvalidOption("--samples, --follow-ups and --concurrency are at least 1, --rethinks at least 0")
+    llm = OpenAIChat(endpoint, cache_dir=Path(given.out) / "answers")
+
+    async def check() -> None:
+        async with llm:
+            await llm.check()
+
+    asyncio.run(check())
+    return llm
 
 
 def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list[Id]]:
@@ -408,6 +409,9 @@ def chosen_users(dataset: Dataset, given: DataArguments) -> tuple[list[Id], list
         DataError: A file of users can't be read.
         InvalidOption: Nobody is left to train on.
     """
+    if given.split_file:
+        split = Split.load(given.split_file)
+        return list(split.train), [*split.validation, *split.test]
     if given.users_file:
         users = read_users(given.users_file)
         return users["train"], users["heldout"]

@@ -19,12 +19,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from starec_agents.llm import Message
+from starec_agents.llm.base import Call, whole_answer
+from starec_agents.memory import Event, Memory
+from starec_agents.runs.reading import read_run, read_steps
 from starec_agents.runs.records import Turns
-from starec_agents.runs.store import read_run, read_steps, write_text
-from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format
+from starec_agents.runs.steps import Step
+from starec_agents.runs.store import write_text
+from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format, split_thought, thought_of
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
-from starec_env.types import Call, Candidates, Dataset, History, Id, Item, Memory, Query, Ranking, Step, Turn, User
+from starec_env.types import Candidates, Dataset, History, Id, Item, Query, Ranking, Turn, User
+from starec_training.rendering import encode as _length  # noqa: F401  # as is the next, an old home for one release
+from starec_training.rendering import fitting as fitting
 
 if TYPE_CHECKING:
     import datasets
@@ -42,7 +49,7 @@ class Shown(BaseModel):
 
     candidates: tuple[Item, ...]
     target: int
-    """0-based candidate position of the true item."""
+    """0-based candidate position of the target."""
 
     @model_validator(mode="after")
     def _positive_is_among_them(self) -> Shown:
@@ -64,7 +71,7 @@ class Shown(BaseModel):
         return parse_ranking(text, candidates, answer_format, cut_off)
 
     def rank(self, text: str, answer_format: str, cut_off: bool = False) -> int | None:
-        """1-based rank that an answer gives to the true item; None if it doesn't rank it."""
+        """1-based rank that an answer gives to the target; None if it doesn't rank it."""
         return self.parse(text, answer_format, cut_off).rank_of(self.target)
 
 
@@ -121,8 +128,8 @@ class Snapshot(BaseModel):
     max_history: int = MAX_HISTORY
     memory: Memory = Memory()
     """As it was when the prompt was made."""
-    event: str | None = None
-    """Memory update: the line that the turn added to the memory's history."""
+    event: Event | str | None = None
+    """Memory update: what the turn added to the memory's history."""
     follow_ups: tuple[Case, ...] = ()
     """Memory update: the user's next turns, which the new profile is to help with."""
 
@@ -136,8 +143,8 @@ class Snapshot(BaseModel):
         """What tells this prompt from the others of its population."""
         return self.task, self.user_id, self.turn
 
-    def follow_up_prompts(self, profile: str) -> list[list[Message]]:
-        """The ranking prompts of the follow-ups, with a new profile in the memory (4.2.2)."""
+    def follow_up_prompts(self, profile: str | None) -> list[list[Message]]:
+        """The ranking prompts of the follow-ups, with a new profile in the memory (4.2.2); None keeps the old one."""
         memory = self.memory.updated(profile=profile, event=self.event)
         return [rank_messages(case.query(), memory, self.answer_format, self.max_history) for case in self.follow_ups]
 
@@ -163,7 +170,7 @@ class Row(BaseModel):
 
     prompt: tuple[Mapping[str, str], ...]
     completion: str
-    """The answer, with its thought between <think> tags if the server had returned it apart."""
+    """The answer after its thought, which stands between a pair of <think> tags (`whole_thought`)."""
     snapshot: Snapshot
     lineage: Mapping[str, Any] = Field(default_factory=dict)
     """Where the answer came from: model, graph, and what screening and rethinking did to it."""
@@ -172,6 +179,25 @@ class Row(BaseModel):
     def task(self) -> Task:
         """Which task the prompt sets."""
         return self.snapshot.task
+
+    @property
+    def thought(self) -> str:
+        """The thought without its tags, "" if there is none; chat templates that have a place for it take it apart."""
+        return thought_of(self.completion)
+
+    @property
+    def answer(self) -> str:
+        """What follows the thought."""
+        return split_thought(self.completion)[0].strip() if self.thought else self.completion
+
+
+def whole_thought(text: str) -> str:
+    """An answer whose closed thought has both tags: servers may return only what follows an opening tag of theirs.
+
+    vLLM without a reasoning parser gives DeepSeek-R1's text that way, since its chat template writes `<think>` itself.
+    """
+    thought = thought_of(text)
+    return whole_answer(split_thought(text)[0].strip(), thought) if thought else text
 
 
 @dataclass
@@ -324,7 +350,7 @@ def _add(
     if call.kind not in TASKS:
         rows.dropped[f"another kind of call: {call.kind}"] += 1
     elif call.kind == "rank" and not turn.liked:
-        rows.dropped["no positive: the target was disliked"] += 1
+        rows.dropped["no target: it was disliked"] += 1
     elif call.kind == "reflect" and not later:
         rows.dropped["no turn follows the memory update"] += 1
     else:
@@ -340,7 +366,8 @@ def _add(
             **common,
         )
         marked = {**lineage, "cut_off": True} if call.cut_off else lineage  # no answer to learn, but a prompt to try
-        rows.rows.append(Row(prompt=call.messages, completion=call.answer, snapshot=snapshot, lineage=marked))
+        answer = whole_thought(call.answer)
+        rows.rows.append(Row(prompt=call.messages, completion=answer, snapshot=snapshot, lineage=marked))
 
 
 def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
@@ -354,54 +381,15 @@ def check_apart(training: Iterable[Id], heldout: Collection[Id]) -> None:
         )
 
 
+def kept_apart(split: Split | None) -> tuple[Id, ...]:
+    """Users of a split whom nothing may be trained on: those who choose and those who are tested."""
+    return () if split is None else (*split.validation, *split.test)
+
+
 def with_turns(dataset: Dataset, users: Iterable[Id], **stream: Any) -> list[Id]:
     """Those users that have a turn under some settings of Stream; a population refuses the others by name."""
     able = set(Stream(dataset, **stream).users.tolist())
     return [user for user in users if dataset.user_index(user) in able]
-
-
-def fitting(rows: Rows, tokenizer: Any, *, max_prompt: int | None = None, max_length: int | None = None) -> Rows:
-    """Rows whose prompt, and prompt with completion, are within limits; the others are dropped and counted.
-
-    Args:
-        rows: The rows.
-        tokenizer: Counts tokens, by its chat template.
-        max_prompt: Most tokens of a prompt (the paper's reinforcement training: 4096).
-        max_length: Most tokens of prompt and completion together (the paper's SFT: 16384).
-
-    Raises:
-        TrainingError: The tokenizer has no chat template, or no row is left.
-    """
-    check_chat_template(tokenizer)
-    goes: dict[int, str] = {}
-    for place, row in enumerate(rows):
-        prompt = _length(tokenizer, row.prompt, add_generation_prompt=True)
-        if max_prompt is not None and prompt > max_prompt:
-            goes[place] = f"prompt over {max_prompt} tokens"
-        elif max_length is not None and row.lineage.get("cut_off"):
-            goes[place] = "the answer was cut off"
-        elif max_length is not None:
-            answer = {"role": "assistant", "content": row.completion}
-            if prompt > max_length or _length(tokenizer, [*row.prompt, answer]) > max_length:
-                goes[place] = f"prompt and answer over {max_length} tokens"
-    kept = rows.kept(goes)
-    if not len(kept):
-        raise TrainingError(f"no row is left ({kept}): raise the limit, or show a shorter history")
-    return kept
-
-
-def check_chat_template(tokenizer: Any) -> None:
-    """Raise TrainingError unless the tokenizer can render a conversation."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise TrainingError(
-            "the tokenizer has no chat template, so prompts can't be rendered as the server renders them: use an "
-            "instruction-tuned model, or set tokenizer.chat_template"
-        )
-
-
-def _length(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: bool) -> int:
-    conversation = [dict(message) for message in messages]
-    return len(tokenizer.apply_chat_template(conversation, return_dict=False, **options))
 
 
 def save_report(path: str | Path, report: Mapping[str, Any]) -> None:

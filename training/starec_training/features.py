@@ -1,8 +1,8 @@
 """What other users' behaviour and the catalogue say of a candidate, without ever seeing the answer.
 
-The evidence of the blind teacher: who else took these items together, how popular they are, and what genres and years
-they share. It is counted on training users alone; a training user's own stream is taken out of the counts before that
-user is judged, or the counts would give the answer away.
+The evidence of the rule-based teacher: who else took these items together, how popular they are, and what genres
+and years they share. It is counted on training users alone; a training user's own stream is taken
+out of the counts before that user is judged, or the counts would give the answer away.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.cases import PAD
-from starec_env.data.splits import rows_only
+from starec_env.data.cut import rows_only
 from starec_env.errors import TrainingError
 from starec_env.pairs import PairCounts
 from starec_env.replay.stream import Stream
@@ -66,7 +66,7 @@ class Evidence:
         self.dataset = dataset
         self.trained = np.array(sorted(dataset.user_index(user) for user in users), np.int64)
         if not len(self.trained):
-            raise TrainingError("the blind teacher needs training users to learn from: give their ids")
+            raise TrainingError("the rule-based teacher needs training users to learn from: give their ids")
         stops = dataset.starts.copy()
         stops[self.trained] = dataset.indptr[self.trained + 1]
         seen = rows_only(dataset, dataset.starts, stops)
@@ -142,7 +142,7 @@ class Evidence:
     @cached_property
     def kind_names(self) -> list[str]:
         """The genres or categories of the catalogue."""
-        return sorted({kind for item in self.dataset.items for kind in kinds_of(item)})
+        return sorted({kind for item in self.dataset.items for kind in genres_of(item)})
 
     @cached_property
     def kinds(self) -> Floats:
@@ -150,7 +150,7 @@ class Evidence:
         column = {kind: place for place, kind in enumerate(self.kind_names)}
         table = np.zeros((self.dataset.n_items, max(1, len(column))))
         for row, item in enumerate(self.dataset.items):
-            table[row, [column[kind] for kind in kinds_of(item)]] = 1.0
+            table[row, [column[kind] for kind in genres_of(item)]] = 1.0
         unit: Floats = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1.0)
         return unit
 
@@ -201,7 +201,7 @@ class Evidence:
         able = np.intersect1d(stream.users, self.trained)
         pairs = [(user, at) for user in able.tolist() for at in range(int(stream.begin[user]), int(stream.end[user]))]
         if not pairs:
-            raise TrainingError("no training user has a turn to fit the blind teacher to: give more users")
+            raise TrainingError("no training user has a turn to fit the rule-based teacher to: give more users")
         chosen = np.random.default_rng(seed).permutation(len(pairs))[:most]
         users, index = np.array(pairs)[chosen].T
         candidates, targets = stream.candidates(users, index)
@@ -224,10 +224,14 @@ class Evidence:
         return items[order], counts[order]
 
 
-def kinds_of(item: Item) -> list[str]:
+def genres_of(item: Item) -> list[str]:
     """An item's genres or categories, each once."""
     text = next((item.attributes[name] for name in _KINDS if name in item.attributes), "")
     return list(dict.fromkeys(part.strip() for part in re.split(r"[|,/;]", text) if part.strip()))
+
+
+kinds_of = genres_of
+"""Its name of the first edition; kept for one release."""
 
 
 def _year(item: Item) -> float:

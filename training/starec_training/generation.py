@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from starec_agents.llm import Completion, Message
+from starec_agents.llm import Completion
+from starec_agents.llm.base import Usage
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
-from starec_training.dataset import check_chat_template
+from starec_training.precision import bfloat16_is_quicker
+from starec_training.rendering import Prompt, check_chat_template
+from starec_training.rendering import encode as _encode
 from starec_training.rewards import RankPrompts, whole
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-Prompt = Sequence[Message]
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _QUIET = 0.01
 
 
@@ -35,6 +38,7 @@ def generate(
     temperature: float = 0.0,
     batch_size: int = 32,
     seeds: Sequence[Any] | None = None,
+    **sampling: Any,
 ) -> list[Completion]:
     """Answer prompts by a model of transformers, batched by length, with a key-value cache.
 
@@ -50,6 +54,8 @@ def generate(
         temperature: 0 takes the likeliest token.
         batch_size: Prompts at a time.
         seeds: Of the sampling, one a prompt: anything with a repr. None: 0 for all, so equal prompts get one answer.
+        sampling: top_p, top_k, min_p and repetition_penalty, as GRPOConfig has them. What the model's own
+            generation_config says of sampling never applies: TRL's groups are drawn without it too.
 
     Returns:
         Completions in the order of the prompts, with usage and token ids.
@@ -58,24 +64,47 @@ def generate(
     order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
     seeds = [0] * len(ids) if seeds is None else seeds
     answers: list[Completion | None] = [None] * len(ids)
+    ends = ends_of(model, tokenizer)
     with _generating(model):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            noise = _gumbel(model.device, temperature, [(seeds[place], ids[place]) for place in places])
+            drawn_by = [(seeds[place], ids[place]) for place in places]
+            chosen = [*_warpers(temperature, **sampling), *_gumbel(model.device, temperature, drawn_by)]
             began = time.perf_counter()
             batch = _generate(
-                model, tokenizer, [ids[place] for place in places], max_new_tokens=max_tokens, logits_processor=noise
+                model, tokenizer, [ids[place] for place in places], max_new_tokens=max_tokens, logits_processor=chosen
             )
             latency = time.perf_counter() - began
             for place, tokens in zip(places, batch, strict=True):
                 answers[place] = Completion(
                     text=tokenizer.decode(tokens, skip_special_tokens=True),
-                    finish_reason="stop" if tokens[-1] in ends_of(model, tokenizer) else "length",
+                    finish_reason="stop" if tokens[-1] in ends else "length",
                     usage=Usage(prompt_tokens=len(ids[place]), completion_tokens=len(tokens)),
                     latency=latency,
                     token_ids=tuple(tokens),
                 )
     return [answer for answer in answers if answer is not None]
+
+
+def _warpers(
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+) -> list[Any]:
+    """What changes the scores before one is drawn, in the order of transformers' own sampling."""
+    from transformers import generation as known
+
+    found: list[Any] = []
+    if repetition_penalty != 1:
+        found.append(known.RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if temperature:
+        found += [lambda _, scores: scores.float() / temperature]
+        found += [known.TopKLogitsWarper(top_k)] if top_k else []
+        found += [known.TopPLogitsWarper(top_p)] if top_p < 1 else []
+        found += [known.MinPLogitsWarper(min_p)] if min_p else []
+    return found
 
 
 def _gumbel(device: Any, temperature: float, drawn_by: Sequence[Any]) -> list[Any]:
@@ -91,28 +120,32 @@ def _gumbel(device: Any, temperature: float, drawn_by: Sequence[Any]) -> list[An
         waits = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(waits, generators, strict=True):
             row.exponential_(generator=generator)
-        return scores.float() / temperature - waits.log()
+        return scores.float() - waits.log()
 
     return [noisy]
-
-
-def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    messages = [dict(message) for message in prompt]
-    tokens: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return tokens
 
 
 @contextmanager
 def _generating(model: Any) -> Iterator[None]:
     import torch
 
-    training = model.training
+    training, declared, kind = model.training, model.generation_config, model.device.type
     model.eval()
+    model.generation_config = plain(declared, declared.eos_token_id)  # transformers fills what is left out from it
+    quick = kind != "cpu" and bfloat16_is_quicker(kind)
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=quick):
             yield
     finally:
         model.train(training)
+        model.generation_config = declared
+
+
+def plain(declared: Any, ends: Any) -> Any:
+    """A model's GenerationConfig without what it says of sampling: its special tokens, and these ends."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(bos_token_id=declared.bos_token_id, pad_token_id=declared.pad_token_id, eos_token_id=ends)
 
 
 def _generate(model: Any, tokenizer: Any, batch: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -123,7 +156,6 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[Sequence[int]], **opti
     inputs = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
     ends = ends_of(model, tokenizer)
-    options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(input_ids=inputs, attention_mask=mask, pad_token_id=pad, eos_token_id=ends, **options)
     found = []
     for tokens in output[:, longest:].tolist():
@@ -137,6 +169,19 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     declared = model.generation_config.eos_token_id
     ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return sorted({*ends, tokenizer.eos_token_id})
+
+
+def outside_loop(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call what starts an event loop of its own, in a thread of its own where one is running already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function(*args, **options)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(function, *args, **options).result()
+
+
+_ends = ends_of  # its name in the first edition
 
 
 def ranker(policy: Callable[[], Any], tokenizer: Any, **options: Any) -> RankPrompts:
@@ -168,8 +213,8 @@ class LocalChat:
         batch_size: Most requests at a time.
         seed: Of the sampling, with how often the same prompt was asked before: so a resumed run draws what an unbroken
             one draws, and repeated requests still differ.
-        sampling: Defaults of max_tokens and temperature; a request's own go before. Others can't be served here and
-            are ignored.
+        sampling: Defaults of what `generate` takes; a request's own go before. Others can't be served here and are
+            ignored.
     """
 
     def __init__(
@@ -192,7 +237,7 @@ class LocalChat:
 
     async def complete(self, messages: Prompt, **sampling: Any) -> Completion:
         """Answer a prompt; see ChatModel."""
-        known = {name: value for name, value in sampling.items() if name in ("max_tokens", "temperature")}
+        known = {name: value for name, value in sampling.items() if name in _SAMPLING}
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._asked[key := repr(messages)] += 1
         self._waiting.append(_Request(messages, {**self.sampling, **known}, (self.seed, self._asked[key]), future))

@@ -7,70 +7,116 @@ policy to the next round. The KL anchor is the SFT model in every round.
 from __future__ import annotations
 
 import copy
-import json
-import random
+import os
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_model
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 
 from starec_agents.agent import UserAgent
-from starec_agents.llm import ChatModel
-from starec_agents.runs.config import Purpose
-from starec_agents.runs.population import run_population
-from starec_agents.runs.records import Turns
+from starec_agents.llm import ChatModel, ScriptedChat, scripted_user
+from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, TrainingError, check_choice
-from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
-from starec_training.checkpoints import FINAL, Guard, check_trainable, claim, device_settings, digest, load_policy
+from starec_training.checkpoints import (
+    FINAL,
+    Guard,
+    StageConfig,
+    card_of,
+    check_savable,
+    check_trainable,
+    claim,
+    device_settings,
+    digest,
+    load_policy,
+    save_final,
+)
+from starec_training.collection import Collected
+from starec_training.collection import Rounds as Rounds
 from starec_training.dataset import (
     Rows,
     check_apart,
-    fitting,
-    read_rows,
+    kept_apart,
     read_snapshot,
-    run_rows,
     to_dataset,
-    with_turns,
-    write_rows,
 )
-from starec_training.features import Evidence
-from starec_training.generation import LocalChat, ends_of, ranker
-from starec_training.negatives import KINDS, HarderTurns
-from starec_training.rewards import REWARDS, Ending, RankPrompts, memory_reward, ranking_reward, served
-from starec_training.sft import finish
-from starec_training.vllm_server import hand_over, holds_policy, server_chat, watched
+from starec_training.generation import ends_of, ranker
+from starec_training.grouped import Rollout, share_prefixes
+from starec_training.negatives import KINDS
+from starec_training.rendering import fitting
+from starec_training.rewards import (
+    REWARDS,
+    Ending,
+    RankPrompts,
+    RewardFunction,
+    check_rewards,
+    knowing,
+    memory_reward,
+    name_of,
+    ranking_reward,
+    reward_functions,
+    served,
+)
+from starec_training.vllm_server import holds_policy, server_chat, watched
 
 ALGORITHMS = ("grpo", "reinforce++")
 MAX_PROMPT = 4096
 """Most tokens of a prompt (5.1.4)."""
 
-Key = tuple[str, Id, int]
-T = TypeVar("T")
+BATCH = 64
+"""Prompts of a step (5.1.4), read as VeRL counts them: 64 prompts of 8 completions are 512 completions."""
 
 
-def paper_settings() -> dict[str, Any]:
-    """The paper's GRPO (5.1.4, equation 3) as fields of GRPOConfig.
+def batch_settings(
+    prompts: int = BATCH, generations: int = 8, at_once: int = 8, processes: int | None = None
+) -> dict[str, int]:
+    """Fields of GRPOConfig for so many prompts a step, however many processes share them.
 
-    The batch of 64 is read as prompts, as VeRL counts it: 64 prompts of 8 completions are 512 completions a step on
-    one process (8 at a time, 64 times). For the other reading, 64 completions, set gradient_accumulation_steps=8.
-    TRL's own defaults differ from equation 3 in loss_type, beta and use_bias_correction_kl.
+    Args:
+        prompts: Of a step, on all processes together.
+        generations: Completions of each.
+        at_once: Completions that a process computes at a time; less memory, more time.
+        processes: How many share the step; None: those of the launcher.
+
+    Raises:
+        InvalidOption: The completions don't divide.
+    """
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    steps, left = divmod(prompts * generations, at_once * processes)
+    if left or not steps:
+        raise InvalidOption(
+            f"{prompts} prompts of {generations} completions a step don't divide among {processes} processes of "
+            f"{at_once} at a time: change per_device_train_batch_size, or give gradient_accumulation_steps"
+        )
+    return {
+        "num_generations": generations,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": steps,
+    }
+
+
+def paper_settings(**batch: Any) -> dict[str, Any]:
+    """The paper's GRPO (5.1.4, equation 3) as fields of GRPOConfig; `batch` as of `batch_settings`.
+
+    TRL's own defaults differ from equation 3 in loss_type, beta and use_bias_correction_kl; epsilon and num_iterations
+    agree, and are named so that they stay. With one update a batch (num_iterations 1, and as many steps between
+    generations as are accumulated) the ratio of equation 3 is 1, and its clip never acts.
     """
     return {
         "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",
         "num_train_epochs": 1,
-        "num_generations": 8,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 64,
+        **batch_settings(**batch),
+        "num_iterations": 1,
+        "epsilon": 0.2,
         "beta": 1e-3,
         "loss_type": "grpo",
         "scale_rewards": "group",
@@ -90,13 +136,21 @@ def paper_settings() -> dict[str, Any]:
     }
 
 
-def paper_grpo(**overrides: Any) -> GRPOConfig:
-    """TRL's GRPOConfig with the paper's settings; any field can be overridden."""
-    return GRPOConfig(**{**paper_settings(), **overrides})
+def paper_grpo(prompts: int = BATCH, **overrides: Any) -> GRPOConfig:
+    """TRL's GRPOConfig with the paper's settings; any field can be overridden.
+
+    Args:
+        prompts: Of a step, on all processes together, unless gradient_accumulation_steps is among the overrides.
+        overrides: Fields of GRPOConfig.
+    """
+    sizes = {"generations": "num_generations", "at_once": "per_device_train_batch_size"}
+    batch = {name: overrides[known] for name, known in sizes.items() if known in overrides}
+    batch = {} if "gradient_accumulation_steps" in overrides else {"prompts": prompts, **batch}
+    return GRPOConfig(**{**paper_settings(**batch), **overrides})
 
 
 class AgentGRPO(GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer that checks each group, and records which prompts had spread: `spread.jsonl` in its folder."""
+    """GRPOTrainer that checks each group: one prompt, and a reward for each completion."""
 
     gathered_rewards: torch.Tensor
     """(completions of all processes, reward functions) of the last batch; NaN where a function doesn't apply."""
@@ -104,29 +158,14 @@ class AgentGRPO(GRPOTrainer):  # type: ignore[misc]
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **options: Any) -> torch.Tensor:
         found: torch.Tensor = super()._calculate_rewards(inputs, *args, **options)
         self.gathered_rewards = found
-        keys: list[Key] = gather_object([read_snapshot(row["snapshot"]).key for row in inputs])
+        keys: list[tuple[str, Id, int]] = gather_object([read_snapshot(row["snapshot"]).key for row in inputs])
         if torch.isnan(found).all(1).any():
             raise TrainingError("a completion has no reward: each task needs a reward function that returns a number")
         size = self.num_generations if self.model.training else self.num_generations_eval
         groups = [keys[start : start + size] for start in range(0, len(keys), size)]
         if any(len(set(group)) > 1 for group in groups):
             raise TrainingError(f"a group mixes prompts: {next(g for g in groups if len(set(g)) > 1)}")
-        if self.accelerator.is_main_process and self.model.training:
-            rewards = found.nansum(1).view(-1, size)
-            with open(Path(self.args.output_dir) / "spread.jsonl", "a", encoding="utf-8") as file:
-                for group, values in zip(groups, rewards.tolist(), strict=True):
-                    file.write(json.dumps([*group[0], max(values) - min(values)]) + "\n")
         return found
-
-
-def without_spread(folder: str | Path) -> set[Key]:
-    """Prompts whose last group in a training's folder earned one reward alone, and so taught nothing."""
-    path = Path(folder) / "spread.jsonl"
-    last: dict[Key, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        task, user_id, turn, spread = json.loads(line)
-        last[task, user_id, turn] = spread
-    return {key for key, spread in last.items() if spread == 0}
 
 
 def train_grpo(
@@ -138,11 +177,15 @@ def train_grpo(
     adapter: LoraConfig | None = None,
     algorithm: str = "grpo",
     reward: str = "position",
+    reward_funcs: Sequence[str | RewardFunction] = (),
     rank: RankPrompts | None = None,
     follow_up_tokens: int | None = None,
     max_prompt: int = MAX_PROMPT,
     heldout: Collection[Id] = (),
+    split: Split | None = None,
     minutes: float | None = None,
+    rollout: Rollout | None = None,
+    frozen: Sequence[str] = (),
 ) -> Path | None:
     """One round of reinforcement training. A killed or stopped round goes on from its last checkpoint.
 
@@ -150,17 +193,23 @@ def train_grpo(
         model: The anchor: the SFT model's folder. An adapter's folder trains that adapter, with a frozen copy of it as
             the reference; a whole model trains all weights, with the folder loaded again as the reference.
         rows: State snapshots, as `run_rows` makes them.
-        config: `paper_grpo(...)`, or any GRPOConfig. beta=0 trains without an anchor.
+        config: `paper_grpo(...)`, or any GRPOConfig. beta=0 trains without an anchor. Its reward_weights are of
+            rankings, memory updates, and `reward_funcs` in their order.
         start: Weights to start from instead of the anchor's, of the same kind: the last round's result.
         adapter: Train a new LoRA on a whole model, which is then the reference.
         algorithm: "grpo", or "reinforce++" (Table 5).
-        reward: "position" (the paper's) or "ndcg".
+        reward: Of rankings and memory updates: "position" (the paper's), "ndcg", or "none": own functions alone pay.
+        reward_funcs: Further functions with TRL's signature, or MODULE:FUNCTION; see `rewards.reward_functions`.
         rank: Ranks the follow-ups of memory updates, e.g. `served(...)`; None asks the model being trained, or in
             vLLM's server mode the server that holds it.
         follow_up_tokens: Most tokens of such a follow-up; None: as of any completion.
         max_prompt: Longer prompts are dropped and counted.
         heldout: Users kept for testing.
+        split: Who trains and who is tested; it goes on the model's card.
         minutes: Stop with a checkpoint after so long.
+        rollout: Draws the answers in TRL's place, e.g. `grouped.scores_only(...)`.
+        frozen: Parts of parameters' names that aren't trained, e.g. "embed_tokens": a score is a token, and noise on
+            its vector costs the greedy answer more than the policy gains.
 
     Returns:
         The folder of the trained policy, or None if the time ran out before the end.
@@ -169,58 +218,106 @@ def train_grpo(
         TrainingError: The rows, the model or the folder can't be used; says why.
         EndpointError: The server that ranks follow-ups, or holds the policy, died; call again when it is back.
     """
-    check_choice("algorithm", algorithm, ALGORITHMS)
-    check_choice("reward", reward, list(REWARDS))
-    check_apart((row.snapshot.user_id for row in rows), heldout)
+    functions = _checked(algorithm, reward, reward_funcs, config)
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
     out = Path(config.output_dir)
-    names = ("learning_rate", "beta", "loss_type", "num_generations", "generation_batch_size", "seed", "max_steps")
-    settings: dict[str, Any] = {"stage": algorithm, "model": str(model), "start": str(start), "reward": reward}
-    settings |= {"lora": adapter.r if adapter else 0, **{name: getattr(config, name) for name in names}}
-    checkpoint = claim(out, settings, rows)
+    switches = config.chat_template_kwargs or {}
+    known: dict[str, Any] = {
+        "follow_up_tokens": follow_up_tokens,
+        "max_prompt": max_prompt,
+        "adapter": adapter,
+        "frozen": tuple(frozen),
+    }
+    known |= {"reward": reward, "reward_funcs": tuple(map(name_of, functions)), "chat_template": switches}
+    known |= {"start": None if start is None else str(start)}
+    stage = StageConfig.of(algorithm, model, config, rows, **known)
+    checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL
     most = follow_up_tokens or config.max_completion_length
     if rank is None and holds_policy(config):
         rank = served(server_chat(config), temperature=0.0, max_tokens=most)
-    policy, tokenizer = load_policy(model)
-    rows = fitting(rows, tokenizer, max_prompt=max_prompt)
+    adapts = start is not None and (Path(start) / "adapter_config.json").exists()
+    policy, tokenizer = load_policy(model if adapts or start is None else start, switches, anchor=model)
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_(weight.requires_grad and not any(part in name for part in frozen))
+    if adapter is None and not config.use_vllm:
+        share_prefixes(policy)
+    rows = _whole_batches(fitting(rows, tokenizer, max_prompt=max_prompt), config)
+    pays = REWARDS.get(reward)
+    follow = rank or ranker(
+        lambda: trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        max_tokens=most,
+        batch_size=config.per_device_train_batch_size,
+        repetition_penalty=config.repetition_penalty,
+    )
+    ending = Ending.of(tokenizer, ends_of(policy, tokenizer))
+    ours = [] if pays is None else [ranking_reward(pays), memory_reward(follow, pays)]
+    config.logging_first_step = True  # whose KL is checked
+    own_start = start is None and checkpoint is None
+    trainer = _trainer_class(algorithm)(
+        model=policy,
+        args=config,
+        reward_funcs=[*(knowing(ending, function) for function in ours), *functions],
+        train_dataset=to_dataset(rows).remove_columns("completion"),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        rollout_func=rollout,
+        callbacks=[Guard(minutes, most_kl=most_kl(config) if own_start else None, groups=algorithm == "grpo")],
+    )
+    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    if sharded and rank is None and pays and any(row.task == "reflect" for row in rows):
+        raise TrainingError(
+            "the model is sharded, so no process can rank follow-ups alone: give `rank` a server that holds the policy"
+        )
+    check_trainable(trainer.model)
+    check_savable(trainer.accelerator)
+    if adapts:
+        with _gathered(trainer.model):
+            set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)), adapter_name="default")
+    trainer.accelerator.print(str(rows))
+    with watched(config):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if holds_policy(config) and trainer.is_world_process_zero():
+        trainer.vllm_generation.vllm_client.close_communicator()  # the next round opens its own, at the same port
+    return save_final(trainer, tokenizer, out, card_of(stage, rows, split, heldout))
+
+
+def most_kl(config: Any) -> float:
+    """Most KL to the anchor that rounding explains where the policy is the anchor: 0 but for half precision."""
+    return 1e-3 if config.bf16 or config.fp16 else 1e-6
+
+
+def _checked(
+    algorithm: str, reward: str, functions: Sequence[str | RewardFunction], config: GRPOConfig
+) -> list[RewardFunction]:
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    check_rewards(reward, functions, config.reward_weights)
+    return reward_functions(functions)
+
+
+def _whole_batches(rows: Rows, config: GRPOConfig) -> Rows:
+    """The rows, which those that fill no last batch are counted in; TRL leaves others out in each epoch."""
     prompts = config.generation_batch_size // config.num_generations
     if len(rows) < prompts:
         raise TrainingError(
             f"{len(rows)} rows don't fill one batch of {prompts} prompts: collect more, or lower "
             "gradient_accumulation_steps or per_device_train_batch_size"
         )
-    worth = REWARDS[reward]
-    follow = rank or ranker(
-        lambda: trainer.accelerator.unwrap_model(trainer.model),
-        tokenizer,
-        max_tokens=most,
-        batch_size=config.per_device_train_batch_size,
-    )
-    ending = Ending.of(tokenizer, ends_of(policy, tokenizer), **(config.chat_template_kwargs or {}))
-    trainer = _trainer_class(algorithm)(
-        model=policy,
-        args=config,
-        reward_funcs=[ranking_reward(worth, ending), memory_reward(follow, worth, ending)],
-        train_dataset=to_dataset(rows).remove_columns("completion"),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[Guard(minutes, anchored=start is None and checkpoint is None)],
-    )
-    sharded = trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and config.deepspeed_plugin.zero_stage == 3)
-    if sharded and rank is None and any(row.task == "reflect" for row in rows):
-        raise TrainingError(
-            "the model is sharded, so no process can rank follow-ups alone: give `rank` a server that holds the policy"
-        )
-    check_trainable(trainer.model)
-    if start is not None:
-        _load_weights(trainer.model, Path(start))
-    trainer.accelerator.print(str(rows))
-    with watched(config):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if holds_policy(config) and trainer.is_world_process_zero():
-        trainer.vllm_generation.vllm_client.close_communicator()  # the next round opens its own, at the same port
-    return finish(trainer, tokenizer, out)
+    left = {f"left over from batches of {prompts} prompts": len(rows) % prompts}
+    return Rows(rows.rows, rows.dropped + Counter(left))
+
+
+def _gathered(model: Any) -> AbstractContextManager[Any]:
+    """Within it, the adapter's weights are whole in every process, and what the first writes holds in all."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed  # type: ignore[import-not-found]
+
+    adapter = [value for name, value in model.named_parameters() if ".default." in name]
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(adapter, modifier_rank=0)
+    return gathered
 
 
 def _trainer_class(algorithm: str) -> type[AgentGRPO]:
@@ -229,42 +326,6 @@ def _trainer_class(algorithm: str) -> type[AgentGRPO]:
     from starec_training.reinforce_pp import AgentReinforcePP
 
     return AgentReinforcePP
-
-
-def _load_weights(model: Any, folder: Path) -> None:
-    # After the trainer was made: its reference is a copy of the anchor, and only the policy takes the new weights.
-    if hasattr(model, "peft_config"):
-        set_peft_model_state_dict(model, load_peft_weights(str(folder)), adapter_name="default")
-    else:
-        load_model(model, folder / "model.safetensors")
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How training data are collected, round by round."""
-
-    rounds: int = 1
-    users: int | Sequence[Id] | None = None
-    """Training users of each round: ids, or how many to sample (another sample each round); None takes all."""
-    turns: int | None = None
-    """The last so many turns of each user."""
-    candidates: Sequence[int] = (20,)
-    """Candidates of each round's lists; the last holds for further rounds. Growing numbers make a curriculum."""
-    hard: Sequence[float] = (0.0,)
-    """Share of each round's negatives that are harder than the environment's, likewise; growing shares make another."""
-    hard_kind: str = "popular"
-    """What the harder ones are like: popular, or near to the target (`negatives.HarderTurns`)."""
-    prompts: int | None = None
-    """Most prompts a round, sampled; None takes all."""
-    tasks: Sequence[str] = ("rank", "reflect")
-    """Which of the two tasks train."""
-    follow_ups: int = 1
-    """Next turns that pay a memory update."""
-    agent: dict[str, Any] = field(default_factory=dict)
-    """Options of UserAgent: graph, answer_format, structured, max_history."""
-    batch_size: int = 32
-    """Prompts at a time of a policy in this process."""
-    seed: int = 0
 
 
 def train_rounds(
@@ -303,102 +364,30 @@ def train_rounds(
     if rounds.rounds < 1 or not rounds.candidates or not rounds.hard:
         raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
     check_choice("hard_kind", rounds.hard_kind, KINDS)
-    check_apart(train_users, heldout)
+    split = options.pop("split", None)
+    check_apart(train_users, [*heldout, *kept_apart(split)])
+    split = split or Split.of(dataset, train=train_users, test=list(heldout))
+    algorithm, reward = options.get("algorithm", "grpo"), options.get("reward", "position")
+    functions = _checked(algorithm, reward, options.get("reward_funcs", ()), config)
+    agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
     if llm is None and holds_policy(config):
         server_chat(config)  # raises if it can't be asked, before time is wasted
-    told = {"stage": "rounds", "model": str(model), "dataset": dataset.hash, "train_users": digest(train_users)}
-    told |= {name: value for name, value in vars(rounds).items() if name not in ("rounds", "batch_size", "agent")}
-    claim(config.output_dir, told, Rows())
+    free = ("rounds", "batch_size", "agent")  # more rounds may follow
+    known: dict[str, Any] = {name: options.get(name) for name in ("adapter", "follow_up_tokens", "max_prompt")}
+    known |= {"reward": f"{algorithm} {reward}", "reward_funcs": tuple(map(name_of, functions))}
+    known |= {"rounds": {name: value for name, value in vars(rounds).items() if name not in free} | {"agent": agent}}
+    known |= {"dataset": dataset.hash, "train_users": digest(train_users)}
+    claim(config.output_dir, StageConfig.of("rounds", model, config, **known))
     began = time.monotonic()
     policy: Path | None = None
+    collect = Collected(dataset, train_users, config, rounds, llm, heldout)
     for number in range(rounds.rounds):
         folder = Path(config.output_dir) / f"round-{number}"
-        rows = _collected(folder, policy or model, dataset, train_users, config, rounds, number, llm, heldout)
-        previous = Path(config.output_dir) / f"round-{number - 1}"
-        rows = _worth_training(rows, previous / "train", rounds, number)
+        rows = collect.chosen(collect.rows(folder, policy or model, number), number)
         own = copy.copy(config)
         own.output_dir, own.seed = str(folder / "train"), config.seed + number
         left = None if minutes is None else minutes - (time.monotonic() - began) / 60
-        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, minutes=left, **options)
+        policy = train_grpo(model, rows, own, start=policy, heldout=heldout, split=split, minutes=left, **options)
         if policy is None:
             return None
     return policy
-
-
-def _collected(
-    folder: Path,
-    policy: str | Path,
-    dataset: Dataset,
-    train_users: Sequence[Id],
-    config: GRPOConfig,
-    rounds: Rounds,
-    number: int,
-    llm: ChatModel | None,
-    heldout: Collection[Id],
-) -> Rows:
-    state = PartialState()
-    mine = folder / f"population-{state.process_index}" if state.num_processes > 1 else folder / "population"
-    parts = [folder / f"rows-{place}.jsonl" for place in range(state.num_processes)]
-    todo = not all(part.exists() for part in parts)
-    state.wait_for_everyone()
-    if todo and llm is None and holds_policy(config):
-        if state.is_main_process:
-            hand_over(config, policy)
-        state.wait_for_everyone()
-        llm = server_chat(config)
-    if not parts[state.process_index].exists():
-        seed, n_candidates = rounds.seed + number, _of_round(rounds.candidates, number)
-        settings: dict[str, Any] = {"turns": rounds.turns, "n_candidates": n_candidates, "seed": seed, "split": "train"}
-        users = _users(with_turns(dataset, train_users, **settings), rounds, number)
-        sampling = {"temperature": config.temperature, "max_tokens": config.max_completion_length}
-        uniform = Stream(dataset, **settings)
-        stream: Turns | None = None
-        if hard := _of_round(rounds.hard, number):
-            stream = HarderTurns(uniform, Evidence(dataset, train_users), rounds.hard_kind, hard)
-        if llm is None:
-            network, tokenizer = load_policy(policy)
-            network.to(state.device)
-            llm = LocalChat(network, tokenizer, model=f"round {number}", batch_size=rounds.batch_size, seed=seed)
-        run_population(
-            dataset,
-            UserAgent.factory(llm, **rounds.agent, **sampling),
-            out=mine,
-            users=users[state.process_index :: state.num_processes],
-            **settings,
-            stream=stream,
-            purpose=Purpose(hard=hard, hard_kind=rounds.hard_kind) if hard else None,
-            concurrency=max(64, 2 * rounds.batch_size),
-            resume=(mine / "run.json").exists(),
-            progress=state.is_main_process,
-        )
-        rows = run_rows(mine, dataset, heldout=heldout, follow_ups=rounds.follow_ups, stream=stream)
-        write_rows(parts[state.process_index], rows)
-    state.wait_for_everyone()
-    return Rows([row for part in parts for row in read_rows(part)])
-
-
-def _of_round(values: Sequence[T], number: int) -> T:
-    return values[min(number, len(values) - 1)]
-
-
-def _users(train_users: Sequence[Id], rounds: Rounds, number: int) -> list[Id]:
-    if isinstance(rounds.users, Sequence):
-        return list(rounds.users)
-    if rounds.users is not None and not 1 <= rounds.users <= len(train_users):
-        raise InvalidOption(f"users={rounds.users}: there are {len(train_users)} training users")
-    return random.Random(rounds.seed + number).sample(list(train_users), rounds.users or len(train_users))
-
-
-def _worth_training(rows: Rows, previous: Path, rounds: Rounds, number: int) -> Rows:
-    stuck = without_spread(previous)
-    goes = {}
-    for place, row in enumerate(rows):
-        if row.task not in rounds.tasks:
-            goes[place] = f"task {row.task} doesn't train"
-        elif row.snapshot.key in stuck:
-            goes[place] = "no spread in the last round"
-    rows = rows.kept(goes)
-    if rounds.prompts is not None and len(rows) > rounds.prompts:
-        places = random.Random(rounds.seed + number).sample(range(len(rows)), len(rows) - rounds.prompts)
-        rows = rows.kept(dict.fromkeys(places, "over the round's number of prompts"))
-    return rows

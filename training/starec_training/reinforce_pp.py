@@ -2,7 +2,9 @@
 
 Hu 2025, "REINFORCE++". What differs from GRPO: a token's advantage is the answer's reward less beta times the KL that
 follows it (k1 estimate), and mean and deviation are those of all tokens of the batch, not of the prompt's group. The
-clipped objective stays. The loss itself has no KL term, or the KL would count twice.
+clipped objective stays. The loss itself has no KL term, or the KL would count twice. It is the variant without the
+group's baseline, on a group of samples a prompt. TRL's `RLOOConfig(normalize_advantages=True)` is another: a baseline
+of the prompt's other samples, and the KL of the whole sequence in the reward.
 """
 
 from __future__ import annotations

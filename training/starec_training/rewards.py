@@ -1,4 +1,4 @@
-"""What an answer is worth (4.2.2): a ranking by its positive's place, a memory update by the ranking that follows it.
+"""What an answer earns (4.2.2): a ranking by its target's place, a memory update by the ranking that follows it.
 
 Each function has TRL's signature for rewards and gives None for rows of the other task, which TRL leaves out of that
 row's reward. Advantages are normalised within each prompt's group, so the two tasks may share a batch.
@@ -7,20 +7,25 @@ row's reward. Advantages are normalised within each prompt's group, so the two t
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
 from starec_agents.llm import ChatModel, Completion, Message
 from starec_agents.tasks import profile_format, ranking_format, split_thought
-from starec_env.errors import TrainingError
+from starec_env.errors import InvalidOption, TrainingError, check_choice
 from starec_env.metrics import ndcg
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.stream import Reward
 from starec_training.dataset import Snapshot, read_snapshot
+from starec_training.rendering import Template
 
 RankPrompts = Callable[[Sequence[Sequence[Message]]], Sequence[str]]
 """Answers ranking prompts by the current policy: prompts in, whole answers out, in order; "" for one cut off."""
@@ -39,6 +44,9 @@ def ndcg_reward(rank: int | None) -> float:
 REWARDS: dict[str, Reward] = {"position": position_reward, "ndcg": ndcg_reward}
 """Rewards of a rank by name; the paper's is "position"."""
 
+NO_REWARD = "none"
+"""In place of such a name: own functions alone pay."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -54,11 +62,9 @@ class Ending:
     """Whether the chat template opens a thought, so that an answer without a closing tag is all thought."""
 
     @classmethod
-    def of(cls, tokenizer: Any, ends: Iterable[int], **template: Any) -> Ending:
-        """How completions end by a tokenizer's chat template, with its own arguments, and the ending tokens."""
-        asked = [{"role": "user", "content": "Rank."}]
-        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False, **template)
-        return cls(frozenset(ends), split_thought(prompt)[1])
+    def of(cls, tokenizer: Any, ends: Iterable[int]) -> Ending:
+        """How completions end by a tokenizer's chat template and the ending tokens."""
+        return cls(frozenset(ends), Template.of(tokenizer).opened)
 
     def cut_off(self, text: str, ids: Sequence[int] | None, state: Snapshot) -> bool:
         """Whether a completion isn't whole."""
@@ -74,16 +80,19 @@ class Ending:
         return thinks and bool(last) and not state.shown.parse(last[0], state.answer_format).order
 
 
-def ranking_reward(reward: Reward = position_reward, ending: Ending | None = None) -> RewardFunction:
-    """The reward of rankings: what the place of the true item is worth; an item that isn't ranked has no place.
+_UNKNOWN = Ending()
+
+
+def ranking_reward(reward: Reward = position_reward) -> RewardFunction:
+    """The reward of rankings: what the place of the target earns; a target that isn't ranked has no place.
 
     Args:
-        reward: Of the true item's 1-based rank, None if it isn't ranked or the completion was cut off.
-        ending: How to tell whether a completion was cut off.
+        reward: Of the target's 1-based rank, None if it isn't ranked or the completion was cut off.
     """
-    ending = ending or Ending()
 
-    def ranking(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
+    def ranking(
+        *, completions: Sequence[Conversation], snapshot: Sequence[str], ending: Ending = _UNKNOWN, **trl: Any
+    ) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
         ranks, valid = [], []
         for place, (completion, text) in enumerate(zip(completions, snapshot, strict=True)):
@@ -101,20 +110,21 @@ def ranking_reward(reward: Reward = position_reward, ending: Ending | None = Non
     return ranking
 
 
-def memory_reward(rank: RankPrompts, reward: Reward = position_reward, ending: Ending | None = None) -> RewardFunction:
-    """The reward of memory updates: what the follow-up rankings with the new profile are worth, averaged (4.2.2).
+def memory_reward(rank: RankPrompts, reward: Reward = position_reward) -> RewardFunction:
+    """The reward of memory updates: what the follow-up rankings with the new profile earn, averaged (4.2.2).
 
-    All updates of a group are followed by the same rankings, and differ in the profile alone. An answer that holds no
-    profile, as one that was cut off, earns what an unranked positive does; the paper doesn't say.
+    All updates of a group are followed by the same rankings, and differ in the profile alone; equal prompts are ranked
+    once. An answer that holds no profile, as one that was cut off, earns what an unranked target does; the paper
+    doesn't say.
 
     Args:
         rank: The current policy: `starec_training.generation.ranker`, or `served` with the server that holds it.
         reward: Of the follow-up's rank.
-        ending: How to tell whether a completion was cut off.
     """
-    ending = ending or Ending()
 
-    def memory(*, completions: Sequence[Conversation], snapshot: Sequence[str], **trl: Any) -> list[float | None]:
+    def memory(
+        *, completions: Sequence[Conversation], snapshot: Sequence[str], ending: Ending = _UNKNOWN, **trl: Any
+    ) -> list[float | None]:
         given: list[float | None] = [None] * len(completions)
         asked: list[tuple[int, Snapshot, int]] = []
         prompts: list[list[Message]] = []
@@ -143,17 +153,74 @@ def memory_reward(rank: RankPrompts, reward: Reward = position_reward, ending: E
     return memory
 
 
+def knowing(ending: Ending, function: RewardFunction) -> RewardFunction:
+    """One of the two functions above with how completions end, which TRL doesn't say."""
+
+    @wraps(function)
+    def called(**given: Any) -> list[float | None]:
+        return function(ending=ending, **given)
+
+    return called
+
+
+def reward_functions(named: Iterable[str | RewardFunction]) -> list[RewardFunction]:
+    """Functions with TRL's signature for rewards, by MODULE:FUNCTION where they are named.
+
+    They get prompts, completions, completion_ids, and the rows' columns: `task`, and `snapshot`, the JSON text that
+    `read_snapshot` reads.
+
+    Raises:
+        InvalidOption: There is no such function.
+    """
+    return [_imported(each) if isinstance(each, str) else each for each in named]
+
+
+def check_rewards(reward: str, functions: Sequence[object], weights: Sequence[float] | None) -> None:
+    """Raise InvalidOption or UnknownName unless all is there to pay both tasks."""
+    check_choice("reward", reward, [*REWARDS, NO_REWARD])
+    number = len(functions) + (0 if reward == NO_REWARD else 2)
+    if not number:
+        raise InvalidOption(f"reward={NO_REWARD!r} leaves nothing to train on: give reward_funcs")
+    if weights is not None and len(weights) != number:
+        ours = "" if reward == NO_REWARD else "ranking, memory, "
+        raise InvalidOption(
+            f"reward_weights has {len(weights)} weights for {number} functions: wanted one each, in the order "
+            f"{ours}{', '.join(map(name_of, functions))}".rstrip(", ")
+        )
+
+
+def name_of(function: object) -> str:
+    """What tells a reward function from others: MODULE:FUNCTION where it can be had."""
+    return function if isinstance(function, str) else f"{function.__module__}:{getattr(function, '__name__', '?')}"
+
+
+def _imported(name: str) -> RewardFunction:
+    module, colon, function = name.partition(":")
+    if not colon:
+        module, _, function = name.rpartition(".")
+    sys.path.insert(0, os.getcwd())  # a module in the current folder, as with python -m
+    try:
+        found: RewardFunction = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidOption(f"reward_funcs {name}: {error}; it must be MODULE:FUNCTION") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    return found
+
+
 def _follow_up_ranks(
     rank: RankPrompts, asked: Sequence[tuple[int, Snapshot, int]], prompts: Sequence[Conversation]
 ) -> list[int | None]:
     if not prompts:
         return []
-    texts = rank(prompts)
-    if len(texts) != len(prompts):
-        raise TrainingError(f"the follow-up policy gave {len(texts)} answers to {len(prompts)} prompts")
+    different = {repr(prompt): prompt for prompt in prompts}
+    texts = rank(list(different.values()))
+    if len(texts) != len(different):
+        raise TrainingError(f"the follow-up policy gave {len(texts)} answers to {len(different)} prompts")
+    answers = dict(zip(different, texts, strict=True))
     return [
-        state.follow_ups[number].rank(text, state.answer_format)
-        for (_, state, number), text in zip(asked, texts, strict=True)
+        state.follow_ups[number].rank(answers[repr(prompt)], state.answer_format)
+        for (_, state, number), prompt in zip(asked, prompts, strict=True)
     ]
 
 

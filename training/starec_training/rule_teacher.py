@@ -1,4 +1,4 @@
-"""A teacher that needs no LLM: it ranks by collaborative evidence, blind to the answer, and says why in true facts.
+"""A teacher that needs no LLM: it ranks by collaborative evidence, without the answer, and says why in true facts.
 
 It runs as an ordinary agent: the graph's own nodes make the prompts and read the answers, and only what a model would
 have said is written here. So its trajectories become rows like any other's, and it stands in tables like any other.
@@ -18,10 +18,11 @@ from langgraph.runtime import Runtime
 from starec_agents.agent import UserAgent
 from starec_agents.graph import Context, Graph, State, compare, fast_rank, reflect, update_memory
 from starec_agents.llm import ScriptedChat
+from starec_agents.memory import Memory
 from starec_agents.tasks import profile_format, ranking_format, target_position
 from starec_agents.tasks.titles import candidate_titles, item_title
-from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking
-from starec_training.features import Evidence, kinds_of
+from starec_env.types import Feedback, Item, Query, Ranking
+from starec_training.features import Evidence, genres_of
 
 _RECENT = 3
 _SUPPORT = 2
@@ -36,7 +37,7 @@ class _Named(ScriptedChat):
         self.model = model
 
 
-class BlindTeacher:
+class RuleTeacher:
     """Ranks by evidence of training users, and writes rationales and memories from true facts (4.2.1).
 
     Args:
@@ -46,7 +47,7 @@ class BlindTeacher:
     It is a Ranker itself (`rank`), which is its row in a table without the text.
     """
 
-    name = "blind teacher"
+    name = "rule-based teacher"
 
     def __init__(self, evidence: Evidence, *, thinks: bool = False) -> None:
         self.evidence, self.thinks = evidence, thinks
@@ -106,8 +107,8 @@ class BlindTeacher:
     def _thought(self, query: Query, memory: Memory, order: Sequence[int]) -> str:
         liked = _liked(query)
         said = [f"Of {len(query.history)} taken so far, {len(liked)} were liked."]
-        if kinds := Counter(kind for item in liked for kind in kinds_of(item)).most_common(3):
-            said.append(f"Liked most often: {', '.join(f'{kind} ({count})' for kind, count in kinds)}.")
+        if genres := Counter(genre for item in liked for genre in genres_of(item)).most_common(3):
+            said.append(f"Liked most often: {', '.join(f'{genre} ({count})' for genre, count in genres)}.")
         if liked:
             said.append(f"Liked last: {_listed(liked[-_RECENT:])}.")
         if memory.history:
@@ -123,19 +124,19 @@ class BlindTeacher:
         counts = evidence.together(batch.users, asked, batch.history)[0]
         weight = counts / np.sqrt(evidence.counts[batch.history[0].clip(0)] + 1.0)
         takers = evidence.counts[asked[0]] - (evidence.places(batch.users, asked)[0] >= 0)
-        liked = Counter(kind for item in _liked(query) for kind in kinds_of(item))
+        liked = Counter(genre for item in _liked(query) for genre in genres_of(item))
         reasons = {}
         for place, position in enumerate(positions):
             columns = [c for c in np.argsort(-weight[place], kind="stable")[:_SUPPORT].tolist() if counts[place, c] > 1]
-            kinds = [kind for kind in kinds_of(query.candidates[position]) if liked[kind]]
+            genres = [genre for genre in genres_of(query.candidates[position]) if liked[genre]]
             if columns:
                 with_ = " and ".join(
                     f"{counts[place, c]} who took {item_title(evidence.dataset.items[batch.history[0, c]])}"
                     for c in columns
                 )
                 reasons[position] = f"also taken by {with_}"
-            elif kinds:
-                reasons[position] = f"{kinds[0]}, liked {liked[kinds[0]]} times before"
+            elif genres:
+                reasons[position] = f"{genres[0]}, liked {liked[genres[0]]} times before"
             else:
                 reasons[position] = f"taken by {takers[place]} others, none of them near this history"
         return reasons
@@ -156,8 +157,8 @@ class BlindTeacher:
     def _lesson(self, target: Item, feedback: Feedback) -> str:
         if feedback.agrees:
             return ""
-        kinds = " and ".join(kinds_of(target)[:2])
-        about = f" {'more' if feedback.liked else 'less'} {kinds}" if kinds else " its like deserve another place"
+        genres = " and ".join(genres_of(target)[:2])
+        about = f" {'more' if feedback.liked else 'less'} {genres}" if genres else " its like deserve another place"
         surprise = f"in spite of place {feedback.rank}" if feedback.rank else "though it was not ranked"
         return f"{item_title(target)} was {'liked' if feedback.liked else 'disliked'} {surprise}:{about}."
 
@@ -166,14 +167,14 @@ class BlindTeacher:
         verdicts = [*query.history.liked.tolist(), feedback.liked]
         all_, good = Counter[str](), Counter[str]()
         for item, verdict in zip(taken, verdicts, strict=True):
-            all_.update(kinds_of(item))
-            good.update(kinds_of(item) if verdict else ())
+            all_.update(genres_of(item))
+            good.update(genres_of(item) if verdict else ())
         liked = [item for item, verdict in zip(taken, verdicts, strict=True) if verdict]
         said = []
         if best := good.most_common(3):
-            said.append(f"Likes {', '.join(f'{kind} ({n} of {all_[kind]})' for kind, n in best)}.")
-        if poor := [kind for kind, n in all_.most_common() if n >= 3 and good[kind] <= 0.4 * n][:2]:
-            said.append(f"Seldom likes {', '.join(f'{kind} ({good[kind]} of {all_[kind]})' for kind in poor)}.")
+            said.append(f"Likes {', '.join(f'{genre} ({n} of {all_[genre]})' for genre, n in best)}.")
+        if poor := [genre for genre, n in all_.most_common() if n >= 3 and good[genre] <= 0.4 * n][:2]:
+            said.append(f"Seldom likes {', '.join(f'{genre} ({good[genre]} of {all_[genre]})' for genre in poor)}.")
         if liked:
             said.append(f"Recently liked: {_listed(liked[: -_RECENT - 1 : -1])}.")
         if others := self._others(query, target):
@@ -192,23 +193,8 @@ class BlindTeacher:
         return [items[index] for index, count in n.most_common(_OTHERS) if count]
 
 
-class HindsightTeacher(BlindTeacher):
-    """The blind teacher, told the answer: the true item always first. For comparison; it teaches what RL then pays.
-
-    Args:
-        evidence: As the blind teacher's; its data set also has the answers.
-        thinks: As the blind teacher's.
-    """
-
-    name = "hindsight teacher"
-
-    def order(self, query: Query) -> list[int]:
-        """0-based candidate positions: the item the user really took next, then by evidence."""
-        dataset: Dataset = self.evidence.dataset
-        row = int(dataset.starts[dataset.user_index(query.user.id)]) + len(query.history)
-        taken = dataset.item_indices[row]
-        order = super().order(query)
-        return sorted(order, key=lambda position: query.candidates.indices[position] != taken)
+BlindTeacher = RuleTeacher
+"""Its name of the first edition; kept for one release."""
 
 
 def _liked(query: Query) -> list[Item]:

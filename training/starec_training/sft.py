@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from starec_env.data.splits import Split
 from starec_env.errors import unknown
 from starec_env.types import Id
-from starec_training.checkpoints import FINAL, Guard, check_trainable, claim, device_settings, load_policy
-from starec_training.dataset import Rows, check_apart, fitting, to_dataset
+from starec_training.checkpoints import (
+    FINAL,
+    Guard,
+    StageConfig,
+    card_of,
+    check_savable,
+    check_trainable,
+    claim,
+    device_settings,
+    load_policy,
+    rows_hash,
+    save_final,
+)
+from starec_training.dataset import Row, Rows, check_apart, kept_apart
+from starec_training.rendering import Template, encode, fitting
 
 LEARNING_RATES = {"0.5B": 1e-4, "1.5B": 1e-4, "7B": 1e-5}
 """Of the paper's sizes (5.1.4)."""
@@ -52,6 +67,20 @@ def lora(rank: int, alpha: int | None = None, targets: str | list[str] = "all-li
     )
 
 
+def tokens(rows: Iterable[Row], tokenizer: Any) -> datasets.Dataset:
+    """Rows as TRL takes them when all is tokenized: each prompt as generation meets it, then the answer to learn.
+
+    Columns: `input_ids`, and `completion_mask`, 1 where a token is the answer's or ends its turn.
+    """
+    template = Template.of(tokenizer)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
+    for row in rows:
+        prompt, answer = encode(tokenizer, row.prompt), template.answer(tokenizer, row.completion)
+        columns["input_ids"].append(prompt + answer)
+        columns["completion_mask"].append([0] * len(prompt) + [1] * len(answer))
+    return datasets.Dataset.from_dict(columns)
+
+
 def train_sft(
     model: str | Path,
     rows: Rows,
@@ -60,7 +89,10 @@ def train_sft(
     adapter: LoraConfig | None = None,
     eval_rows: Rows | None = None,
     heldout: Collection[Id] = (),
+    split: Split | None = None,
     minutes: float | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    trainer_class: type[SFTTrainer] | None = None,
 ) -> Path | None:
     """Teach a model the rows' answers. A killed or stopped run goes on from its last checkpoint when called again.
 
@@ -71,7 +103,10 @@ def train_sft(
         adapter: Train LoRA instead of all weights.
         eval_rows: Of other users; with them the loss is watched for overfit (set eval_strategy and eval_steps).
         heldout: Users kept for testing.
+        split: Who trains and who is tested; it goes on the model's card.
         minutes: Stop with a checkpoint after so long.
+        chat_template_kwargs: The template's switches, which stay with the trained model; see `rendering.settle`.
+        trainer_class: A subclass with a loss of its own.
 
     Returns:
         The folder of the trained model, or None if the time ran out before the end.
@@ -79,43 +114,29 @@ def train_sft(
     Raises:
         TrainingError: A held-out user is among the rows, no row fits, nothing is trainable, or the folder isn't ours.
     """
-    check_apart((row.snapshot.user_id for row in rows), heldout)
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
     if eval_rows is not None:
         check_apart((row.snapshot.user_id for row in rows), {row.snapshot.user_id for row in eval_rows})
     out = Path(config.output_dir)
-    settings = {"stage": "sft", "model": str(model), "lora": adapter.r if adapter else 0}
-    settings |= {name: getattr(config, name) for name in ("learning_rate", "max_length", "seed", "num_train_epochs")}
-    checkpoint = claim(out, settings, rows)
+    switches = chat_template_kwargs or {}
+    known = {"adapter": adapter, "chat_template": switches, "eval_rows_hash": rows_hash(eval_rows)}
+    stage = StageConfig.of("sft", model, config, rows, **known)
+    checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL
-    policy, tokenizer = load_policy(model)
+    policy, tokenizer = load_policy(model, switches)
     rows = fitting(rows, tokenizer, max_length=config.max_length)
-    columns = ["prompt", "completion"]
-    trainer = SFTTrainer(
+    trainer = (trainer_class or SFTTrainer)(
         model=policy,
         args=config,
-        train_dataset=to_dataset(rows).select_columns(columns),
-        eval_dataset=None if eval_rows is None else to_dataset(eval_rows).select_columns(columns),
+        train_dataset=tokens(rows, tokenizer),
+        eval_dataset=None if eval_rows is None else tokens(eval_rows, tokenizer),
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=[Guard(minutes)],
     )
     check_trainable(trainer.model)
+    check_savable(trainer.accelerator)
     trainer.accelerator.print(str(rows))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return finish(trainer, tokenizer, out)
-
-
-def finish(trainer: Any, tokenizer: Any, out: Path) -> Path | None:
-    """Save the trained model in one move if training is complete: a kill leaves no half of it."""
-    if trainer.state.global_step < trainer.state.max_steps:
-        return None
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    part = out / f"{FINAL}.part"
-    if trainer.is_world_process_zero():
-        chosen = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-        model.save_pretrained(part, **chosen)
-        tokenizer.save_pretrained(part)
-        part.replace(out / FINAL)
-    trainer.accelerator.wait_for_everyone()
-    return out / FINAL
+    return save_final(trainer, tokenizer, out, card_of(stage, rows, split, heldout))

@@ -1,139 +1,117 @@
-"""A teacher's answers, screened: flawed ones go back with the fault named, a bounded number of times (4.2.1).
+"""A teacher's answers by rejection sampling (4.2.1): several fresh samples of a prompt, the best that passes is kept.
 
-Screening looks at form (a rationale, every candidate once, a profile that speaks of preferences) and at worth (NDCG of
-the ranking, or of the ranking that follows a memory update). "Prompt error + rethink" then tells the teacher what was
-wrong and asks again; the row keeps the first prompt, so a student learns the better answer without the hint.
+The teacher never hears the outcome. Where every sample of a prompt is flawed, it is asked again ("prompt error +
+rethink") with the fault named in words that are the same whatever the target is, and without its earlier answer, so
+that not even the order it gave narrows the target down. The row keeps the prompt without the remark.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from starec_agents.llm import ChatModel, Completion, Message
-from starec_agents.tasks import profile_format, split_thought
-from starec_agents.tasks.titles import item_title
+from starec_agents.tasks import profile_format
 from starec_env.errors import EndpointError, InvalidOption, TrainingError
 from starec_env.metrics import ndcg
-from starec_env.replay.rewards import LIKED_CUTOFF
-from starec_training.dataset import Row, Rows, Task
+from starec_training.dataset import Row, Rows, Task, whole_thought
+from starec_training.judge import Judgement, Thought, judge
+from starec_training.screening import MISRANKED, UNHELPFUL, Flaw, Screening, flaw_of
 
-_PREFERENCE = re.compile(
-    r"\b(dis)?(like[sd]?|prefer\w*|enjoy\w*|loves?|favou?r\w*|interest\w*|tastes?|avoids?|fans? of|drawn to)\b", re.I
-)
-_HINTED = re.compile(
-    r"\b(rethink|you (told|said|mentioned)|as (you|was) (told|noted|said)|(your|the) (hint|remark|correction)"
-    r"|previous (answer|ranking)|(actually|in fact) (chose|went on|took))\b",
-    re.I,
-)
+SAMPLES = 4
+"""Answers to a prompt at a time; the paper says "diverse reasoning samples" without a number."""
+RETHINKS = 2
+"""Most times that a prompt is asked again with its fault named; the paper says "iteratively"."""
+LEAST_FAILURES = 8
+"""Prompts in a row whose requests all failed that end the work, or as many as are in flight."""
 
-
-@dataclass(frozen=True)
-class Screening:
-    """What a sample must be to teach."""
-
-    min_ndcg: float = float(ndcg(LIKED_CUTOFF, 10))
-    """Least NDCG@10 of a ranking, and of the rankings after a memory update. The paper keeps "those with higher
-    scores" and names no figure; this one is the fifth place, where the position reward is still positive."""
-    rationale: bool | None = None
-    """Whether a thought is asked of every answer; None: in the paper's format alone."""
-    min_rationale: int = 5
-    """Fewest words of a thought."""
-    max_profile: int = 150
-    """Most words of a profile; the prompt asks for at most 100."""
+_NOTHING_TO_GAIN = Flaw("nothing to gain", "")
 
 
 @dataclass(frozen=True)
-class Flaw:
-    """What is wrong with a sample, and what the teacher is told of it."""
+class Sample:
+    """One answer to a prompt, judged."""
 
-    kind: str
-    feedback: str
-
-
-_CUT_OFF = Flaw("cut off", "Your answer was cut off before its end: keep it shorter.")
+    text: str
+    flaw: Flaw | None
+    score: float
+    """NDCG@10 of a ranking, or a memory update's gain in it over the old profile; 0 where the form is flawed."""
+    round: int = 0
+    """How often the prompt's fault had been named before: 0 is the prompt as the student has it."""
 
 
 class TaskReport(BaseModel):
-    """What screening and rethinking did to one task's samples."""
+    """What sampling and screening did to one task's prompts."""
 
-    samples: int = 0
+    prompts: int = 0
     passed: int = 0
-    """At the first attempt."""
-    gained: list[int] = []
-    """By the first rethink, the second, ..."""
+    """The answer of the population's own run passed."""
+    resampled: int = 0
+    """Gained by other samples of the same prompt."""
+    rethought: list[int] = []
+    """Gained after the fault was named once, twice, ..."""
+    samples: int = 0
+    """Answers looked at."""
     flaws: dict[str, int] = {}
-    """Of first attempts."""
+    """Of those answers."""
     lost: dict[str, int] = {}
-    """Last flaw of samples that never passed."""
+    """Prompts without a row, by the last answer's flaw."""
+
+    @property
+    def kept(self) -> int:
+        """Rows."""
+        return self.passed + self.resampled + sum(self.rethought)
+
+    def __str__(self) -> str:
+        rounds = [("another sample", self.resampled), *((f"rethink {n}", k) for n, k in enumerate(self.rethought, 1))]
+        gained = ", ".join(f"{count} by {how}" for how, count in rounds if count) or "none"
+        flaws = ", ".join(f"{kind} {count}" for kind, count in Counter(self.flaws).most_common()) or "none"
+        share = 100 * (self.kept - self.passed) / self.kept if self.kept else 0.0
+        return (
+            f"{self.kept} of {self.prompts} prompts kept ({self.samples} samples); {self.passed} passed at once; "
+            f"gained: {gained} ({share:.0f} % of the rows); flaws of all samples: {flaws}"
+        )
 
 
 class TeachReport(BaseModel):
-    """How many samples pass, why others fail, and what rethinking gained."""
+    """How many prompts got a row, why samples failed, what more samples gained, and what the thoughts give away."""
 
     tasks: dict[str, TaskReport] = {}
+    judge: Judgement | None = None
 
-    def add(self, task: Task, flaws: Sequence[str], passed: bool) -> None:
-        """Count a sample by the flaws of its attempts, in order."""
+    def add(self, task: Task, samples: Sequence[Sample], kept: Sample | None, failure: str | None = None) -> None:
+        """Count a prompt, its samples in the order they came, and which of them is kept."""
         report = self.tasks.setdefault(task, TaskReport())
-        report.samples += 1
-        if not flaws:
+        report.prompts += 1
+        report.samples += len(samples)
+        flaws = [sample.flaw.kind for sample in samples if sample.flaw]
+        report.flaws = dict(Counter(report.flaws) + Counter(flaws))
+        if kept is None:
+            report.lost = dict(Counter(report.lost) + Counter([failure or flaws[-1]]))
+        elif samples[0].flaw is None:
             report.passed += 1
-            return
-        report.flaws[flaws[0]] = report.flaws.get(flaws[0], 0) + 1
-        if passed:
-            report.gained += [0] * (len(flaws) - len(report.gained))
-            report.gained[len(flaws) - 1] += 1
+        elif kept.round == 0:
+            report.resampled += 1
         else:
-            report.lost[flaws[-1]] = report.lost.get(flaws[-1], 0) + 1
+            report.rethought += [0] * (kept.round - len(report.rethought))
+            report.rethought[kept.round - 1] += 1
 
     def __str__(self) -> str:
-        lines = []
-        for task, report in self.tasks.items():
-            gained = ", ".join(f"{count} at rethink {n}" for n, count in enumerate(report.gained, 1)) or "none"
-            flaws = ", ".join(f"{kind} {count}" for kind, count in Counter(report.flaws).most_common()) or "none"
-            kept = report.passed + sum(report.gained)
-            lines.append(
-                f"{task}: {kept} of {report.samples} samples kept; {report.passed} passed at once; "
-                f"gained by rethinking: {gained}; flaws of first answers: {flaws}"
-            )
-        return "\n".join(lines)
+        lines = [f"{task}: {report}" for task, report in self.tasks.items()]
+        return "\n".join([*lines, *([str(self.judge)] if self.judge else [])])
 
 
-def teach(
-    rows: Rows,
-    llm: ChatModel | None = None,
-    screening: Screening | None = None,
-    *,
-    rethinks: int = 2,
-    concurrency: int = 64,
-    **sampling: Any,
-) -> tuple[Rows, TeachReport]:
-    """Screen a teacher's rows and have it rethink the flawed ones; `ateach` is the same for a running event loop.
+def teach(rows: Rows, llm: ChatModel | None = None, screening: Screening | None = None, **options: Any) -> Any:
+    """Screen a teacher's rows and have it answer again where they are flawed; `ateach` has the options.
 
-    Args:
-        rows: From a population that the teacher ran (`run_rows`).
-        llm: The teacher. With None nothing is rethought, and memory updates are judged by form alone.
-        screening: What a sample must be.
-        rethinks: Most times that a sample goes back.
-        concurrency: Samples in flight.
-        sampling: Goes with the teacher's requests. An `OpenAIChat` with a cache_dir makes a killed run cheap to repeat,
-            and gives the follow-ups of the teacher's own updates from the population's run.
-
-    Returns:
-        The rows that passed, in order, with `attempt`, `flaws` and `rejected` (the answers that failed) in their
-        lineage, and the report.
-
-    Raises:
-        TrainingError: The endpoint failed for every sample.
+    From a notebook or other running event loop, `await ateach(...)` instead.
     """
-    return asyncio.run(ateach(rows, llm, screening, rethinks=rethinks, concurrency=concurrency, **sampling))
+    return asyncio.run(ateach(rows, llm, screening, **options))
 
 
 async def ateach(
@@ -141,128 +119,176 @@ async def ateach(
     llm: ChatModel | None = None,
     screening: Screening | None = None,
     *,
-    rethinks: int = 2,
+    samples: int = SAMPLES,
+    rethinks: int = RETHINKS,
     concurrency: int = 64,
+    seed: int = 0,
+    on_prompt: Callable[[], object] = lambda: None,
     **sampling: Any,
 ) -> tuple[Rows, TeachReport]:
-    """See `teach`."""
-    if rethinks < 0 or concurrency < 1:
-        raise InvalidOption(f"rethinks={rethinks}, concurrency={concurrency}: wanted at least 0 and 1")
-    teacher = _Teacher(llm, screening or Screening(), rethinks if llm else 0, sampling)
-    gate, faults = asyncio.Semaphore(concurrency), list[EndpointError]()
+    """Turn a teacher's answers into rows that teach.
 
-    async def one(row: Row) -> tuple[Row | None, list[str]]:
+    Args:
+        rows: From a population that the teacher ran (`run_rows`); their answers are each prompt's first sample.
+        llm: The teacher. With None the first samples are all there are, and memory updates are judged by form alone.
+        screening: What a sample must be.
+        samples: Fresh answers at a time, the recorded one included; of those that pass, the best is kept.
+        rethinks: Most times that a prompt is asked again with its fault named.
+        concurrency: Prompts in work.
+        seed: Of the requests, which all differ in it: a client that keeps answers (`OpenAIChat(cache_dir=...)`) then
+            makes a killed run cheap to repeat.
+        on_prompt: Called when a prompt is done.
+        sampling: Goes with the teacher's requests.
+
+    Returns:
+        The rows, in order, with `round`, `score` and `flaws` of the samples before in their lineage; and the report.
+
+    Raises:
+        TrainingError: The requests of `concurrency` prompts (at least LEAST_FAILURES) in a row all failed.
+    """
+    if samples < 1 or rethinks < 0 or concurrency < 1:
+        raise InvalidOption(f"samples={samples}, rethinks={rethinks}, concurrency={concurrency}: wanted >= 1, 0 and 1")
+    teacher = _Teacher(llm, screening or Screening(), samples, rethinks if llm else 0, seed, sampling)
+    gate, failures = asyncio.Semaphore(concurrency), list[EndpointError]()
+    most = max(LEAST_FAILURES, concurrency)
+
+    async def one(row: Row) -> tuple[list[Sample], str | None]:
         async with gate:
             try:
-                return await teacher.taught(row)
+                tried, failure = await teacher.samples_of(row), None
+                if len(tried) > 1:
+                    failures.clear()
             except EndpointError as error:
-                faults.append(error)
-                return None, [f"endpoint: {error.kind}"]
+                tried, failure = [], f"endpoint: {error.kind}"
+                failures.append(error)
+            if len(failures) >= most:
+                raise _gone(failures)
+        on_prompt()
+        return tried, failure
 
-    found = await asyncio.gather(*map(one, rows))
-    if rows.rows and len(faults) == len(rows):
-        raise TrainingError(f"the teacher's endpoint failed for all {len(rows):,} samples, the first: {faults[0]}")
-    kept, report = Rows(dropped=Counter(rows.dropped)), TeachReport()
-    for row, (better, flaws) in zip(rows, found, strict=True):
-        report.add(row.task, flaws, better is not None)
-        if better is not None:
-            kept.rows.append(better)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(row)) for row in rows]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    if failures and len(failures) == len(rows):
+        raise _gone(failures)
+    return _chosen(rows, [task.result() for task in tasks])
+
+
+def _gone(failures: Sequence[EndpointError]) -> TrainingError:
+    return TrainingError(
+        f"the requests of {len(failures):,} prompts in a row failed, the last: {failures[-1]}. What was answered is "
+        "kept: give the same command again when the endpoint works"
+    )
+
+
+def _chosen(rows: Rows, found: Sequence[tuple[list[Sample], str | None]]) -> tuple[Rows, TeachReport]:
+    kept, report, thoughts = Rows(dropped=Counter(rows.dropped)), TeachReport(), list[Thought]()
+    for row, (samples, failure) in zip(rows, found, strict=True):
+        best = _best(samples)
+        report.add(row.task, samples, best, failure)
+        thoughts += _thoughts(row, samples)
+        if best is None:
+            kept.dropped[f"screened: {failure or (samples[-1].flaw or _NOTHING_TO_GAIN).kind}"] += 1
         else:
-            kept.dropped[f"screened: {flaws[-1]}"] += 1
+            flaws = [sample.flaw.kind for sample in samples if sample.flaw]
+            lineage = {**row.lineage, "cut_off": False, "round": best.round, "score": best.score, "flaws": flaws}
+            kept.rows.append(row.model_copy(update={"completion": best.text, "lineage": lineage}))
+    report.judge = judge(thoughts, kept)
     return kept, report
+
+
+def _best(samples: Sequence[Sample]) -> Sample | None:
+    return max((sample for sample in samples if sample.flaw is None), key=lambda sample: sample.score, default=None)
+
+
+def _thoughts(row: Row, samples: Sequence[Sample]) -> list[Thought]:
+    """What the judge compares: samples of prompts that were asked with and without a remark, whole in form."""
+    if not any(sample.round for sample in samples):
+        return []
+    whole = [sample for sample in samples if sample.flaw in (None, MISRANKED, UNHELPFUL)]
+    said = [(row.model_copy(update={"completion": sample.text}), sample.round > 0) for sample in whole]
+    return [Thought.of(answer, told) for answer, told in said]
 
 
 @dataclass(frozen=True)
 class _Teacher:
     llm: ChatModel | None
     screening: Screening
+    samples: int
     rethinks: int
+    seed: int
     sampling: dict[str, Any]
 
-    async def taught(self, row: Row) -> tuple[Row | None, list[str]]:
-        """The row with the first answer that passes, or None, and the flaws of those that did not."""
-        flaws, rejected = list[str](), list[str]()
-        text, cut_off = row.completion, bool(row.lineage.get("cut_off"))
-        while True:
-            flaw = _CUT_OFF if cut_off else await self.flaw(row, text)
-            if flaw is None and flaws and _HINTED.search(text):
-                flaw = Flaw("mentions the hint", "Your answer speaks of my remark. Write it as if there had been none.")
-            if flaw is None:
-                lineage = {**row.lineage, "cut_off": False, "attempt": len(flaws), "flaws": flaws, "rejected": rejected}
-                return row.model_copy(update={"completion": text, "lineage": lineage}), flaws
-            flaws.append(flaw.kind)
-            rejected.append(text)
-            if self.llm is None or len(flaws) > self.rethinks:
-                return None, flaws
-            answer = await self._rethought(self.llm, row, text, flaw)
-            text, cut_off = answer.answer, answer.cut_off
+    async def samples_of(self, row: Row) -> list[Sample]:
+        """All samples of a row's prompt, round by round until one passes; the recorded answer comes first."""
+        old = await self.follow_up_score(row, None)
+        if old == 1.0:
+            return [Sample(row.completion, _NOTHING_TO_GAIN, 0.0)]
+        tried = [await self.judged(row, row.completion, bool(row.lineage.get("cut_off")), old, 0)]
+        if self.llm is None or tried[0].score >= 1.0 - (old or 0.0):  # which can't be bettered
+            return tried
+        tried += await self.round(row, row.prompt, old, 0)
+        for number in range(1, self.rethinks + 1):
+            if _best(tried):
+                break
+            flaws = Counter(sample.flaw for sample in tried if sample.flaw and sample.round == number - 1)
+            tried += await self.round(row, with_remark(row, flaws.most_common(1)[0][0]), old, number)
+        return tried
 
-    async def _rethought(self, llm: ChatModel, row: Row, text: str, flaw: Flaw) -> Completion:
-        asked: list[Message] = [
-            *row.prompt,
-            {"role": "assistant", "content": text},
-            {"role": "user", "content": f"{flaw.feedback} Rethink, and answer again in full, in the same format."},
-        ]
-        return await llm.complete(asked, **self.sampling)
+    async def round(self, row: Row, prompt: Sequence[Message], old: float | None, number: int) -> list[Sample]:
+        """Fresh samples of a prompt; those whose requests failed are left out.
 
-    async def flaw(self, row: Row, text: str) -> Flaw | None:
-        """What is wrong with an answer; None if it may teach."""
-        if missing := self._rationale_flaw(row, text):
-            return missing
-        return self._ranking_flaw(row, text) if row.task == "rank" else await self._update_flaw(row, text)
+        Raises:
+            EndpointError: All of them failed.
+        """
+        first = self.seed + number * self.samples
+        seeds = range(first + (number == 0), first + self.samples)  # the recorded answer is the first of round 0
+        found = await asyncio.gather(*(self.ask(prompt, seed) for seed in seeds), return_exceptions=True)
+        if faults := [each for each in found if isinstance(each, BaseException)]:
+            if len(faults) == len(found) or not all(isinstance(fault, EndpointError) for fault in faults):
+                raise faults[0]
+        answers = [each for each in found if isinstance(each, Completion)]
+        return [await self.judged(row, whole_thought(each.answer), each.cut_off, old, number) for each in answers]
 
-    def _rationale_flaw(self, row: Row, text: str) -> Flaw | None:
-        answer, unfinished = split_thought(text)
-        if unfinished:
-            return Flaw("cut off", "Your thought was never closed by </think>, so there was no answer.")
-        wanted = row.snapshot.answer_format == "paper" if self.screening.rationale is None else self.screening.rationale
-        words = len(text.removesuffix(answer).replace("<think>", " ").replace("</think>", " ").split())
-        if wanted and words < self.screening.min_rationale:
-            return Flaw("no rationale", "You gave no reasons: first think, between <think> and </think>.")
-        return None
+    async def ask(self, prompt: Sequence[Message], seed: int) -> Completion:
+        assert self.llm
+        return await self.llm.complete(prompt, seed=seed, **self.sampling)
 
-    def _ranking_flaw(self, row: Row, text: str) -> Flaw | None:
-        shown = row.snapshot.shown
-        ranking = shown.parse(text, row.snapshot.answer_format)
-        if not ranking.valid:
-            problems = ", ".join(ranking.problems)
-            return Flaw(
-                ranking.report.kinds[0].replace("_", " "),
-                f"Your ranking is not one of all {len(shown.candidates)} candidates ({problems}).",
-            )
-        rank = ranking.rank_of(shown.target)
-        if ndcg(rank, 10) >= self.screening.min_ndcg:
-            return None
-        title = item_title(shown.candidates[shown.target])
-        return Flaw(
-            "misranked",
-            f"You ranked {title} at place {rank}, but the user chose it next. Find in the user's profile and history "
-            "what speaks for it, and what you overrated. Don't mention this remark.",
-        )
-
-    async def _update_flaw(self, row: Row, text: str) -> Flaw | None:
+    async def judged(self, row: Row, text: str, cut_off: bool, old: float | None, number: int) -> Sample:
+        """A sample with its flaw and score, given the score of the old profile's follow-up rankings."""
+        if flaw := flaw_of(row, text, cut_off, self.screening):
+            return Sample(text, flaw, 0.0, number)
+        if row.task == "rank":
+            score = float(ndcg(row.snapshot.shown.rank(text, row.snapshot.answer_format), 10))
+            return Sample(text, None if score >= self.screening.min_ndcg else MISRANKED, score, number)
         profile = profile_format(row.snapshot.answer_format).parse(text).text
-        if profile is None:
-            return Flaw("no profile", "Your answer held no description in the format asked for.")
-        if not _PREFERENCE.search(profile):
-            return Flaw("no preference", "Your description says nothing of what the user likes or dislikes.")
-        if len(profile.split()) > self.screening.max_profile:
-            return Flaw("too long", f"Your description is longer than {self.screening.max_profile} words: at most 100.")
-        if self.llm is None:
+        new = await self.follow_up_score(row, profile)
+        gain = 0.0 if old is None or new is None else new - old
+        helps = old is None or gain > self.screening.min_gain
+        return Sample(text, None if helps else UNHELPFUL, gain, number)
+
+    async def follow_up_score(self, row: Row, profile: str | None) -> float | None:
+        """NDCG@10 of the rankings that follow a memory update, averaged; None where there is nobody to ask.
+
+        Args:
+            row: Of a memory update.
+            profile: The new one; None for the old one. The same lists, the same seed.
+        """
+        if self.llm is None or row.task == "rank":
             return None
         snapshot = row.snapshot
         prompts = snapshot.follow_up_prompts(profile)
-        answers = await asyncio.gather(*(self.llm.complete(prompt, **self.sampling) for prompt in prompts))
+        answers = await asyncio.gather(*(self.ask(prompt, self.seed) for prompt in prompts))
         ranks = [
             case.rank(answer.answer, snapshot.answer_format, answer.cut_off)
             for case, answer in zip(snapshot.follow_ups, answers, strict=True)
         ]
-        if ndcg(ranks, 10).mean() >= self.screening.min_ndcg:
-            return None
-        # What came next stays unsaid: the update must not know the future.
-        places = ", ".join("none" if rank is None else str(rank) for rank in ranks)
-        return Flaw(
-            "unhelpful",
-            f"With your description, what the user chose next was ranked at place {places}. Describe the tastes that "
-            "explain all of the user's choices, not the last one alone. Don't mention this remark.",
-        )
+        return float(ndcg(ranks, 10).mean())
+
+
+def with_remark(row: Row, flaw: Flaw) -> list[Message]:
+    """A row's prompt with a fault named at its end: what is asked when a prompt's samples were all flawed."""
+    *before, last = row.prompt
+    return [*before, {**last, "content": f"{last['content']}\n\n{flaw.feedback} Answer in the same format."}]

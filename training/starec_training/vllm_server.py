@@ -18,9 +18,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_env.errors import EndpointError, TrainingError
-from starec_env.types import Endpoint
 from starec_training.checkpoints import load_policy
 
 START = (
@@ -52,6 +52,8 @@ def server_chat(config: Any) -> OpenAIChat:
         raise TrainingError(f"no vLLM server answers at {url} ({error}): start it with `{START}`") from None
     # Sent explicitly: the server would take its model's generation_config otherwise.
     sampling = {"top_k": config.top_k, "min_p": config.min_p or 0.0, "repetition_penalty": config.repetition_penalty}
+    if config.chat_template_kwargs:
+        sampling["chat_template_kwargs"] = config.chat_template_kwargs
     endpoint = Endpoint(base_url=f"{url}/v1", model=model, top_p=config.top_p, timeout_s=_ANSWER_S, extra_body=sampling)
     return OpenAIChat(endpoint)
 

@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from starec_agents.llm.base import ChatModel, Completion, Message, kind_of_status
+from starec_agents.llm.base import Call, ChatModel, Completion, Endpoint, Message, Usage, kind_of_status
 from starec_agents.llm.langchain import LangChainChat
 from starec_agents.llm.scripted import Reply, ScriptedChat, scripted_user
-from starec_env.types import Endpoint
 
 if TYPE_CHECKING:
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
 
 __all__ = [
+    "Call",
     "ChatModel",
     "Completion",
     "Endpoint",
@@ -19,6 +19,7 @@ __all__ = [
     "OpenAIChat",
     "Reply",
     "ScriptedChat",
+    "Usage",
     "kind_of_status",
     "scripted_user",
 ]

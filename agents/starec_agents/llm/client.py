@@ -17,13 +17,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from starec_agents.llm.base import Completion, Message
+from starec_agents.llm.base import Completion, Endpoint, Message, Usage
 from starec_agents.llm.cache import AnswerCache
 from starec_agents.llm.redaction import read_address
 from starec_agents.llm.server import Server, request_body
 from starec_agents.llm.session import Session
 from starec_env.errors import EndpointError, InvalidOption, unknown
-from starec_env.types import Endpoint, Usage
 
 MOST_NAMES = 10
 """How many different names of the answering model are counted apart."""
@@ -65,6 +64,7 @@ class OpenAIChat:
         cache_hits: Answers that came from the cache.
         models: Answers by the model name that the server gave. More than one name means that the model was changed
             under the run; that is logged as a warning, too. From the eleventh on they are counted as "others".
+        roots: Once `check` was awaited, by model the path or hub id that the servers say they loaded it from, or "".
 
     Raises:
         InvalidOption: A base_url isn't a URL, or the endpoints are none, or not of one model and sampling.
@@ -82,6 +82,7 @@ class OpenAIChat:
         self.endpoint = self.endpoints[0]
         self.cache_hits = 0
         self.models: Counter[str] = Counter()
+        self.roots: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._cache = AnswerCache(cache_dir) if cache_dir is not None else None
@@ -166,7 +167,10 @@ class OpenAIChat:
         for server, one in zip(session.servers, found, strict=True):
             if isinstance(one, EndpointError):
                 session.take_out(server, one)
-        return list(dict.fromkeys(name for names in found if isinstance(names, list) for name in names))
+        for models in found:
+            if isinstance(models, dict):
+                self.roots.update(models)
+        return list(self.roots)
 
     async def aclose(self) -> None:
         """Close the running event loop's connections; a later call opens others."""

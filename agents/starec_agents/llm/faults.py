@@ -15,10 +15,9 @@ from typing import Literal, Protocol
 
 import aiohttp
 
-from starec_agents.llm.base import kind_of_status
+from starec_agents.llm.base import Endpoint, kind_of_status
 from starec_agents.llm.redaction import Secrets, short
 from starec_env.errors import EndpointError
-from starec_env.types import Endpoint
 
 
 class Refused(Exception):

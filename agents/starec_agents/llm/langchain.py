@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
 
-from starec_agents.llm.base import Completion, Message, bounded, count, kind_of_status, longest_text
+from starec_agents.llm.base import Completion, Message, Usage, bounded, count, kind_of_status, longest_text
 from starec_agents.llm.redaction import Secrets
 from starec_env.errors import EndpointError, StarecError
-from starec_env.types import Usage
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from starec_agents.llm.base import Endpoint
 from starec_env.errors import InvalidOption
-from starec_env.types import Endpoint
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -28,11 +28,54 @@ ENDPOINT_OPTIONS = tuple(flag.removeprefix("--").replace("-", "_") for flag, _ i
 """Their names as a command's parameters; --base-url and --concurrency are each command's own."""
 
 
-def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click command the options of an `Endpoint`, which `endpoint` makes of them."""
-    for flag, settings in reversed(_OPTIONS):
+def endpoint_options(command: Callable[..., Any], several: bool = False) -> Callable[..., Any]:
+    """Give a click command the options of an `Endpoint`, which `endpoint` makes of them.
+
+    Args:
+        command: The function.
+        several: Whether --model may be given several times, as `named_models` reads it.
+    """
+    options = dict(_OPTIONS)
+    if several:
+        options["--model"] = {
+            "multiple": True,
+            "metavar": "[NAME=]MODEL",
+            "help": "The model at the endpoint; with a name, the one that the graph's nodes ask by it.",
+        }
+    for flag, settings in reversed(options.items()):
         command = click.option(flag, show_default="default" in settings, **settings)(command)
     return command
+
+
+model_card_option = click.option(
+    "--model-card",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="The model's folder, whose starec.json says whom it was trained on; needed where neither --model nor the "
+    "server names it.",
+)
+"""Gives a command --model-card."""
+
+
+def named_models(given: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The agent's own model, which is the first where none is without a name, and models by name.
+
+    Raises:
+        InvalidOption: There is none, or two have one name.
+    """
+    pairs = [(name, model) for name, equals, model in (one.partition("=") for one in given) if equals]
+    own = [one for one in given if "=" not in one]
+    names = [name for name, _ in pairs]
+    if not given:
+        raise InvalidOption("--model is missing: give the model's name at the endpoint")
+    if len(own) > 1 or len(set(names)) < len(names):
+        raise InvalidOption(
+            f"--model {' --model '.join(given)}: one alone may be without a name, and each name be given once, as in "
+            "--model big --model ranker=small"
+        )
+    if wrong := [f"{name}={model}" for name, model in pairs if not name.isidentifier() or not model]:
+        raise InvalidOption(f"--model {wrong[0]}: wanted MODEL, or NAME=MODEL with the name that the graph's nodes ask")
+    return (own or [model for _, model in pairs])[0], dict(pairs)
 
 
 def endpoint(base_url: str, model: str, options: dict[str, Any]) -> Endpoint:

@@ -11,8 +11,7 @@ from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from starec_agents.llm.base import Completion, Message
-from starec_env.types import Usage
+from starec_agents.llm.base import Completion, Message, Usage
 
 _CANDIDATES = re.compile(r"^Candidate [^\n]*:\n(.+?)\n\n", re.MULTILINE | re.DOTALL)
 

@@ -20,14 +20,13 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from starec_agents.llm.base import Completion, Message
+from starec_agents.llm.base import Completion, Endpoint, Message
 from starec_agents.llm.faults import EXPECTED, Fault, Refused, understand
 from starec_agents.llm.pool import Limit
 from starec_agents.llm.redaction import Address, Secrets, public, read_address, short
 from starec_agents.llm.refusals import STATUSES, changed, next_change
 from starec_agents.llm.wire import read_completion, read_models, read_refusal
 from starec_env.errors import EndpointError, unknown
-from starec_env.types import Endpoint
 
 CONNECT_S = 10.0
 """Longest wait for a connection, TLS included."""
@@ -127,23 +126,23 @@ class Server:
                     self._odd_usage.look(body["messages"], read.usage.prompt_tokens)
                     return read.model_copy(update={"stepped_down": names}) if names else read
 
-    async def models(self) -> list[str]:
-        """The names of the models that it lists; raises one of `faults.EXPECTED`."""
+    async def models(self) -> dict[str, str]:
+        """The models that it lists, as `read_models` has them; raises one of `faults.EXPECTED`."""
         async with timeout(self.endpoint.timeout_s):
             return read_models((await self._request("GET", self._models, None, MAX_ANY_BODY // 4))[1], self.secrets)
 
-    async def check(self, body: dict[str, Any]) -> list[str]:
+    async def check(self, body: dict[str, Any]) -> dict[str, str]:
         """Make sure that it has the model: by its list, else with `body`, as some servers list less than they serve.
 
         Returns:
-            The names of the models that it lists.
+            The models that it lists, as `read_models` has them.
         """
         try:
             models = await self.models()
         except (Refused, EndpointError) as error:  # some servers have no such list
             if understand(error, self).error.kind not in ("not_found", "bad_request", "bad_answer"):
                 raise
-            models = []
+            models = {}
         if self.endpoint.model not in models:
             await self.chat(body, time.perf_counter())
         return models

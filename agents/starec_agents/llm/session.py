@@ -222,8 +222,8 @@ class Session:
             self._in_use.set()
             return
 
-    async def check(self, server: Server) -> list[str] | EndpointError:
-        """The names of the models that a server lists, or why it can't be used."""
+    async def check(self, server: Server) -> dict[str, str] | EndpointError:
+        """The models that a server lists, as `read_models` has them, or why it can't be used."""
         for attempt in range(3):
             try:
                 return await server.check(trial_body(server.endpoint))

@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from starec_agents.llm.base import MAX_COUNT, Completion, bounded, count, longest_text
+from starec_agents.llm.base import MAX_COUNT, Completion, Usage, bounded, count, longest_text
 from starec_agents.llm.faults import Refused
 from starec_agents.llm.redaction import Secrets, short
 from starec_env.errors import EndpointError
-from starec_env.types import Usage
 
 _MOST_SHOWN = 65_536
+_LONGEST_PATH = 4096
 
 
 def read_completion(
@@ -70,11 +70,15 @@ def read_completion(
     )
 
 
-def read_models(body: bytes, secrets: Secrets) -> list[str]:
-    """Read the names in a list of models; raises EndpointError of kind "bad_answer" if it is none."""
+def read_models(body: bytes, secrets: Secrets) -> dict[str, str]:
+    """Read a list of models: by name the path or hub id it was loaded from, "" where the server doesn't say.
+
+    Raises EndpointError of kind "bad_answer" if it is no such list.
+    """
     try:
-        return [_name(model["id"], secrets) for model in from_json(body)["data"]]
-    except (ValueError, TypeError, LookupError):
+        listed = from_json(body)["data"]
+        return {_name(model["id"], secrets): _root(model.get("root")) for model in listed}
+    except (ValueError, TypeError, LookupError, AttributeError):
         raise _bad("something else than a list of models", body, secrets) from None
 
 
@@ -231,6 +235,10 @@ def _name(value: object, secrets: Secrets) -> str:
     if not isinstance(value, str):
         return ""
     return secrets.hide(value) if len(value) <= 100 and value.isprintable() else short(secrets.hide(value), 100)
+
+
+def _root(value: object) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST_PATH and value.isprintable() else ""
 
 
 def _bad(what: str, body: bytes, secrets: Secrets) -> EndpointError:

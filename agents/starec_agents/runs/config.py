@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.llm.redaction import public
+from starec_agents.memory import Memory
 from starec_env.errors import RunError
-from starec_env.types import Dataset, Endpoint, Id, Memory
+from starec_env.types import Dataset, Id
 
 _MOST_SHOWN = 200
 

@@ -3,7 +3,8 @@
 A text is a JSON string, or a list of strings and pairs [first, count]: that many pieces, from that one on, of the texts
 before it, which are those of the user's step before and of this step so far. Pieces are lines, long ones cut before and
 after each ": " and line end. A system prompt is {"prompt": KEY} and is written once a file of steps, to prompts.jsonl
-beside it. The memory is what changed of it. What the candidates and the ranking say already, feedback doesn't repeat.
+beside it. Memory and a graph's own state are what changed of them: an event is what it has beside the step's own item,
+feedback and rank. What the candidates and the ranking say already, feedback doesn't repeat.
 
 A line ends with its check: the CRC-32 of what precedes, begun with the check of the user's step before (a user's first
 with that of the hash of the run's settings). So a damaged line is found, and so is one that follows another step than
@@ -16,14 +17,17 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from starec_env.types import Call, Feedback, Memory, ParseReport, Ranking, Step
+from starec_agents.llm.base import Call
+from starec_agents.memory import Event, Memory
+from starec_agents.runs.steps import Step
+from starec_env.types import Feedback, ParseReport, Ranking
 
 Text = str | list[str | list[int]]
 """A text as it is recorded."""
@@ -37,6 +41,8 @@ _HEAD = re.compile(rb'\{"user_id":(-?\d+|"(?:[^"\\]|\\.)*"),"turn":(\d+),')
 _TAIL = re.compile(rb',"check":"([0-9a-f]{8})"\}\n\Z')
 _PROMPT = re.compile(rb'\{"prompt":"([0-9a-f]{16})"\}')
 _TEXTS = ("messages", "completion", "reasoning")
+_WORDS = ("title", "reason")
+"""The texts of an event."""
 _PLAIN = {name: field.default for name, field in Call.model_fields.items() if name not in _TEXTS}
 """The other fields of a call, and what they are where nothing is recorded of them."""
 
@@ -47,6 +53,8 @@ class Before:
 
     check: int
     memory: Memory = Memory()
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """The graph's own."""
     texts: Sequence[str] = ()
     """Of the last step."""
 
@@ -73,6 +81,7 @@ class _Texts:
 
     def put(self, text: str) -> Text:
         """Record a text."""
+        text = encodable(text)  # as it will be read: texts that differ before and not after would shift the pieces
         own = _pieces(text)
         found: list[str | list[int]] = []
         place = plain = 0
@@ -110,6 +119,11 @@ class _Texts:
 
     def _run(self, first: int, count: int) -> str:
         return "".join(self.pieces[first : first + count])
+
+
+def encodable(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which UTF-8 can't hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _pieces(text: str) -> list[str]:
@@ -156,8 +170,8 @@ def write_line(step: Step, before: Before, prompt: Callable[[str], str]) -> tupl
     Returns:
         The line, and what the next one builds on.
     """
-    texts = _Texts(before.texts)
-    started = _changes(before.memory, step.memory_before, texts)
+    texts, itself = _Texts(before.texts), _event_itself(step.feedback, len(step.candidates))
+    started = _changes(before.memory, step.memory_before, texts, itself)
     record = {
         "user_id": step.user_id,
         "turn": step.turn,
@@ -165,15 +179,17 @@ def write_line(step: Step, before: Before, prompt: Callable[[str], str]) -> tupl
         "target": step.target,
         "liked": step.feedback.liked,
         "predicted_liked": step.feedback.predicted_liked,
+        **({} if step.feedback.rating is None else {"rating": step.feedback.rating}),
         "reward": step.reward,
         "calls": [_call_record(call, texts, prompt) for call in step.calls],
         "ranking": {**step.ranking.model_dump(exclude_defaults=True), "text": texts.put(step.ranking.text)},
     }
-    learned = _changes(step.memory_before, step.memory, texts)
-    record |= {name: found for name, found in (("started", started), ("learned", learned)) if found}
+    learned = _changes(step.memory_before, step.memory, texts, itself)
+    state = _state_changes(before.state, step.state, texts)
+    record |= {name: found for name, found in (("started", started), ("learned", learned), ("state", state)) if found}
     body = _json(record)[:-1]
     check = zlib.crc32(body, before.check)
-    return b'%b,"check":"%08x"}\n' % (body, check), Before(check, step.memory, texts.texts)
+    return b'%b,"check":"%08x"}\n' % (body, check), Before(check, step.memory, step.state, texts.texts)
 
 
 def _json(record: Mapping[str, Any]) -> bytes:
@@ -203,39 +219,90 @@ def _call_record(call: Call, texts: _Texts, prompt: Callable[[str], str]) -> dic
     return record
 
 
-def _changes(old: Memory, new: Memory, texts: _Texts) -> dict[str, Any]:
+def _event_itself(feedback: Feedback, n: int) -> dict[str, Any]:
+    """The fields of the event that a step is, which its line has already."""
+    return {**{name: getattr(feedback, name) for name in ("item_id", "liked", "rating", "rank")}, "of": n}
+
+
+def _changes(old: Memory, new: Memory, texts: _Texts, itself: Mapping[str, Any]) -> dict[str, Any]:
     """What differs: the profile, the "events" that were added to the history, and fields of a class of one's own."""
     if new is old:
         return {}
-    was, is_now = old.model_dump(mode="json"), new.model_dump(mode="json")
+    was, is_now = (memory.model_dump(mode="json", exclude={"history"}) for memory in (old, new))
     found: dict[str, Any] = {name: value for name, value in is_now.items() if was.get(name, ...) != value}
     if "profile" in found:
         found["profile"] = texts.put(found["profile"])
-    if "history" in found and new.history[: len(old.history)] == old.history:
-        found["events"] = [texts.put(event) for event in found.pop("history")[len(old.history) :]]
+    if new.history != old.history:
+        kept = len(old.history) if new.history[: len(old.history)] == old.history else 0
+        added = [_event_record(event, texts, itself) for event in new.history[kept:]]
+        found["events" if kept == len(old.history) else "history"] = added
     if type(new) is not type(old):
         found["class"] = _class_name(type(new))
     return found
+
+
+def _event_record(event: Event | str, texts: _Texts, itself: Mapping[str, Any]) -> Any:
+    if isinstance(event, str):
+        return texts.put(event)
+    found = {name: value for name, value in event if itself.get(name, ...) != value}
+    return {name: texts.put(value) if name in _WORDS else value for name, value in found.items()}
+
+
+def _event(record: Any, texts: _Texts, itself: Mapping[str, Any]) -> Event | str:
+    if not isinstance(record, dict):
+        return texts.take(record)
+    return Event.model_validate(
+        {**itself, **{name: texts.take(value) if name in _WORDS else value for name, value in record.items()}}
+    )
+
+
+def _state_changes(old: Mapping[str, Any], new: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
+    """Keys with another value, each in a list of one so that a text isn't taken for a list; null for one that went."""
+    changed = {name: value for name, value in new.items() if name not in old or old[name] != value}
+    coded = {name: {"text": texts.put(value)} if isinstance(value, str) else [value] for name, value in changed.items()}
+    return {**coded, **dict.fromkeys(old.keys() - new.keys())}
+
+
+def _state(old: Mapping[str, Any], changes: Mapping[str, Any], texts: _Texts) -> Mapping[str, Any]:
+    if not changes:
+        return old
+    taken = {
+        name: texts.take(coded["text"]) if isinstance(coded, dict) else coded[0]
+        for name, coded in changes.items()
+        if coded is not None
+    }
+    return {name: value for name, value in {**old, **taken}.items() if changes.get(name, ...) is not None}
 
 
 def read_line(line: bytes, before: Before, prompts: Mapping[str, str]) -> tuple[Step, Before]:
     """Read a step back; raises ValueError, LookupError or TypeError where it is none."""
     record = from_json(line)
     texts = _Texts(before.texts)
-    memory_before = _changed(before.memory, record.get("started", {}), texts)
-    calls = tuple([_call(call, texts, prompts) for call in record["calls"]])
-    ranking = Ranking.model_validate({**record["ranking"], "text": texts.take(record["ranking"]["text"])})
-    memory = _changed(memory_before, record.get("learned", {}), texts)
-    target = record["target"]
+    target, n = record["target"], len(record["candidates"])
+    order = record["ranking"]["order"]
     feedback = Feedback(
         item_id=record["candidates"][target],
-        rank=ranking.rank_of(target),
+        rank=order.index(target) + 1 if target in order else None,
         predicted_liked=record["predicted_liked"],
         liked=record["liked"],
+        rating=record.get("rating"),
     )
-    fields = {name: record[name] for name in ("user_id", "turn", "candidates", "target", "reward")}
-    step = Step(**fields, ranking=ranking, feedback=feedback, calls=calls, memory_before=memory_before, memory=memory)
-    return step, Before(int(record["check"], 16), memory, texts.texts)
+    itself = _event_itself(feedback, n)
+    memory_before = _changed(before.memory, record.get("started", {}), texts, itself)
+    calls = tuple([_call(call, texts, prompts) for call in record["calls"]])
+    ranking = Ranking.model_validate({**record["ranking"], "text": texts.take(record["ranking"]["text"])})
+    memory = _changed(memory_before, record.get("learned", {}), texts, itself)
+    state = _state(before.state, record.get("state", {}), texts)
+    step = Step(
+        **{name: record[name] for name in ("user_id", "turn", "candidates", "target", "reward")},
+        ranking=ranking,
+        feedback=feedback,
+        calls=calls,
+        memory_before=memory_before,
+        memory=memory,
+        state=state,
+    )
+    return step, Before(int(record["check"], 16), memory, state, texts.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,24 +366,33 @@ def _prompt(key: str, prompts: Mapping[str, str]) -> str:
     return prompts.get(key) or f"(system prompt {key}, which prompts.jsonl lacks)"
 
 
-def _changed(old: Memory, changes: dict[str, Any], texts: _Texts) -> Memory:
+def _changed(old: Memory, changes: dict[str, Any], texts: _Texts, itself: Mapping[str, Any]) -> Memory:
     if not changes:
         return old
     if "profile" in changes:
         changes["profile"] = texts.take(changes["profile"])
-    if "events" in changes:
-        changes["history"] = [*old.history, *map(texts.take, changes.pop("events"))]
+    if "events" in changes or "history" in changes:
+        before = old.history if "events" in changes else ()
+        added = changes.pop("events", None) or changes["history"]
+        changes["history"] = [*before, *(_event(each, texts, itself) for each in added)]
     kind = _class_named(changes.pop("class")) if "class" in changes else type(old)
-    return kind.model_validate({**old.model_dump(mode="json"), **changes})
+    return kind.model_validate({**dict(old), **changes})
+
+
+class UnknownMemory(Memory):
+    """A memory of a class that isn't imported here, to be read with all its fields, but not gone on with."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def _class_name(kind: type[Memory]) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+    # A worker's main module is the run's under another name.
+    return f"{kind.__module__.replace('__mp_main__', '__main__')}:{kind.__qualname__}"
 
 
 def _class_named(name: str) -> type[Memory]:
-    """The class of memories of that name, of those that are imported now; `Memory` where it isn't."""
-    return next((kind for kind in _classes(Memory) if _class_name(kind) == name), Memory)
+    """The class of memories of that name, of those that are imported now; else a stand-in with the same fields."""
+    return next((kind for kind in _classes(Memory) if _class_name(kind) == name), UnknownMemory)
 
 
 def _classes(kind: type[Memory]) -> Iterator[type[Memory]]:

@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from starec_agents.llm import ChatModel, ScriptedChat, scripted_user
+from starec_agents.llm.base import Call
 from starec_agents.runs.records import Turns
 from starec_agents.runs.rollout import Agent
 from starec_env.data.options import refuse
 from starec_env.errors import RunError, StarecError
 from starec_env.replay.stream import judge
-from starec_env.types import Call
 
 Factory = Callable[[ChatModel], Callable[[], Agent]]
 """Makes what makes agents, of a chat model."""

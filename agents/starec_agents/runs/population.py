@@ -20,16 +20,18 @@ import numpy as np
 
 from starec_agents._trial import check_graph
 from starec_agents.agent import UserAgent
+from starec_agents.memory import Memory
 from starec_agents.runs.config import DataConfig, Purpose, RunConfig, endpoints_of, ids_hash, memories_hash, versions
 from starec_agents.runs.progress import RunProgress
 from starec_agents.runs.records import Turns, finish, write_candidates
 from starec_agents.runs.rollout import Agent as Agent
 from starec_agents.runs.rollout import Rollout, Share, close
+from starec_agents.runs.steps import Step
 from starec_agents.runs.store import RunStore, writing
 from starec_agents.runs.workers import run_shares, start_engine
 from starec_env.errors import InvalidOption, StarecWarning, check_choice
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset, Id, Memory, Step
+from starec_env.types import Dataset, Id
 
 P = ParamSpec("P")
 
@@ -58,7 +60,7 @@ async def arun_population(
     turns: int | None = None,
     seed: int = 0,
     n_candidates: int = 20,
-    targets: Literal["liked", "all"] = "liked",
+    targets: Literal["liked", "all"] = "all",
     split: Literal["test", "train"] = "test",
     min_history: int = 5,
     concurrency: int = 64,
@@ -83,7 +85,8 @@ async def arun_population(
         turns: The last so many turns of each user's stream; None for all.
         seed: Fixes the sample of users, their negatives and the order of candidates.
         n_candidates: Items to rank a turn: the true one and `n_candidates - 1` negatives.
-        targets: "liked" or "all": which interactions are turns.
+        targets: "all": agents learn from every interaction in order, from what the user disliked too (4.1.3), and
+            metrics score the liked ones; "liked": these alone are turns.
         split: "test" ends with the leave-one-out turn, "train" stops before it.
         min_history: Interactions that precede a user's first turn.
         concurrency: Users in flight, over all workers.
@@ -143,10 +146,10 @@ async def arun_population(
     try:
         if store.damaged:
             _warn_of_damage(store)
-        if store.recorded.n_steps and (own := getattr(first, "own_keys", ())):
+        if lost := getattr(first, "unrecorded_keys", ()):
             warnings.warn(
-                f"{store.out}: users that are under way begin anew with the graph's own state keys "
-                f"({', '.join(own)}), since a run records the memory alone",
+                f"{store.out}: the graph's state keys {', '.join(lost)} can't be recorded, as JSON can't hold them: if "
+                "the run is stopped and resumed, users that are under way begin anew with them",
                 StarecWarning,
                 stacklevel=2,
             )

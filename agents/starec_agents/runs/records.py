@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.runs.lines import Outcome
-from starec_agents.runs.store import RunStore, read_index, tabled, temporary, write_tables, write_text, writing
+from starec_agents.runs.reading import read_index
+from starec_agents.runs.store import RunStore, temporary, write_tables, write_text, writing
 from starec_env.errors import RunError
 from starec_env.metrics import METRICS, estimate, scored
 from starec_env.types import Dataset, Id, Turn
@@ -64,7 +65,7 @@ def _write_candidates(
     import pyarrow as pa
 
     user_type, id_type = _id_types(dataset)
-    item_ids = pa.array([item.id for item in dataset.items], id_type)
+    item_ids = _column([item.id for item in dataset.items], id_type)
     schema = pa.schema(
         [
             ("repetition", pa.int32()),
@@ -87,15 +88,19 @@ def _write_candidates(
             histories, history_ends = _joined([query.history.item_indices for query in queries])
             candidates, candidate_ends = _joined([query.candidates.indices for query in queries])
             liked, _ = _joined([query.history.liked for query in queries])
-            starts = candidate_ends[:-1]
+            targets = candidates[candidate_ends[:-1] + [turn.target for turn in turns]]
+
+            def ids(indices: NDArray[np.integer]) -> Any:
+                return item_ids.take(_column(indices, pa.int32()))
+
             columns = [
-                pa.array(np.zeros(len(turns), np.int32)),
-                pa.array([query.user.id for query in queries], user_type),
-                pa.array([turn.number for turn in turns], pa.int32()),
-                pa.ListArray.from_arrays(history_ends, item_ids.take(pa.array(histories))),
-                pa.ListArray.from_arrays(history_ends, pa.array(liked)),
-                item_ids.take(pa.array(candidates[starts + [turn.target for turn in turns]])),
-                pa.ListArray.from_arrays(candidate_ends, item_ids.take(pa.array(candidates))),
+                _column(np.zeros(len(turns)), pa.int32()),
+                _column([query.user.id for query in queries], user_type),
+                _column([turn.number for turn in turns], pa.int32()),
+                pa.ListArray.from_arrays(_column(history_ends, pa.int32()), ids(histories)),
+                pa.ListArray.from_arrays(_column(history_ends, pa.int32()), _column(liked, pa.bool_())),
+                ids(targets),
+                pa.ListArray.from_arrays(_column(candidate_ends, pa.int32()), ids(candidates)),
             ]
             shown[histories] = shown[candidates] = True
             digest.update(repr([columns[place].to_pylist() for place in (1, 2, 5, 6)]).encode())
@@ -110,13 +115,33 @@ def _write_candidates(
 def _write_items(path: Path, dataset: Dataset, shown: NDArray[np.bool_]) -> None:
     import pyarrow as pa
 
-    items = (dataset.items[i] for i in np.flatnonzero(shown).tolist())
-    rows = ({"id": item.id, "title": item.title, "attributes": list(item.attributes.items())} for item in items)
-    _, id_type = _id_types(dataset)
-    text = pa.string()
+    items = [dataset.items[i] for i in np.flatnonzero(shown).tolist()]
+    names = [name for item in items for name in item.attributes]
+    values = [value for item in items for value in item.attributes.values()]
+    ends = np.cumsum([0, *(len(item.attributes) for item in items)])
+    text, (_, id_type) = pa.string(), _id_types(dataset)
+    columns = [
+        _column([item.id for item in items], id_type),
+        _column([item.title for item in items], text),
+        pa.MapArray.from_arrays(_column(ends, pa.int32()), _column(names, text), _column(values, text)),
+    ]
     schema = pa.schema([("id", id_type), ("title", text), ("attributes", pa.map_(text, text))])
     with temporary(path) as new:
-        write_tables(new, tabled(rows, schema), schema)
+        write_tables(new, [pa.Table.from_arrays(columns, schema=schema)], schema)
+
+
+def _column(values: Sequence[Any] | NDArray[Any], kind: Any) -> Any:
+    """An Arrow array of numbers, truth values or texts; `pa.array` imports pandas wherever that is installed."""
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        texts = [text.encode(errors="replace") for text in values]
+        parts: list[Any] = [np.cumsum([0, *map(len, texts)], dtype=np.int32), b"".join(texts)]
+    elif pa.types.is_boolean(kind):
+        parts = [np.packbits(values, bitorder="little")]
+    else:
+        parts = [np.ascontiguousarray(values, str(kind))]
+    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, parts)])
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int32]]:

@@ -12,18 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from starec_agents.llm.base import Call
+from starec_agents.memory import Memory
+from starec_agents.runs.lines import encodable
+from starec_agents.runs.reading import Failure, Index
 from starec_agents.runs.records import Turns
-from starec_agents.runs.store import Failure, Index, Shard, UserRecord
+from starec_agents.runs.steps import Step
+from starec_agents.runs.store import Shard, UserRecord
 from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import judge
-from starec_env.types import Call, Feedback, Id, Memory, Query, Ranking, Step, Turn
+from starec_env.types import Feedback, Id, Query, Ranking, Turn
 
 _TELL_EVERY_S = 0.2
 _MOST_MESSAGE, _MOST_TRACEBACK = 2_000, 4_000
 
 
 class Agent(Protocol):
-    """What a population needs of an agent; `UserAgent` has it, and so may any class of yours."""
+    """What a population needs of an agent; `UserAgent` has it, and so may any class of yours.
+
+    One with more to keep than its memory may have a property `own_state`, a mapping of JSON types: it is recorded after
+    each turn, and set on an agent that goes on with a recorded user.
+    """
 
     memory: Memory | None
     """None until the first ranking."""
@@ -147,6 +156,8 @@ class _Run:
         record = self.shard.user(user_id, [turn.number for turn in turns])
         agent = self.rollout.agent()
         agent.memory = record.memory or self.share.memories.get(user_id)
+        if record.state:
+            agent.own_state = record.state  # type: ignore[attr-defined]  # what was recorded of it, it has
         turn = turns[0]
         try:
             for turn in turns[record.done :]:
@@ -193,17 +204,13 @@ def _failure(user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) ->
         user_id=user_id,
         turn=turn,
         kind=error.kind if isinstance(error, EndpointError) else "agent",
-        message=_encodable(text[:_MOST_MESSAGE]),
+        message=encodable(text[:_MOST_MESSAGE]),
         type=name,
-        traceback=_encodable(trace[-_MOST_TRACEBACK:]),
+        traceback=encodable(trace[-_MOST_TRACEBACK:]),
         calls=len(calls),
         prompt_tokens=sum(call.usage.prompt_tokens for call in calls),
         completion_tokens=sum(call.usage.completion_tokens for call in calls),
     )
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", errors="replace").decode()
 
 
 async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:
@@ -222,4 +229,5 @@ async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:
         calls=tuple(agent.calls),
         memory_before=before,
         memory=after,
+        state=getattr(agent, "own_state", {}),
     )

@@ -1,4 +1,4 @@
-"""A run on disk: one appended line a finished step, which is also the checkpoint.
+"""Writing a run to disk: one appended line a finished step, which is also the checkpoint.
 
 A run's folder holds `run.json` (its `RunConfig`, and its sessions), `users.json` (whom it runs), `candidates.parquet`
 and `items.parquet` (what was shown), `steps.jsonl` (a line a finished step) with `prompts.jsonl` (its system prompts),
@@ -6,7 +6,7 @@ and `items.parquet` (what was shown), `steps.jsonl` (a line a finished step) wit
 most one torn one.
 
 Worker processes write a file each, `steps-00000.jsonl` and so on, and the files stay as they are: readers put the steps
-in order of user and turn. What a line holds is in `lines`.
+in order of user and turn. What a line holds is in `lines`, and `reading` reads it all.
 """
 
 from __future__ import annotations
@@ -19,165 +19,39 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
 from starec_agents.runs.config import check_same, hash_of
 from starec_agents.runs.lines import (
     Before,
-    Outcome,
-    check_of,
-    head_of,
+    UnknownMemory,
     prompt_key,
-    prompts_of,
-    read_line,
-    read_outcome,
-    start_check,
     write_line,
 )
+from starec_agents.runs.reading import (
+    FORMAT,
+    Failure,
+    Index,
+    new_index,
+    prompts_path,
+    read_run,
+    step_files,
+)
+from starec_agents.runs.reading import read_failures as read_failures  # as are the next two, old homes for a release
+from starec_agents.runs.reading import read_steps as read_steps
+from starec_agents.runs.reading import read_trajectories as read_trajectories
+from starec_agents.runs.steps import Step
 from starec_env.errors import RunError
-from starec_env.types import Id, Memory, Step, Trajectory
+from starec_env.types import Id
 
 try:
     import fcntl
 except ImportError:  # Windows: runs can be read there
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2
 _log = logging.getLogger(__name__)
-
-
-class Failure(BaseModel):
-    """A user that could not go on: recorded, and done again by a resumed run."""
-
-    user_id: Id
-    turn: int | None
-    """0-based number of the turn that failed; None when the user failed before the first."""
-    kind: str
-    message: str
-    type: str = ""
-    """The exception's class."""
-    traceback: str = ""
-    """Where it was raised; the last 4,000 characters."""
-    calls: int = 0
-    """Answers to requests for the failed turn, which were had and lost."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    """Tokens that those cost."""
-
-
-@dataclass
-class Index:
-    """Where a run's steps are: 32 bytes a step and some 200 a user.
-
-    Attributes:
-        start: What the first lines of all users build on; None in a record of the first format.
-        files: Files of steps, oldest first.
-        prompts: The system prompts by key.
-        places: By user, in order of turns: turn, number of file, the byte where the line begins, its check, and so on.
-        strict: Whether a step whose system prompt is lost counts as one that can't be read.
-    """
-
-    start: int | None
-    files: list[Path] = field(default_factory=list)
-    prompts: dict[str, str] = field(default_factory=dict)
-    places: dict[Id, array[int]] = field(default_factory=dict)
-    strict: bool = True
-
-    def add_file(self, path: Path) -> None:
-        """Go on with the lines of this file."""
-        self.files.append(path.resolve())
-        self.prompts |= _read_prompts(path)
-
-    def add(self, line: bytes, place: int) -> bool:
-        """Take a line of the last file into the index, at this byte; False if it isn't a step that can be read.
-
-        It is in place of the step that was recorded of the same turn before, and of those after that.
-        """
-        if (key := head_of(line)) is None:
-            return False
-        user, turn = key
-        places = self.places.get(user)
-        end = 0 if places is None else len(places)
-        while end and places is not None and places[end - 4] >= turn:
-            end -= 4
-        check: int | None = 0
-        if self.start is not None:
-            check = check_of(line, places[end - 1] if places and end else self.start)
-        if check is None or (self.strict and not prompts_of(line) <= self.prompts.keys()):
-            return False
-        if places is None:
-            places = self.places[user] = array("q")
-        del places[end:]
-        places.extend((turn, len(self.files) - 1, place, check))
-        return True
-
-    def only(self, users: Iterable[Id]) -> Index:
-        """The part that concerns some users."""
-        places = {user: self.places[user] for user in users if user in self.places}
-        return Index(self.start, self.files, self.prompts, places)
-
-    def turns(self, user: Id) -> array[int]:
-        """The turns of a user that are recorded."""
-        return self.places.get(user, array("q"))[::4]
-
-    @property
-    def n_steps(self) -> int:
-        """Steps in all."""
-        return sum(map(len, self.places.values())) // 4
-
-    def steps(self, user: Id, most: int | None = None) -> Iterator[tuple[Step, Before]]:
-        """A user's steps in order, and what is to be built on each.
-
-        Raises:
-            RunError: One can't be read.
-        """
-        before = Before(self.start or 0)
-        for line, where in _lines_at(self.files, self.places.get(user, array("q")), most):
-            try:
-                if self.start is None:
-                    step = Step.model_validate_json(line)
-                else:
-                    step, before = read_line(line, before, self.prompts)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise _unreadable(where, error) from None
-            yield step, before
-
-    def outcomes(self, user: Id) -> Iterator[Outcome]:
-        """What metrics need of a user's steps; raises as `steps` does."""
-        for line, where in _lines_at(self.files, self.places.get(user, array("q"))):
-            try:
-                yield Outcome.of(Step.model_validate_json(line)) if self.start is None else read_outcome(line)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise _unreadable(where, error) from None
-
-
-def _lines_at(files: Sequence[Path], places: array[int], most: int | None = None) -> Iterator[tuple[bytes, str]]:
-    file: BinaryIO | None = None
-    opened = -1
-    try:
-        for number, start in islice(zip(places[1::4], places[2::4], strict=True), most):
-            if opened != number:
-                if file:
-                    file.close()
-                file, opened = open(files[number], "rb"), number
-            assert file
-            file.seek(start)
-            yield file.readline(), f"{files[number]}, byte {start:,}"
-    finally:
-        if file:
-            file.close()
-
-
-def _unreadable(where: str, error: Exception | str) -> RunError:
-    reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    return RunError(f"{where} can't be read ({reason[:200]}): resume the run to set it aside and do that turn again")
 
 
 class Shard:
@@ -198,13 +72,18 @@ class Shard:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def user(self, user_id: Id, turns: Sequence[int]) -> UserRecord:
-        """What is on record of a user, to be gone on with."""
+        """What is on record of a user, to be gone on with; raises RunError where that can't be done here."""
         recorded = self._recorded.turns(user_id)
         count = next((n for n, turn in enumerate(turns) if recorded[n : n + 1] != array("q", [turn])), len(turns))
         before = Before(self._recorded.start or 0)
         for _, after in self._recorded.steps(user_id, count):
             before = after
-        return UserRecord(self, count, before.memory if count else None, before)
+        if isinstance(before.memory, UnknownMemory):
+            raise RunError(
+                f"{self.path.parent}: the memory of user {user_id!r} is of a class that isn't imported here: import "
+                "its module before resuming"
+            )
+        return UserRecord(self, count, before)
 
     def write(self, data: bytes) -> None:
         """Append a line: one write."""
@@ -214,7 +93,7 @@ class Shard:
         """Record a system prompt, once; returns its key."""
         if text not in self._keys:
             key = prompt_key(text)
-            path = _prompts_path(self.path)
+            path = prompts_path(self.path)
             with writing(path):
                 file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             line = json.dumps({"key": key, "text": text}, ensure_ascii=False).encode("utf-8", errors="replace")
@@ -236,12 +115,15 @@ class UserRecord:
     Attributes:
         done: How many of the turns are recorded.
         memory: The memory after the last of them; None before the first.
+        state: The graph's own state then.
     """
 
-    __slots__ = ("_before", "_shard", "done", "memory")
+    __slots__ = ("_before", "_shard", "done", "memory", "state")
 
-    def __init__(self, shard: Shard, done: int, memory: Memory | None, before: Before) -> None:
-        self._shard, self.done, self.memory, self._before = shard, done, memory, before
+    def __init__(self, shard: Shard, done: int, before: Before) -> None:
+        self._shard, self.done, self._before = shard, done, before
+        self.memory = before.memory if done else None
+        self.state = before.state
 
     def append(self, step: Step) -> None:
         """Record the next finished step."""
@@ -263,7 +145,7 @@ def check_folder(out: Path, settings: Mapping[str, Any], resume: bool) -> dict[s
         RunError: The folder holds a run and `resume` is False, or holds another run, or steps of an unknown one.
     """
     if not (out / "run.json").exists():
-        found = [file.name for file in _step_files(out) if file.exists() and file.stat().st_size]
+        found = [file.name for file in step_files(out) if file.exists() and file.stat().st_size]
         if found:
             raise RunError(
                 f"{out} holds steps ({found[0]}) but no run.json that says of what run: choose another folder, "
@@ -275,9 +157,8 @@ def check_folder(out: Path, settings: Mapping[str, Any], resume: bool) -> dict[s
     run = read_run(out)
     if run.get("format") != FORMAT:
         raise RunError(
-            f"{out} was recorded by starec {run.get('starec')}: its starec differ (the record is of "
-            f"format {run.get('format', 1)}, is now {FORMAT}); it can be read, but not gone on with: choose "
-            "another folder"
+            f"{out} was recorded by starec {run.get('starec')} in format {run.get('format', 1)}, and this version "
+            f"writes format {FORMAT}: it can be read (starec show), but not gone on with: choose another folder"
         )
     check_same(settings, run, out, urls=False)
     return run
@@ -362,15 +243,15 @@ class RunStore:
     def _open_new(self, users: Sequence[Id]) -> None:
         made = {"format": FORMAT, "id": uuid4().hex, "settings_hash": hash_of(self._settings), "sessions": []}
         self.run = {**self._settings, **made}
-        self.recorded = _new_index(self.run)
+        self.recorded = new_index(self.run)
         write_text(self.out / "users.json", json.dumps(list(users), ensure_ascii=False) + "\n")
         self.steps_path.touch()
         self.recorded.add_file(self.steps_path)
 
     def _reopen(self) -> None:
-        self.recorded = _new_index(self.run)
+        self.recorded = new_index(self.run)
         self.steps_path.touch()
-        for path in _step_files(self.out):
+        for path in step_files(self.out):
             self._index(path)
         for session in self.run["sessions"]:
             if "wall_s" not in session:  # that session was killed
@@ -411,7 +292,7 @@ class RunStore:
     def new_shard(self) -> Path:
         """A file of steps that doesn't exist yet, for a worker to write."""
         self.check_place()
-        last = _step_files(self.out)[-1].stem
+        last = step_files(self.out)[-1].stem
         number = int(last.partition("-")[2] or -1) + 1
         path = self.out / f"steps-{number:05}.jsonl"
         with writing(path):
@@ -420,7 +301,7 @@ class RunStore:
 
     def own_shard(self) -> Path:
         """The file for the steps of this process: the last, so that later lines are in later files."""
-        return self.steps_path.resolve() if len(_step_files(self.out)) == 1 else self.new_shard()
+        return self.steps_path.resolve() if len(step_files(self.out)) == 1 else self.new_shard()
 
     def adopt(self, shard: Path) -> int:
         """Count what a dead worker wrote as recorded; returns how many steps that is."""
@@ -485,129 +366,6 @@ class RunStore:
         return float(past + time.time() - self.run["sessions"][-1]["started"])
 
 
-def read_run(out: str | Path) -> dict[str, Any]:
-    """A run's `run.json`; raises RunError when the folder holds none."""
-    path = Path(out) / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(run, dict) or not isinstance(run.get("sessions"), list):
-            raise ValueError("it isn't a run's description")
-        if not all(isinstance(session, dict) and _are_times(session) for session in run["sessions"]):
-            raise ValueError("its sessions aren't whole")
-        return run
-    except FileNotFoundError:
-        raise RunError(f"{out} holds no run: it has no run.json") from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} can't be read ({error}): start the run anew in another folder") from None
-
-
-def _are_times(session: Mapping[str, Any]) -> bool:
-    return isinstance(session.get("started"), float) and isinstance(session.get("wall_s", 0.0), float)
-
-
-def _new_index(run: Mapping[str, Any]) -> Index:
-    return Index(start_check(str(run.get("settings_hash"))) if run.get("format") == FORMAT else None)
-
-
-def read_index(out: str | Path) -> Index:
-    """Where a run's steps are; a torn last line of a file is left out.
-
-    Raises:
-        RunError: The folder holds no run, or a line in the middle can't be read.
-    """
-    folder = Path(out)
-    run = read_run(folder)
-    index = _new_index(run)
-    index.strict = False
-    for path in _step_files(folder):
-        try:
-            file = open(path, "rb")
-        except OSError as error:
-            raise RunError(f"can't read {path}: {error.strerror}; is this a run's folder?") from None
-        index.add_file(path)
-        start = 0
-        with file:
-            for number, line in enumerate(file, 1):
-                if line.endswith(b"\n") and not index.add(line, start):
-                    raise _unreadable(f"{path}, line {number}", "it isn't what was written there")
-                start += len(line)
-    return index
-
-
-def read_steps(out: str | Path) -> Iterator[Step]:
-    """The steps of a run, users in the run's order and turns in theirs; of a running one, those that are there.
-
-    Raises:
-        RunError: The folder holds no run, or a line in the middle can't be read.
-    """
-    index = read_index(out)
-    for user in _in_order(Path(out), index):
-        for step, _ in index.steps(user):
-            yield step
-
-
-def _in_order(out: Path, index: Index) -> list[Id]:
-    try:
-        order = json.loads((out / "users.json").read_text(encoding="utf-8"))
-        order = [user for user in order if user in index.places]
-    except (OSError, ValueError, TypeError):
-        order = []
-    return [*dict.fromkeys([*order, *index.places])]
-
-
-def read_trajectories(out: str | Path) -> Iterator[Trajectory]:
-    """The trajectories of a run, a user each."""
-    run = read_run(out)
-    index = read_index(out)
-    for user_id in _in_order(Path(out), index):
-        steps = tuple(step for step, _ in index.steps(user_id))
-        try:
-            yield Trajectory(user_id=user_id, steps=steps, model=run["model"], graph=run["graph"], seed=run["seed"])
-        except (KeyError, ValidationError):
-            raise RunError(f"{Path(out) / 'run.json'} doesn't say which model, graph and seed made the run") from None
-
-
-def read_failures(out: str | Path) -> list[Failure]:
-    """The users that failed in a run's last session; a torn last line is left out.
-
-    Raises:
-        RunError: A line can't be read.
-    """
-    path = Path(out) / "failures.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    try:
-        return [Failure.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise RunError(f"{path} can't be read ({error.errors()[0]['msg']}): resume the run to write it anew") from None
-
-
-def _step_files(out: Path) -> list[Path]:
-    """The files that hold a run's steps: `steps.jsonl`, which needn't exist, and the workers', oldest first."""
-    return [out / "steps.jsonl", *sorted(out.glob("steps-*.jsonl"))]
-
-
-def _prompts_path(steps: Path) -> Path:
-    return steps.with_name(steps.name.replace("steps", "prompts"))
-
-
-def _read_prompts(steps: Path) -> dict[str, str]:
-    path = _prompts_path(steps)
-    prompts = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            record = from_json(line)
-            if prompt_key(record["text"]) == record["key"]:
-                prompts[record["key"]] = record["text"]
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-        ):  # torn or damaged: steps that name it are done again
-            continue
-    return prompts
-
-
 def _rewrite(path: Path, spans: Iterable[tuple[int, int]]) -> None:
     """Leave these byte ranges alone in a file; a kill leaves the old one or the new one."""
     temporary = path.with_suffix(".tmp")
@@ -655,12 +413,3 @@ def write_tables(path: Path, tables: Iterable[Any], schema: Any) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def tabled(rows: Iterable[Mapping[str, Any]], schema: Any, chunk: int = 1_000) -> Iterator[Any]:
-    """Arrow tables of a chunk of rows each."""
-    import pyarrow as pa
-
-    waiting = iter(rows)
-    while batch := list(islice(waiting, chunk)):
-        yield pa.Table.from_pylist(batch, schema=schema)

@@ -14,11 +14,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from starec_agents.runs.reading import read_failures, read_run, read_steps
 from starec_agents.runs.records import read_titles
-from starec_agents.runs.store import read_failures, read_run, read_steps
+from starec_agents.runs.steps import Step
 from starec_env.errors import unknown
 from starec_env.metrics import SHOWN
-from starec_env.types import Id, Step
+from starec_env.types import Id
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -150,8 +151,10 @@ def step_panel(step: Step, titles: Mapping[Id, str]) -> Panel:
         (f", reward {step.reward:+.1f}.", ""),
     )
     parts: list[RenderableType] = [listing or plain("(no ranking)"), outcome]
-    if step.ranking.problems:
+    if not step.ranking.valid:
         parts.append(Text("The answer had problems: " + "; ".join(map(clean, step.ranking.problems)), style="yellow"))
+    elif step.ranking.report.tied:
+        parts.append(plain(f"{step.ranking.report.tied} candidates had an earlier one's score: shown order decided."))
     for call in step.calls:
         thought = "\n".join(part for part in (call.reasoning, call.completion) if part)
         if call.report and not call.report.valid:

@@ -21,10 +21,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from starec_agents.memory import Memory
 from starec_agents.runs.rollout import News, Rollout, Share, close
 from starec_agents.runs.store import RunStore
 from starec_env.errors import InvalidOption, MissingExtra, RunError, StarecError
-from starec_env.types import Dataset, Id, Memory
+from starec_env.types import Dataset, Id
 
 _NEWS_EVERY_S = 0.5
 _IDLE_DEATHS = 3

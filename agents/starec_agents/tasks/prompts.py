@@ -6,14 +6,14 @@ changes for a user, then with what only grows, and ends with what is new at each
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from starec_agents.llm import Message
+from starec_agents.memory import Event, Memory
 from starec_agents.tasks.titles import clean, item_line, item_title
 from starec_env.errors import InvalidOption
-from starec_env.types import Candidates, Feedback, Memory, Query
+from starec_env.types import Candidates, Feedback, Id, Query
 
 MAX_HISTORY = 40
 """Interactions that prompts show unless told otherwise (5.1.1 keeps as many)."""
@@ -31,7 +31,6 @@ AS_DATA = {
 _MAX_EVENTS = 10
 _MAX_EVENT = 300
 _STARTED_FROM = 5
-_EVENT = re.compile(r"(.+?): ((?:ranked \d+ of \d+|not ranked)\b.*), (?:dis)?liked")
 
 
 class Nouns(NamedTuple):
@@ -87,22 +86,17 @@ def about(query: Query, memory: Memory, max_history: int, words: bool) -> Iterat
 
 def _record(query: Query, memory: Memory, most: int) -> Iterator[str]:
     """The interactions in words, with predictions where the memory has them; then what else the memory notes."""
-    predicted, notes = dict[str, str](), list[str]()
-    for event in memory.history:
-        if found := _EVENT.fullmatch(event):
-            predicted[found[1]] = found[2]
-        else:
-            notes.append(event)
+    predicted = {event.item_id: event.prediction for event in memory.history if isinstance(event, Event)}
     lines = [f"{nouns_of(query.domain).history}, oldest first:"]
-    for title, line, liked in _shown_history(query, most):
-        before = f" (you predicted: {clean(predicted[title], _MAX_EVENT)})" if title in predicted else ""
+    for item, line, liked in _shown_history(query, most):
+        before = f" (you predicted: {clean(predicted[item], _MAX_EVENT)})" if predicted.get(item) else ""
         lines.append(f"{line} - {verb(liked)}{before}")
     yield "\n".join(lines)
-    yield _events("Notes of earlier turns:", notes)
+    yield _events("Notes of earlier turns:", [event for event in memory.history if isinstance(event, str)])
 
 
-def _events(heading: str, events: list[str] | tuple[str, ...]) -> str:
-    return "\n".join([heading, *(clean(event, _MAX_EVENT) for event in events[-_MAX_EVENTS:])]) if events else ""
+def _events(heading: str, events: Sequence[Event | str]) -> str:
+    return "\n".join([heading, *(clean(str(event), _MAX_EVENT) for event in events[-_MAX_EVENTS:])]) if events else ""
 
 
 def _signed_history(query: Query, most: int) -> Iterator[str]:
@@ -111,13 +105,13 @@ def _signed_history(query: Query, most: int) -> Iterator[str]:
         yield f"{'+' if liked else '-'} {line}"
 
 
-def _shown_history(query: Query, most: int) -> Iterator[tuple[str, str, bool]]:
+def _shown_history(query: Query, most: int) -> Iterator[tuple[Id, str, bool]]:
+    """Id, line and verdict of the interactions that a prompt shows."""
     stride = max(1, most // 4)
     first = -(-max(0, len(query.history) - most) // stride) * stride
     items, verdicts = query.history.items[first:], query.history.liked[first:].tolist()
     for item, liked in zip(items, verdicts, strict=True):
-        title = item_title(item)
-        yield title, item_line(item, title), liked
+        yield item.id, item_line(item, item_title(item)), liked
 
 
 def start_memory(query: Query) -> Memory:
@@ -134,20 +128,31 @@ def start_memory(query: Query) -> Memory:
     return Memory(profile=" ".join(said) or "Nothing is known of this user yet.")
 
 
-def event_line(query: Query, feedback: Feedback, reason: str = "") -> str:
-    """What a memory keeps of a turn (4.1.3): "Heat (1995): ranked 3 of 20, liked".
+def event_of(query: Query, feedback: Feedback, reason: str = "") -> Event:
+    """What a memory keeps of a turn (4.1.3).
 
     Args:
         query: The turn.
         feedback: What the user really did.
-        reason: What the agent said of the item when it ranked it; kept as `ranked 3 of 20 ("tense")`.
+        reason: What the agent said of the item when it ranked it.
 
     Raises:
         InvalidOption: The feedback is on an item that isn't among the candidates.
     """
-    title = item_title(query.candidates[target_position(query.candidates, feedback)])
-    why = f' ("{clean(reason, MAX_REASON)}")' if clean(reason) else ""
-    return f"{title}: {place_of(query, feedback)}{why}, {verb(feedback.liked)}"
+    return Event(
+        item_id=feedback.item_id,
+        title=item_title(query.candidates[target_position(query.candidates, feedback)]),
+        liked=feedback.liked,
+        rating=feedback.rating,
+        rank=feedback.rank,
+        of=len(query.candidates),
+        reason=clean(reason, MAX_REASON),
+    )
+
+
+def event_line(query: Query, feedback: Feedback, reason: str = "") -> str:
+    """An event in words; the former name of `str(event_of(...))`, kept for one release."""
+    return str(event_of(query, feedback, reason))
 
 
 def place_of(query: Query, feedback: Feedback) -> str:

@@ -14,11 +14,12 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from starec_agents.llm import Message
+from starec_agents.memory import Memory
 from starec_agents.tasks.answers import read_answer
 from starec_agents.tasks.prompts import AS_DATA, MAX_HISTORY, about, conversation, nouns_of
 from starec_agents.tasks.titles import candidate_titles, find_title, item_line, rest_of, title_table, visible
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Candidates, Memory, ParseReport, Query, Ranking
+from starec_env.types import Candidates, ParseReport, Query, Ranking
 
 MAX_LINES = 10_000
 """Lines of an answer that are read."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from starec_agents.llm import Message
+from starec_agents.memory import Memory
 from starec_agents.tasks.answers import read_answer
 from starec_agents.tasks.prompts import (
     AS_DATA,
@@ -23,7 +24,7 @@ from starec_agents.tasks.prompts import (
 )
 from starec_agents.tasks.rank import ranking_format
 from starec_agents.tasks.titles import candidate_titles, clean, item_line, title_key, visible
-from starec_env.types import Feedback, Memory, ParseReport, Query, Ranking
+from starec_env.types import Feedback, ParseReport, Query, Ranking
 
 _MARK = re.compile(r"<(/?)description>", re.IGNORECASE)
 _COUNT = r"(?:\(\d+ words\)[ \t*_]*)?"

@@ -11,10 +11,11 @@ from hashlib import blake2b
 import numpy as np
 
 from starec_agents.llm import Message
+from starec_agents.memory import Event, Memory
 from starec_agents.tasks.rank import rank_messages
 from starec_agents.tasks.reflect import reflect_messages
 from starec_env.replay.stream import Stream, judge
-from starec_env.types import Dataset, Feedback, Item, Memory, Query, Ranking, Turn
+from starec_env.types import Dataset, Feedback, Item, Query, Ranking, Turn
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Prompts:
 @cache
 def _fingerprint(prompts: Prompts, answer_format: str, max_history: int) -> str:
     turn = made_up_turn()
-    memory = Memory(profile="Likes drama.", history=("Film 2 (1999): ranked 1 of 2, liked",))
+    memory = Memory(
+        profile="Likes drama.", history=(Event(item_id=2, title="Film 2 (1999)", liked=True, rank=1, of=2),)
+    )
     ranking = Ranking(order=(1, 0), text="1. Film 1 (1999) - so")
     asked = answer_format, max_history
     written = [
