@@ -229,7 +229,7 @@ class _Mean:
         (users, items), n = self._cells, len(self.user_vectors)
         logs = np.log(np.maximum(self._squares / n - (self._sum / n) ** 2, 1e-6))
         of_users, of_items = np.full(self._shape[0], logs.mean()), np.zeros(self._shape[1])
-        seen_users, seen_items = (np.bincount(each, minlength=size) for each, size in zip(self._cells, self._shape))
+        seen_users, seen_items = (np.bincount(each, minlength=size) for each, size in zip(self._cells, self._shape, strict=True))
         for _ in range(3):
             of_items = np.bincount(items, logs - of_users[users], self._shape[1]) / (seen_items + 1)
             rest = np.bincount(users, logs - of_items[items], self._shape[0]) + logs.mean()
