@@ -163,7 +163,10 @@ class _Chain:
 
     def _match(self) -> NDArray[np.float64]:
         users, items = self.user_vectors.astype(F), self.item_vectors.astype(F)
-        return np.einsum("nk,nk->n", users[self.row_users], items[self.row_items]).astype(np.float64)
+        found: NDArray[np.float64] = np.einsum("nk,nk->n", users[self.row_users], items[self.row_items]).astype(
+            np.float64
+        )
+        return found
 
     def _level(self, side: _Side, rows: Ints, rest: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
         known = self.precision * side.counts + ridge
@@ -172,7 +175,7 @@ class _Chain:
         return drawn
 
     def _ridge(self, levels: NDArray[np.float64]) -> float:
-        return self.rng.gamma(1 + len(levels) / 2, 1 / (1e-3 + (levels**2).sum() / 2))
+        return float(self.rng.gamma(1 + len(levels) / 2, 1 / (1e-3 + (levels**2).sum() / 2)))
 
     def _vectors(
         self, side: _Side, mine: NDArray[np.float64], others: NDArray[np.float64], rest: NDArray[np.float64]
@@ -229,7 +232,9 @@ class _Mean:
         (users, items), n = self._cells, len(self.user_vectors)
         logs = np.log(np.maximum(self._squares / n - (self._sum / n) ** 2, 1e-6))
         of_users, of_items = np.full(self._shape[0], logs.mean()), np.zeros(self._shape[1])
-        seen_users, seen_items = (np.bincount(each, minlength=size) for each, size in zip(self._cells, self._shape, strict=True))
+        seen_users, seen_items = (
+            np.bincount(each, minlength=size) for each, size in zip(self._cells, self._shape, strict=True)
+        )
         for _ in range(3):
             of_items = np.bincount(items, logs - of_users[users], self._shape[1]) / (seen_items + 1)
             rest = np.bincount(users, logs - of_items[items], self._shape[0]) + logs.mean()
