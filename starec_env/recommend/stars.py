@@ -1,15 +1,17 @@
 """How many stars a user gives: Bayesian matrix factorisation by Gibbs sampling (Salakhutdinov and Mnih 2008).
 
-    mean(u, j) = offset + users_u + items_j + U_u . V_j        variance(u, j) = noise + user_spread_u * item_spread_j
+    mean(u, j) = offset + level_u + items_j + U_u . V_j        variance(u, j) = noise + spread_u * item_spread_j
 
 The posterior's mean over the samples is folded back to a small rank, so that a rating costs one dot product, and the
-samples' spread is kept as a product of a user's and an item's.
+samples' spread is kept as a product of a user's and an item's. Only the items' part is kept: a user's level and vector
+are those that the user's own ratings make likeliest, given all items' and how users differ, so that a history that
+goes on, or one of somebody new, has them as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,30 @@ F = np.float32
 
 _CELLS = 200_000
 """Cells (user, item) at which the spread of the posterior is watched."""
+_PRIOR = 0.7
+"""How much of the spread of users' levels and vectors is taken for how users differ: held-out errors of two data sets
+change by 0.2 % between a half and one."""
+_ROWS = 2**18
+_BLOCK = 4096
+"""Users whose vectors are solved for together."""
+
+
+@dataclass(frozen=True)
+class Raters:
+    """What ratings say of n users.
+
+    Attributes:
+        level: (n,) what each gives above the mean rating of an item.
+        vectors: (n, rank).
+        spread: (n,) how unsure both are, as a variance's factor.
+    """
+
+    level: Floats
+    vectors: Floats
+    spread: Floats
+
+    def __getitem__(self, rows: NDArray[Any] | slice) -> Raters:
+        return Raters(self.level[rows], self.vectors[rows], self.spread[rows])
 
 
 @dataclass(frozen=True)
@@ -29,37 +55,92 @@ class Stars:
 
     Attributes:
         offset: The mean rating.
-        users: (n_users,) what a user gives above it.
         items: (n_items,) what an item gets above it.
-        user_vectors: (n_users, rank).
-        item_vectors: (n_items, rank).
-        user_spread: (n_users,) how unsure the mean is, as a variance's factor.
-        item_spread: (n_items,) the other factor.
+        vectors: (n_items, rank) of items.
+        spread: (n_items,) how unsure they are, as a variance's factor.
         noise: Variance of a rating around its mean, were that known.
-        low: Least rating.
-        high: Greatest rating.
+        prior: (rank + 2, rank + 1) of users' levels and vectors: their mean, then their precision.
+        of_spread: (2,) intercept and slope of the log of a user's spread on that of the posterior's variance.
     """
 
     offset: float
-    users: Floats
     items: Floats
-    user_vectors: Floats
-    item_vectors: Floats
-    user_spread: Floats
-    item_spread: Floats
+    vectors: Floats
+    spread: Floats
     noise: float
-    low: float
-    high: float
+    prior: Floats
+    of_spread: Floats
 
-    def mean(self, users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]]) -> Floats:
-        """(...) expected ratings of pairs, within the scale; users and items broadcast."""
-        match = (self.user_vectors[users] * self.item_vectors[items]).sum(-1)
-        found: Floats = np.clip(F(self.offset) + self.users[users] + self.items[items] + match, self.low, self.high)
+    def raters(self, owners: Ints, items: Ints, ratings: Floats, n: int) -> Raters:
+        """Posterior means of users' levels and vectors.
+
+        Args:
+            owners: (rows,) 0-based user of each row, ascending.
+            items: (rows,) catalogue indices.
+            ratings: (rows,).
+            n: How many users; one without rows gets the mean user's.
+        """
+        found = np.zeros((n, self.vectors.shape[1] + 1))
+        variances = np.zeros(n)
+        for users, known, pull in self._blocks(owners, items, ratings, n):
+            covariance = np.linalg.inv(known)
+            found[users] = (covariance @ pull[:, :, None])[:, :, 0]
+            variances[users] = np.einsum("nab,ab->n", covariance, self._square)
+        spread = np.exp(self.of_spread[0] + self.of_spread[1] * np.log(variances))
+        return Raters(found[:, 0].astype(F), found[:, 1:].astype(F), spread.astype(F))
+
+    @property
+    def _square(self) -> NDArray[np.float64]:
+        design = self._design
+        mean: NDArray[np.float64] = design.T @ design / len(design)
+        return mean
+
+    @property
+    def _design(self) -> NDArray[np.float64]:
+        return np.concatenate([np.ones((len(self.items), 1)), self.vectors], axis=1, dtype=np.float64)
+
+    def _blocks(
+        self, owners: Ints, items: Ints, ratings: Floats, n: int
+    ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
+        """Blocks of users: who, and the precision and its product with the mean of what is known of them."""
+        from scipy.sparse import csr_matrix
+
+        design, mean, precision = self._design, self.prior[0].astype(np.float64), self.prior[1:].astype(np.float64)
+        k = design.shape[1]
+        upper = np.triu_indices(k)
+        weight = 1 / (self.noise + self.spread.astype(np.float64))  # of a rating by a user of spread 1, the mean
+        products = (design[:, upper[0]] * design[:, upper[1]] * weight[:, None]).astype(F)
+        pulls = design * weight[:, None]
+        place = np.zeros((k, k), np.int64)
+        place[upper] = np.arange(len(upper[0]))
+        place = np.maximum(place, place.T)
+        rest = ratings - F(self.offset) - self.items[items]
+        bounds = np.searchsorted(owners, np.arange(n + 1))
+        for first in range(0, n, _BLOCK):
+            stop = min(n, first + _BLOCK)
+            rows = slice(bounds[first], bounds[stop])
+            layout = items[rows], bounds[first : stop + 1] - bounds[first]
+            shape = (stop - first, len(self.items))
+            ones = csr_matrix((np.ones(len(layout[0]), F), *layout), shape)
+            values = csr_matrix((rest[rows], *layout), shape)
+            known = (ones @ products).astype(np.float64)[:, place] + precision
+            yield slice(first, stop), known, values @ pulls + precision @ mean
+
+    def mean(self, raters: Raters, items: NDArray[np.integer[Any]]) -> Floats:
+        """(n, k) expected ratings of (n, k) items by n users, before they are put on the scale."""
+        match = np.einsum("nkr,nr->nk", self.vectors[items], raters.vectors)
+        found: Floats = match + self.items[items] + (raters.level + F(self.offset))[:, None]
         return found
 
-    def spread(self, users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]]) -> Floats:
-        """(...) standard deviations of pairs' ratings around their means."""
-        found: Floats = np.sqrt(F(self.noise) + self.user_spread[users] * self.item_spread[items])
+    def mean_rows(self, raters: Raters, owners: Ints, items: Ints) -> Floats:
+        """(rows,) what `mean` gives for (rows,) items by the raters at (rows,) places, in bounded memory."""
+        parts = [slice(at, at + _ROWS) for at in range(0, len(items), _ROWS)]
+        found = [self.mean(raters[owners[part]], items[part, None])[:, 0] for part in parts]
+        return np.concatenate([np.empty(0, F), *found])
+
+    def deviation(self, raters: Raters, items: NDArray[np.integer[Any]]) -> Floats:
+        """(n, k) standard deviations of ratings around their means."""
+        found: Floats = np.sqrt(F(self.noise) + raters.spread[:, None] * self.spread[items])
         return found
 
 
@@ -102,18 +183,25 @@ def fit_stars(
             report(sweep + 1, burn + samples)
     user_vectors, item_vectors = _folded(mean, chain.by_user.counts, chain.by_item.counts, rank)
     user_spread, item_spread = mean.spreads()
-    return Stars(
+    of_users = np.concatenate([(mean.users / samples)[:, None], user_vectors], axis=1)
+    unit = user_spread.mean()
+    made = Stars(
         chain.offset,
-        (mean.users / samples).astype(F),
         (mean.items / samples).astype(F),
-        user_vectors,
         item_vectors,
-        user_spread,
-        item_spread,
+        item_spread * unit,
         1 / chain.precision,
-        float(ratings.min()),
-        float(ratings.max()),
+        _prior_of(of_users),
+        np.array([0, 1], F),
     )
+    found = np.log(made.raters(users, items, ratings, n_users).spread)
+    slope, intercept = np.polyfit(found, np.log(user_spread / unit), 1)
+    return replace(made, of_spread=np.array([intercept, slope], F))
+
+
+def _prior_of(users: NDArray[np.float64]) -> Floats:
+    spread = _PRIOR * np.cov(users.T) + 1e-6 * np.eye(users.shape[1])
+    return np.concatenate([users.mean(0)[None], np.linalg.inv(spread)]).astype(F)
 
 
 class _Side:
