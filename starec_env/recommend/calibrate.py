@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp, ndtr
 
 from starec_env.recommend.choice import decayed
 
@@ -16,6 +17,7 @@ F = np.float32
 
 SITTING = 1800
 """Seconds without an interaction after which a new sitting begins."""
+_SIZES = (1, 2, 5, 10, 19)
 _DECAYS = (0.7, 0.8, 0.9, 0.95)
 _DAY = 86400
 _STEPS, _FEWEST = 200, 100
@@ -35,30 +37,35 @@ def weights(raw: Floats, near: Floats, log_like: Floats) -> tuple[float, float]:
 
     def loss(p: NDArray[np.float64]) -> float:
         scores = p[0] * raw + p[1] * near + log_like
-        return float((_log_sum(scores) - scores[:, 0]).mean())
+        return float((logsumexp(scores, axis=1) - scores[:, 0]).mean())
 
     found = _least(loss, [1.0, 0.1])
     return float(found[0]), float(found[1])
 
 
-def outside(utilities: Floats, square: Floats, seed: int) -> tuple[float, float, float]:
-    """Constant, slope and weight of the state's square of the chance that a slate's item is taken.
+def outside(utilities: Floats, square: Floats, seed: int) -> tuple[float, float, float, float]:
+    """Constant, slope, weights of the slate's size and of the state's square, of the chance that an item is taken.
 
-    A log says what was taken and not what was passed. Declared: half of the slates hold what was taken next.
+    A log says what was taken and not what was passed. Declared: half of the slates hold what was taken next, whether
+    they are of one item or of many.
 
     Args:
         utilities: (n, k) of items of which those in column 0 were taken.
         square: (n,) squared lengths of the states.
         seed: Of which item gives its place to the one taken.
     """
-    shown, held = slates(utilities, seed)
-    inclusive, sign = _log_sum(shown), np.where(held, 1, -1)
+    sizes = sorted({min(size, utilities.shape[1] - 1) for size in _SIZES})
+    shown, held = zip(*(slates(utilities[:, : size + 1], seed) for size in sizes), strict=True)
+    inclusive = np.concatenate([logsumexp(part, axis=1) for part in shown])
+    sign, square = np.where(np.concatenate(held), 1, -1), np.tile(square, len(sizes))
+    size = np.repeat(np.log(sizes), len(utilities))
 
     def loss(p: NDArray[np.float64]) -> float:
-        return float(np.logaddexp(0, sign * (p[0] + p[2] * square - p[1] * inclusive)).mean())
+        against = p[0] - p[1] * inclusive + p[2] * size + p[3] * square
+        return float(np.logaddexp(0, sign * against).mean())
 
-    found = _least(loss, [5.0, 1.0, 0.0])
-    return float(found[0]), float(found[1]), float(found[2])
+    constant, slope, of_size, level = _least(loss, [2.0, 1.0, 0.5, 0.0]).tolist()
+    return constant, slope, of_size, level
 
 
 def slates(utilities: Floats, seed: int) -> tuple[Floats, Flags]:
@@ -120,7 +127,6 @@ def cuts(means: Floats, deviations: Floats, ratings: Floats, levels: Floats) -> 
         levels: (levels,) of the scale.
     """
     from scipy.optimize import brentq
-    from scipy.special import ndtr
 
     n, found = len(ratings), []
     low, high = float(levels[0]) - 20 * float(deviations.max()), float(levels[-1]) + 20 * float(deviations.max())
@@ -161,11 +167,6 @@ def _smoothed(ends: Ints, alive: Ints) -> Floats:
     known = int(np.count_nonzero(alive >= _FEWEST // 4))  # the chance at the last of these holds for longer sittings
     found: Floats = ((total[0][stop] - total[0][first]) / (total[1][stop] - total[1][first]).clip(min=1)).astype(F)
     return found[: max(1, known)].clip(1e-4, 1)
-
-
-def _log_sum(scores: Any) -> Any:
-    top = scores.max(1)
-    return np.log(np.exp(scores - top[:, None]).sum(1)) + top
 
 
 def _least(loss: Any, start: list[float]) -> NDArray[np.float64]:

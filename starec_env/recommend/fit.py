@@ -87,7 +87,9 @@ def _calibrated(
     stars, found = _of_stars(dataset, held, stars)
     users, _, rows = seen(dataset, held.stops)
     leave, declared = calibrate.leaving(users, dataset.timestamps[rows])
-    known = Calibration(1, 0, 0, 1, 0, **found, leave=leave, leave_declared=declared, liked_above=dataset.liked_above)
+    known = Calibration(
+        1, 0, 0, 1, 0, 0, **found, leave=leave, leave_declared=declared, liked_above=dataset.liked_above
+    )
     twin = Twin(choice, stars, known, dataset, held.targets)  # whose followers haven't seen the held-out items either
     return choice, stars, replace(known, **_of_choice(twin, held, seed))
 
@@ -127,8 +129,9 @@ def _of_choice(twin: Twin, held: _Held, seed: int) -> dict[str, Any]:
     temperature, weight = calibrate.weights(raw, near, log_like)
     x = states.sums.sum(1)
     square = np.einsum("nr,nr->n", x, x)
-    constant, slope, level = calibrate.outside(F(temperature) * raw + F(weight) * near, square, seed)
-    return {"temperature": temperature, "near": weight, "outside": constant, "slope": slope, "level": level}
+    constant, slope, size, level = calibrate.outside(F(temperature) * raw + F(weight) * near, square, seed)
+    against = {"outside": constant, "slope": slope, "size": size, "level": level}
+    return {"temperature": temperature, "near": weight, **against}
 
 
 def _unmet(dataset: Dataset, users: Ints, stops: Ints, rng: np.random.Generator) -> Ints:

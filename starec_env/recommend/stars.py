@@ -153,8 +153,8 @@ def fit_stars(
     *,
     factors: int = 12,
     rank: int = 16,
-    burn: int = 20,
-    samples: int = 40,
+    burn: int = 40,
+    samples: int = 80,
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
 ) -> Stars:
@@ -178,7 +178,7 @@ def fit_stars(
     for sweep in range(burn + samples):
         chain.sweep()
         if sweep >= burn:
-            mean.add(chain)
+            mean.add(chain, vectors=sweep % 2 == 0)
         if report:
             report(sweep + 1, burn + samples)
     user_vectors, item_vectors = _folded(mean, chain.by_user.counts, chain.by_item.counts, rank)
@@ -297,6 +297,7 @@ class _Mean:
     """The samples that count: their sums, their vectors, and their spread at some cells."""
 
     def __init__(self, rng: np.random.Generator, n_users: int, n_items: int) -> None:
+        self.samples = 0
         self.users: Any = 0.0
         self.items: Any = 0.0
         self.user_vectors: list[Floats] = []
@@ -305,11 +306,13 @@ class _Mean:
         self._shape = n_users, n_items
         self._sum, self._squares = np.zeros(_CELLS), np.zeros(_CELLS)
 
-    def add(self, chain: _Chain) -> None:
+    def add(self, chain: _Chain, vectors: bool) -> None:
         users, items = self._cells
         self.users, self.items = self.users + chain.users, self.items + chain.items
-        self.user_vectors.append(chain.user_vectors.astype(F))
-        self.item_vectors.append(chain.item_vectors.astype(F))
+        self.samples += 1
+        if vectors:  # of every second sample: those in between say little more, and all are folded at once
+            self.user_vectors.append(chain.user_vectors.astype(F))
+            self.item_vectors.append(chain.item_vectors.astype(F))
         match = np.einsum("nk,nk->n", chain.user_vectors[users], chain.item_vectors[items])
         value = chain.users[users] + chain.items[items] + match
         self._sum += value
@@ -317,7 +320,7 @@ class _Mean:
 
     def spreads(self) -> tuple[Floats, Floats]:
         """Factors whose product is nearest to the cells' variances, by logs."""
-        (users, items), n = self._cells, len(self.user_vectors)
+        (users, items), n = self._cells, self.samples
         logs = np.log(np.maximum(self._squares / n - (self._sum / n) ** 2, 1e-6))
         of_users, of_items = np.full(self._shape[0], logs.mean()), np.zeros(self._shape[1])
         seen_users, seen_items = (

@@ -1,7 +1,7 @@
 """The statistical user: what is taken, how it is rated and when a user leaves, fitted on a log.
 
     utility    z_j = t (bias_j + items_j . x) + a near_j          x: decayed sums of what was taken; near: `Followers`
-    whether    P(take) = sigma(slope log sum_j exp z_j - level |x|^2 - outside)         j: the items of a slate
+    whether    P(take) = sigma(slope log sum_j exp z_j - size log k - level |x|^2 - outside)    j: a slate's k items
     which      P(j | take) = exp z_j / sum exp z
     stars      the level between whose cuts mean + beta mood + sd normal falls          mean, sd: `Stars`
     next liked P(j) ~ exp(z_j) P(like_j): what held-out targets are, which are taken and liked
@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import expit, logsumexp, ndtr
 
 from starec_env.dataset import Dataset
 from starec_env.errors import DataError
@@ -50,6 +50,7 @@ class Calibration:
         near: a, the weight of what the last items add.
         outside: How much speaks for taking nothing.
         slope: What a slate's log sum of exp(utility) counts against that.
+        size: What the log of the slate's length does: more items at hand are taken from no more often in themselves.
         level: What the state's squared length does: how high a user's utilities are for any item.
         look: Odds of a place in a slate relative to the place before it; declared, not fitted.
         mood_decay: What remains of a mood after a rating: mood <- decay mood + (1 - decay) (stars - mean).
@@ -67,6 +68,7 @@ class Calibration:
     near: float
     outside: float
     slope: float
+    size: float
     level: float
     mood_decay: float
     mood_stars: float
@@ -164,7 +166,7 @@ class Twin:
     def save(self, path: str | Path) -> None:
         """Write the parameters as an .npz file, vectors as float16, which is how the fit leaves them."""
         arrays = {
-            f"{part}.{name}": np.asarray(value, np.float16 if np.ndim(value) and part != "calibration" else None)
+            f"{part}.{name}": _as_saved(part, value)
             for part in _PARTS
             for name, value in vars(getattr(self, part)).items()
         }
@@ -237,10 +239,17 @@ class Twin:
         found: Floats = F(self.calibration.temperature) * raw + F(self.calibration.near) * near
         return found
 
-    def reluctance(self, states: States) -> Floats:
-        """(n,) what speaks against taking anything: outside + level |x|^2."""
-        x = states.sums.sum(1)
-        found: Floats = F(self.calibration.outside) + F(self.calibration.level) * np.einsum("nr,nr->n", x, x)
+    def reluctance(self, states: States, k: int) -> Floats:
+        """(n,) what speaks against taking any item of a slate of k: outside + size log k + level |x|^2."""
+        x, known = states.sums.sum(1), self.calibration
+        constant = F(known.outside + known.size * np.log(k))
+        found: Floats = constant + F(known.level) * np.einsum("nr,nr->n", x, x)
+        return found
+
+    def p_take(self, states: States, utilities: Floats) -> Floats:
+        """(n,) chances that an item of a slate with (n, k) utilities is taken."""
+        inclusive = logsumexp(utilities, axis=1)
+        found: Floats = expit(F(self.calibration.slope) * inclusive - self.reluctance(states, utilities.shape[1]))
         return found
 
     def mean_stars(self, states: States, candidates: NDArray[np.integer[Any]]) -> Floats:
@@ -269,8 +278,7 @@ class Twin:
     def log_choice(self, states: States, candidates: NDArray[np.integer[Any]]) -> Floats:
         """(n, k) log-probabilities that a candidate is the next liked item, given that one of them is."""
         scores = self.utilities(states, candidates) + self.log_like(states, candidates)
-        scores -= scores.max(1, keepdims=True)
-        found: Floats = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        found: Floats = scores - logsumexp(scores, axis=1, keepdims=True)
         return found
 
 
@@ -301,6 +309,11 @@ def seen(dataset: Dataset, stops: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 _PARTS: dict[str, type[Any]] = {"choice": Choice, "stars": Stars, "calibration": Calibration}
+
+
+def _as_saved(part: str, value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    return array.astype(np.float16) if array.dtype == F and part != "calibration" else array
 
 
 def _restored(kind: type[Any], part: str, arrays: dict[str, NDArray[Any]]) -> Any:
