@@ -28,6 +28,7 @@ from starec_env.dataset import Dataset
 from starec_env.errors import DataError
 from starec_env.recommend.choice import Choice
 from starec_env.recommend.followers import RECENT, Followers
+from starec_env.recommend.responses import Visits
 from starec_env.recommend.stars import Raters, Stars
 
 Floats = NDArray[np.float32]
@@ -52,7 +53,7 @@ class Calibration:
         slope: What a slate's log sum of exp(utility) counts against that.
         size: What the log of the slate's length does: more items at hand are taken from no more often in themselves.
         level: What the state's squared length does: how high a user's utilities are for any item.
-        look: Odds of a place in a slate relative to the place before it; declared, not fitted.
+        look: Chance that who looks at a place of a slate looks at the next one too; declared, not fitted.
         mood_decay: What remains of a mood after a rating: mood <- decay mood + (1 - decay) (stars - mean).
         mood_stars: Stars that the next rating moves by for one star of mood.
         leave: (steps,) chance that a sitting ends after its first, second, .. step; the last holds for all later ones.
@@ -280,6 +281,12 @@ class Twin:
         scores = self.utilities(states, candidates) + self.log_like(states, candidates)
         found: Floats = scores - logsumexp(scores, axis=1, keepdims=True)
         return found
+
+    def open(self, n: int, seed: int = 0) -> Visits:
+        """Room for n users at once; they go on from `stops`."""
+        from starec_env.recommend.visits import TwinVisits
+
+        return TwinVisits(self, n, seed)
 
 
 def twin_of(dataset: Dataset, report: Report | None = None) -> Twin:
