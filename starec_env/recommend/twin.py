@@ -134,6 +134,12 @@ class Twin:
     dataset: Dataset
     stops: Ints
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # it never changes, and Gymnasium copies an environment's arguments with its spec
+
+    def __repr__(self) -> str:
+        return f"Twin of {self.dataset!r}"
+
     @property
     def data_hash(self) -> str:
         """`Dataset.hash` of the data that it was fitted on."""

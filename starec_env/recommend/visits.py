@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Twin, spans
 from starec_env.splitmix import GOLDEN, splitmix64
@@ -33,8 +34,6 @@ _NEVER = F(-1e4)
 """Utility of an item that can't be taken; its odds are 0 exactly."""
 _BLOCK = 512
 """Users whose slates' vectors are gathered together, so that they stay in the processor's cache."""
-_MOST_BYTES = 1 << 28
-"""Of the table of met items, a byte a cell; beyond, a bit a cell."""
 
 
 class TwinVisits:
@@ -67,15 +66,15 @@ class TwinVisits:
         self._level = np.zeros(n, F)
         self._recent = np.full((n, start.recent.shape[1]), -1)
         self._mood = np.zeros(n, F)
-        self._met = _Met(n, twin.dataset.n_items)
+        self._met = Met(n, twin.dataset.n_items)
 
-    def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any]) -> None:
+    def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any], anew: bool = False) -> None:
         """See `Visits`."""
         rows, users, visits = (np.asarray(each, np.int64) for each in (rows, users, visits))
         key = splitmix64(users.astype(np.uint64) * GOLDEN + self._seed)
         key += visits.astype(np.uint64) * GOLDEN
         self._key[rows], self._step[rows] = splitmix64(key), 0
-        other = self._users[rows] != users
+        other = (self._users[rows] != users) | anew
         self._restart(rows[other], users[other])
 
     def _restart(self, rows: Ints, users: Ints) -> None:
@@ -179,31 +178,3 @@ def _uniform(key: Words, what: int) -> Floats:
     """(n,) numbers in (0, 1) for one purpose."""
     words = splitmix64(key + _SALTS[what])
     return ((words >> np.uint64(40)).astype(F) + F(0.5)) * F(2**-24)
-
-
-class _Met:
-    """Which items each of n rows has met."""
-
-    def __init__(self, n: int, n_items: int) -> None:
-        self._packed = n * n_items > _MOST_BYTES
-        self._width = -(-n_items // 8) if self._packed else n_items
-        self._table = np.zeros(n * self._width, np.uint8)
-
-    def clear(self, rows: Ints) -> None:
-        self._table.reshape(-1, self._width)[rows] = 0
-
-    def add(self, rows: Ints, items: Ints) -> None:
-        if self._packed:
-            bits = (1 << (items & 7)).astype(np.uint8)
-            np.bitwise_or.at(self._table, rows * self._width + (items >> 3), bits)
-        else:
-            self._table[rows * self._width + items] = 1
-
-    def has(self, rows: NDArray[Any], slates: NDArray[Any]) -> NDArray[np.bool_]:
-        """(n, k) whether (n,) rows have met (n, k) items."""
-        first = (rows * self._width)[:, None]
-        if self._packed:
-            found = self._table.take(first + (slates >> 3)) >> (slates & 7).astype(np.uint8) & np.uint8(1)
-        else:
-            found = self._table.take(first + slates)
-        return found.view(np.bool_)
