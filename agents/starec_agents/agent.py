@@ -120,6 +120,11 @@ class UserAgent:
         return self._context.models
 
     @property
+    def context(self) -> Context:
+        """What the graph's nodes work with."""
+        return self._context
+
+    @property
     def executor(self) -> Literal["direct", "langgraph"]:
         """What an invocation of the graph runs on now: LangGraph's executor too where callbacks or tracers listen."""
         return self._executor.name if self._direct else "langgraph"
@@ -200,16 +205,19 @@ class UserAgent:
 
         Args:
             feedback: What the user did.
-            about: The ranking that it is on; None for the last, from which can be learned once.
+            about: The query and the ranking that it is on; None for the last, from which can be learned once.
 
         Raises:
             EndpointError: The model gave no usable answer; the memory is as it was, and learning can be tried again.
             InvalidOption: There is no ranking to learn about, or the feedback is on another query's item.
         """
-        if self._ranked is None or self.memory is None:
+        turn = (
+            self._ranked if about is None else {**(self._ranked or self._kept), "query": about[0], "ranking": about[1]}
+        )
+        if turn is None:
             raise InvalidOption("learn() was called without a ranking before it: call rank() first, once for each")
-        turn = {} if about is None else {"query": about[0], "ranking": about[1]}
-        self._kept = _own(await self._invoke({**self._ranked, **turn, "feedback": feedback}))
+        self.memory = self.memory or start_memory(turn["query"])
+        self._kept = _own(await self._invoke({**turn, "feedback": feedback}))
         self._ranked = None
         return self.memory
 
