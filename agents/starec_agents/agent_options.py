@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.progress import Progress
 
 from starec_agents.agent import UserAgent, wait_for
@@ -16,10 +17,10 @@ from starec_agents.commands import load_graph
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options, named_models
 from starec_agents.responder import AgentResponder, Through
-from starec_agents.serving.card import NANO, NANO_FOLDER
+from starec_agents.serving.card import NANO, NANO_FOLDER, find_card
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
-from starec_agents.user_model import calibrate
+from starec_agents.user_model import AgentModel, calibrate
 from starec_env.errors import InvalidOption
 from starec_env.types import Dataset, Id
 
@@ -28,6 +29,8 @@ NANO_CALIBRATION = NANO_FOLDER / "calibration.json"
 NANO_FORMAT, NANO_HISTORY = "scores", 12
 """What starec-nano was taught to answer, and to be shown."""
 
+_CALIBRATED_ON = 60
+"""Users."""
 _ANSWERS = ("auto", "response", "ranking")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -100,6 +103,23 @@ def agent_responder(
     if calibration is None and (needs_calibration or through == "ranking"):
         calibration = _fitted(agent, dataset, validation, through, model, out)
     return AgentResponder(agent, dataset, through=through, calibration=calibration, reflects=options["reflect"], **more)
+
+
+def agent_model(options: Mapping[str, Any]) -> Callable[[Dataset, int], AgentModel]:
+    """What makes the report card's model of a command's options: of a data set and a seed.
+
+    A calibration is fitted, where there is none, on some of the data set's users whom the model wasn't trained on.
+    """
+
+    def make(dataset: Dataset, seed: int) -> AgentModel:
+        model, _ = named_models(options["model"])
+        card = find_card(model)
+        ids = np.random.default_rng(seed).permutation(dataset.user_ids[np.diff(dataset.indptr) > 0]).tolist()
+        seen = set(card.seen(dataset.name, ids, choosing=True)) if card else set()
+        users = [user for user in ids if str(user) not in seen][:_CALIBRATED_ON]
+        return AgentModel(agent_responder(dataset, options, validation=users, needs_calibration=True), seed=seed)
+
+    return make
 
 
 def _through(model: str, given: str) -> Through:

@@ -21,6 +21,7 @@ from starec_agents.responder import RANKED, AgentResponder, Through, all_of, lev
 from starec_agents.tasks import Response
 from starec_env.cases import Cases
 from starec_env.errors import EndpointError, InvalidOption
+from starec_env.metrics import Relevant
 from starec_env.replay.stream import Seen, Stream, sample_negatives
 from starec_env.types import Candidates, Dataset, History, Id, Query, Ranking
 
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 _AT_ONCE = 256
 """Agents that are asked at once; the client bounds the requests in flight further."""
 _FAILED_IN_A_ROW = 8
+_MOST_RANKED = 200
 
 
 class AgentModel:
@@ -58,8 +60,12 @@ class AgentModel:
         """See the class."""
         return self.asker.problems
 
-    def log_choice(self, cases: Cases) -> Floats:
-        """(cases, n) log-probabilities that each candidate is the next liked item."""
+    def log_choice(self, cases: Cases, relevant: Relevant = "liked") -> Floats:
+        """(cases, n) log-probabilities that each candidate comes next: of liked items, which stand for all.
+
+        Raises:
+            InvalidOption: There are more candidates than an agent can rank.
+        """
         z = self._utilities([cases.query(case) for case in range(len(cases))])
         found: Floats = z - np.logaddexp.reduce(z, axis=1)[:, None]
         return found
@@ -106,6 +112,9 @@ class AgentModel:
         return mean, _above((mean - like_cut(self.responder.levels, dataset.liked_above)) / max(line.noise, 1e-3))
 
     def _utilities(self, queries: Sequence[Query]) -> Floats:
+        n = max((len(query.candidates) for query in queries), default=0)
+        if n > _MOST_RANKED:
+            raise InvalidOption(f"{n:,} candidates: an agent ranks {_MOST_RANKED} at most, in one prompt")
         rankings = self.asker.rank(queries)
         pairs = zip(queries, rankings, strict=True)
         return np.stack([self.calibration.utilities(ranking, len(query.candidates)) for query, ranking in pairs])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import make_dataset
 
 from starec_agents import ScriptedChat, UserAgent, scripted_user
-from starec_agents.agent_options import NANO_CALIBRATION, agent_options, agent_responder
+from starec_agents.agent_options import NANO_CALIBRATION, agent_model, agent_options, agent_responder
 from starec_agents.calibration import Calibration, StarsLine, fit_choice, fit_stars, leaving_rate
 from starec_agents.graphs import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_agents.llm import Completion
@@ -187,7 +187,7 @@ def test_the_prompt_has_the_users_own_ratings_as_anchors_and_the_page():
     visit = Visit(levels=FIVE, counts=(1, 0, 0, 1, 2), page=3, passed=8)
     system, user = respond_messages(query, Memory(profile="Likes noir."), visit)
     assert "one of 1, 2, 3, 4, 5; null" in system["content"] and "no kinder" in system["content"]
-    assert user["content"].startswith("Own ratings: 4, 3.75 in the mean (1: 25%, 2: 0%, 3: 0%, 4: 25%, 5: 50%).")
+    assert user["content"].startswith("Own ratings: 4, mean 3.75 (1: 25%, 2: 0%, 3: 0%, 4: 25%, 5: 50%).")
     assert "Film 1 (1999) | Drama - rated 5" in user["content"] and "User description: Likes noir." in user["content"]
     lines = response_format("paper").lines(query.candidates)
     assert "Movies shown:\n" + "\n".join(lines) in user["content"]
@@ -618,6 +618,9 @@ def test_an_answer_that_cant_be_read_says_nothing_of_a_case():
     assert model.problems["no_answer"] == 4
     with pytest.raises(InvalidOption, match="calibration"):
         AgentModel(responder())
+    everything = replace(cases(1), candidates=np.tile(np.arange(60, dtype=np.int32), (1, 4)))
+    with pytest.raises(InvalidOption, match="240 candidates"):
+        model.log_choice(everything)
 
 
 def test_a_rating_knows_only_what_came_before_its_row():
@@ -636,14 +639,18 @@ def test_a_rating_knows_only_what_came_before_its_row():
 # The options of --user agent -----------------------------------------------------------------------------------------
 
 
-def run_options(*args, **more):
-    """What `agent_responder` makes of a command line; raises what it raises."""
+def card_model(data, options):
+    return agent_model(options)(data, 0)
+
+
+def run_options(*args, make=agent_responder, **more):
+    """What `make` makes of a command line; raises what it raises."""
     made = []
 
     @click.command()
     @agent_options
     def command(**options):
-        made.append(agent_responder(DATA, options, **more))
+        made.append(make(DATA, options, **more))
 
     result = CliRunner().invoke(command, list(map(str, args)), catch_exceptions=False, standalone_mode=False)
     assert result.exit_code == 0
@@ -665,6 +672,8 @@ def test_the_options_of_a_command_make_agents_that_answer(tmp_path):
         fitted = run_options(*asked, validation=users, out=tmp_path / "run")
         assert fitted.calibration.made_from["model"] == "m"
         assert run_options(*asked, out=tmp_path / "run").calibration == fitted.calibration
+        model = run_options("--base-url", server.url, "--model", "m", "--answers", "ranking", make=card_model)
+        assert model.log_choice(cases()).shape == (3, 20) and model.calibration.made_from["users"] == 12
     with pytest.raises(InvalidOption, match="--base-url"):
         run_options("--model", "m")
 

@@ -209,7 +209,7 @@ def _anchors(visit: Visit) -> str:
     total = sum(visit.counts)
     shares = zip(visit.levels, visit.counts, strict=True)
     histogram = ", ".join(f"{level:g}: {n / total:.0%}" for level, n in shares)
-    return f"Own ratings: {total}, {visit.mean:.2f} in the mean ({histogram})."
+    return f"Own ratings: {total}, mean {visit.mean:.2f} ({histogram})."
 
 
 def _request(visit: Visit, one: str) -> str:
