@@ -4,9 +4,11 @@ A ranking has no zero: it says which item of a slate comes first, not whether an
 together with some items that the user never met, drawn uniformly, and is worth taking from as far as it beats these.
 
     z_j        = -t log rank_j
-    P(take)    = sigmoid(slope (log sum of exp z over the slate - log mean of exp z over the others) - outside)
+    P(take)    = sigmoid(slope (log mean of exp z over the slate - log mean of exp z over the others)
+                         + length log(items of the slate) - outside)
     P(j|take)  = exp z_j / sum of exp z over the slate
-    stars      = intercept + own (the user's mean rating) + raw (what the agent said) + noise
+    stars      = the level of the scale between whose cuts falls
+                 intercept + own (the user's mean rating) + raw (what the agent said) + noise
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy.special import ndtr, ndtri
 
 from starec_env.errors import DataError, InvalidOption
 from starec_env.types import Ranking
@@ -33,10 +36,11 @@ _SITTING_S = 1800
 """A sitting ends where the next interaction is further away than these seconds."""
 _DECLARED = 0.1
 _RIDGE = 1e-4
+_QUANTILES = 51
 
 
 class StarsLine(BaseModel):
-    """Real stars as a line in the user's mean rating and in what an agent said, by least squares."""
+    """Real stars as a line in the user's mean rating and in what an agent said, by least squares, put on the scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,14 +49,39 @@ class StarsLine(BaseModel):
     """Weight of the user's mean rating."""
     raw: float
     """Weight of what the agent said: its stars, or -log(rank / candidates)."""
+    typical: float
+    """What agents said on average; stands for what can't be read."""
     noise: float = Field(ge=0)
     """Standard deviation of what is left."""
+    levels: tuple[float, ...]
+    """The ratings of the scale, ascending."""
+    cuts: tuple[float, ...]
+    """Where one level ends and the next begins, so that each is given as often as in the data."""
     n: int
     """Ratings that it was fitted on."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.cuts) != len(self.levels) - 1 or list(self.cuts) != sorted(self.cuts):
+            raise ValueError(f"{len(self.cuts)} cuts for {len(self.levels)} levels: wanted one less, ascending")
+        return self
+
     def mean(self, own: Any, raw: Any) -> Any:
-        """Expected stars, not bounded to the scale; arguments are numbers or arrays."""
-        return self.intercept + self.own * own + self.raw * raw
+        """Expected stars, within the scale; arguments are numbers or arrays."""
+        return np.clip(self.intercept + self.own * own + self.raw * raw, self.levels[0], self.levels[-1])
+
+    def given(self, own: float, raw: float, deviation: float) -> float:
+        """The level that is given, with a standard normal number for the noise."""
+        value = self.intercept + self.own * own + self.raw * raw + self.noise * deviation
+        return self.levels[int(np.searchsorted(self.cuts, value))]
+
+    def likes(self, own: Floats, raw: Floats, liked_above: float) -> Floats:
+        """(n,) probability that the level given is above `liked_above`."""
+        above = int(np.searchsorted(self.levels, liked_above, side="right"))
+        cut = [-np.inf, *self.cuts, np.inf][above]
+        values = self.intercept + self.own * own + self.raw * raw
+        found: Floats = ndtr((values - cut) / max(self.noise, 1e-3))
+        return found
 
 
 class Calibration(BaseModel):
@@ -63,6 +92,7 @@ class Calibration(BaseModel):
     temperature: float = Field(ge=0)
     """t above: 0 makes all items alike."""
     slope: float
+    length: float
     outside: float
     leave: float = Field(ge=0, le=1)
     """Probability of leaving after a slate, where the agent can't say; see `leaving_rate`. What displeases has no part
@@ -84,7 +114,8 @@ class Calibration(BaseModel):
 
     def take(self, slate: Floats, others: Floats) -> Any:
         """(...) probability that something is taken, by the utilities of (..., k) items shown and (..., m) others."""
-        return 1 / (1 + np.exp(self.outside - self.slope * advantage(slate, others)))
+        speaks_for = self.slope * advantage(slate, others) + self.length * np.log(slate.shape[-1])
+        return 1 / (1 + np.exp(self.outside - speaks_for))
 
     def own_mean(self, ratings: NDArray[np.float32]) -> float:
         """A user's mean rating, drawn to the data's mean where they are few."""
@@ -129,28 +160,31 @@ def rank_score(ranking: Ranking, n: int) -> Floats:
 
 
 def advantage(slate: Floats, others: Floats) -> Any:
-    """(...) log of the slate's summed odds over the mean odds of the others; arguments (..., k) and (..., m)."""
-    return np.logaddexp.reduce(slate, axis=-1) - np.logaddexp.reduce(others, axis=-1) + np.log(others.shape[-1])
+    """(...) log of the slate's mean odds over those of the others; arguments (..., k) and (..., m)."""
+    return _log_mean(slate) - _log_mean(others)
+
+
+def _log_mean(z: Floats) -> Any:
+    return np.logaddexp.reduce(z, axis=-1) - np.log(z.shape[-1])
 
 
 def fit_choice(
-    found: Floats, targets: NDArray[np.integer[Any]], shown: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """Fit temperature, slope and outside by likelihood, one after the other.
+    found: Floats, targets: NDArray[np.integer[Any]], seed: int = 0
+) -> tuple[float, tuple[float, float, float]]:
+    """Fit the temperature by likelihood, and then slope, length and outside.
 
     Whether anything is taken can't be known from logs, which don't say what was shown: it is declared that half of the
-    slates hold what the user took next. Each case gives two: the target's list without another item, cut at random into
-    slate and others, and the list without the target.
+    slates, of whatever length, hold what the user took next. Each case gives two: the target and some other candidates,
+    and as many candidates without the target; the rest are the others.
 
     Args:
         found: (cases, n) 1-based ranks of the candidates.
         targets: (cases,) 0-based position of what was taken.
-        shown: Items of a slate among the n candidates.
-        seed: Of the cuts.
+        seed: Of the slates, whose lengths are uniform from 1 to n - 5.
     """
     from scipy.optimize import minimize, minimize_scalar
 
-    cases, n = found.shape
+    cases = len(found)
     if cases < _FEWEST:
         raise InvalidOption(f"{cases} liked interactions are too few to calibrate on: wanted at least {_FEWEST}")
     logs = np.log(found)
@@ -160,44 +194,57 @@ def fit_choice(
         return float(np.mean(t * right + np.logaddexp.reduce(-t * logs, axis=1)))
 
     t = float(minimize_scalar(loss, bounds=(0, 20), method="bounded").x)
-    x, took = _slates(-t * logs, targets, min(shown, n - 2), seed)
+    better, lengths, took = _slates(-t * logs, targets, seed)
 
     def off(p: Floats) -> float:
-        slack = np.logaddexp(0, np.where(took, -1, 1) * (p[0] * x - p[1])).mean()
-        return float(slack + _RIDGE * (p[0] ** 2 + p[1] ** 2))  # rankings no better than chance would leave them free
+        wrong = np.where(took, -1, 1) * (p[0] * better + p[1] * np.log(lengths) - p[2])
+        return float(np.logaddexp(0, wrong).mean() + _RIDGE * (p**2).sum())  # chance rankings would leave them free
 
-    slope, outside = minimize(off, [1.0, 1.0], bounds=[(0, None), (None, None)]).x
-    return t, float(slope), float(outside)
+    slope, length, outside = minimize(off, [1.0, 0.0, 1.0], bounds=[(0, None), (None, None), (None, None)]).x
+    return t, (float(slope), float(length), float(outside))
 
 
-def _slates(z: Floats, targets: NDArray[np.integer[Any]], shown: int, seed: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """(2 x cases,) advantages of slates with and without the target, and which they are."""
+def _slates(z: Floats, targets: NDArray[np.integer[Any]], seed: int) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """(2 x cases,) advantages of slates with and without the target, their lengths, and which they are."""
     rng = np.random.default_rng(seed)
-    cases, n = z.shape
-    rest = np.array([np.delete(np.arange(n), target) for target in targets])
-    rest = rng.permuted(rest, axis=1)
-    rows = np.arange(cases)[:, None]
-    without = advantage(z[rows, rest[:, :shown]], z[rows, rest[:, shown:]])
-    inside = np.concatenate([targets[:, None], rest[:, 1:shown]], axis=1)
-    with_it = advantage(z[rows, inside], z[rows, rest[:, shown:]])
-    return np.concatenate([with_it, without]), np.repeat([True, False], cases)
+    n = z.shape[1]
+    found = []
+    for row, target in zip(z, targets.tolist(), strict=True):
+        rest, k = rng.permutation(np.delete(row, target)), int(rng.integers(1, n - 4))
+        with_it = np.append(rest[1:k], row[target])
+        found += [(advantage(with_it, rest[k:]), k, True), (advantage(rest[:k], rest[k:]), k, False)]
+    better, lengths, took = map(np.array, zip(*found, strict=True))
+    return better, lengths, took
 
 
 def fit_stars(own: Floats, raw: Floats, ratings: Floats) -> StarsLine:
-    """Fit a line by least squares.
+    """Fit a line by least squares, and cuts by the shares of the ratings.
 
     Args:
         own: (n,) the users' mean ratings before.
         raw: (n,) what the agent said.
         ratings: (n,) what the users really rated.
     """
-    if len(ratings) < _FEWEST:
-        raise InvalidOption(f"{len(ratings)} ratings are too few to calibrate stars on: wanted at least {_FEWEST}")
+    n = len(ratings)
+    if n < _FEWEST:
+        raise InvalidOption(f"{n} ratings are too few to calibrate stars on: wanted at least {_FEWEST}")
     columns = np.stack([np.ones_like(own), own, raw], axis=1)
     weights, *_ = np.linalg.lstsq(columns, ratings, rcond=None)
-    intercept, of_own, of_raw = map(float, weights)
     noise = float(np.sqrt(np.mean((ratings - columns @ weights) ** 2)))
-    return StarsLine(intercept=intercept, own=of_own, raw=of_raw, noise=noise, n=len(ratings))
+    drawn = (columns @ weights)[:, None] + noise * ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    levels, counts = np.unique(ratings, return_counts=True)
+    cuts = np.quantile(drawn, counts.cumsum()[:-1] / n)
+    intercept, of_own, of_raw = map(float, weights)
+    return StarsLine(
+        intercept=intercept,
+        own=of_own,
+        raw=of_raw,
+        typical=float(raw.mean()),
+        noise=noise,
+        levels=tuple(levels.tolist()),
+        cuts=tuple(cuts.tolist()),
+        n=n,
+    )
 
 
 def leaving_rate(timestamps: Sequence[NDArray[np.int64]]) -> float:

@@ -53,7 +53,7 @@ class AgentResponder:
         traits: A sentence about a user, by 0-based index, for the memory to begin with; None for none.
 
     Raises:
-        InvalidOption: `through` needs a calibration and there is none.
+        InvalidOption: `through` needs a calibration and there is none, or it is of another scale.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AgentResponder:
         self.agent, self.dataset, self.through = agent, dataset, through
         self.calibration, self.reflects, self.traits = calibration, reflects, traits
         self.stops = dataset.indptr[1:] if stops is None else stops
-        self.levels = levels_of(dataset)
+        self.levels = _levels(dataset, calibration)
         self.met = Seen(dataset) if through == "ranking" else None
 
     @property
@@ -84,7 +84,7 @@ class AgentResponder:
         return {
             **agent.settings,
             "through": self.through,
-            "calibration": self.calibration and self.calibration.model_dump(),
+            "calibration": self.calibration and self.calibration.model_dump(mode="json"),
             "reflects": self.reflects,
             "traits": self.traits is not None,
             "visit_prompts": context.prompts.visit_fingerprint(context.answer_format, context.max_history),
@@ -95,13 +95,6 @@ class AgentResponder:
         if n < 1:
             raise InvalidOption(f"n={n}: wanted room for at least one user")
         return AgentVisits(self, n, seed)
-
-    def stars(self, line: StarsLine | None, own: float, raw: float, noise: float) -> float:
-        """The level that is nearest to the calibrated stars, with a standard normal number for noise."""
-        if line is None:
-            return raw
-        wanted = line.mean(own, raw) + line.noise * noise
-        return min(self.levels, key=lambda level: abs(level - wanted))
 
 
 class AgentVisits:
@@ -289,7 +282,7 @@ class AgentVisits:
             return raw
         drawn, real = self._drawn(visitor), visitor.history.ratings[: visitor.real]
         noise = math.sqrt(-2 * math.log(1 - drawn[2])) * math.cos(2 * math.pi * drawn[3])
-        return self.responder.stars(line, calibration.own_mean(real), raw, noise)
+        return line.given(calibration.own_mean(real), raw, noise)
 
     def _drawn(self, visitor: Visitor) -> list[float]:
         return uniforms(5, self.seed, visitor.user, visitor.visit, visitor.page)
@@ -336,6 +329,20 @@ def levels_of(dataset: Dataset) -> tuple[float, ...]:
     if len(levels) > _MOST_LEVELS:
         levels = np.linspace(levels[0], levels[-1], _MOST_LEVELS // 2 + 1).round(3)
     return tuple(levels.tolist()) or (1.0,)
+
+
+def _levels(dataset: Dataset, calibration: Calibration | None) -> tuple[float, ...]:
+    """The scale: the calibration's, whose data may have had levels that these don't show."""
+    found = levels_of(dataset)
+    if calibration is None:
+        return found
+    known = calibration.by_ranking.levels
+    if found[0] < known[0] or found[-1] > known[-1]:
+        raise InvalidOption(
+            f"{dataset.name} has ratings from {found[0]:g} to {found[-1]:g}, the calibration knows {known[0]:g} to "
+            f"{known[-1]:g}: fit one on this data"
+        )
+    return known
 
 
 def visit_after(ratings: NDArray[np.float32], levels: tuple[float, ...], **more: Any) -> Visit:

@@ -44,7 +44,7 @@ class AgentModel:
 
     Attributes:
         problems: What was wrong with answers, and how often. An answer that can't be read says nothing: all candidates
-            are alike, none is accepted, and a rating is the user's own mean.
+            are alike, none is accepted, and a rating is the user's usual one.
     """
 
     def __init__(
@@ -106,10 +106,8 @@ class AgentModel:
             line = self.calibration.by_response
         else:
             raw = self._rank_scores(dataset, queries, items, users, rows)
-        mean = np.where(np.isnan(raw), own, line.mean(own, raw)).clip(
-            self.responder.levels[0], self.responder.levels[-1]
-        )
-        return mean, _above((mean - like_cut(self.responder.levels, dataset.liked_above)) / max(line.noise, 1e-3))
+        raw = np.where(np.isnan(raw), line.typical, raw)
+        return line.mean(own, raw), line.likes(own, raw, dataset.liked_above)
 
     def _utilities(self, queries: Sequence[Query]) -> Floats:
         n = max((len(query.candidates) for query in queries), default=0)
@@ -207,7 +205,6 @@ def calibrate(
     *,
     through: Through = "ranking",
     turns: int = 5,
-    shown: int = 10,
     seed: int = 0,
     made_from: dict[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
@@ -220,7 +217,6 @@ def calibrate(
         users: Their ids.
         through: "response" fits the agent's own stars too, which is another request an interaction.
         turns: Interactions of each user.
-        shown: Items of a slate, of the 20 that are ranked.
         seed: Of negatives and of the cuts.
         made_from: Kept with it, for people.
         report: Called with answers had and wanted.
@@ -240,7 +236,7 @@ def calibrate(
     found = np.array([ranks(ranking, RANKED) for ranking in rankings]).reshape(-1, RANKED)
     targets = np.array([turn.target for turn in asked], np.int64)
     liked = usable & np.array([turn.liked for turn in asked], bool)
-    temperature, slope, outside = fit_choice(found[liked], targets[liked], shown, seed)
+    temperature, (slope, length, outside) = fit_choice(found[liked], targets[liked], seed)
     ratings = np.array([turn.rating for turn in asked], np.float64)
     rows = [slice(int(dataset.starts[user]), int(dataset.indptr[user + 1])) for user in able.tolist()]
     mean = float(dataset.ratings.mean())
@@ -255,6 +251,7 @@ def calibrate(
     return Calibration(
         temperature=temperature,
         slope=slope,
+        length=length,
         outside=outside,
         leave=leaving_rate([dataset.timestamps[part] for part in rows]),
         mean_rating=mean,
@@ -263,20 +260,6 @@ def calibrate(
         by_response=by_response,
         made_from=made_from or {},
     )
-
-
-def like_cut(levels: Sequence[float], liked_above: float) -> float:
-    """The number from which on the nearest level is a like."""
-    above = [level for level in levels if level > liked_above]
-    below = [level for level in levels if level <= liked_above]
-    if not above or not below:
-        return -math.inf if above else math.inf
-    return (below[-1] + above[0]) / 2
-
-
-def _above(deviations: Floats) -> Floats:
-    """Probability that a normal number is above 0 whose mean is so many standard deviations above it."""
-    return np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in deviations.tolist()])
 
 
 def _before(dataset: Dataset, user: int, row: int) -> Query:

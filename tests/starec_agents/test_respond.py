@@ -33,8 +33,11 @@ DATA = make_dataset()
 ROWS = np.arange(4)
 FIVE = (1.0, 2.0, 3.0, 4.0, 5.0)
 VISIT = Visit(levels=FIVE, counts=(0, 1, 0, 2, 1))
-LINE = StarsLine(intercept=0.5, own=0.8, raw=0.2, noise=0.5, n=100)
-CALIBRATION = Calibration(temperature=1.5, slope=1.0, outside=2.0, leave=0.1, mean_rating=3.0, n=100, by_ranking=LINE)
+SCALE = {"levels": FIVE, "cuts": (1.5, 2.5, 3.5, 4.5), "typical": 0.5, "n": 100}
+LINE = StarsLine(intercept=0.5, own=0.8, raw=0.2, noise=0.5, **SCALE)
+CALIBRATION = Calibration(
+    temperature=1.5, slope=1.0, length=1.0, outside=2.0, leave=0.1, mean_rating=3.0, n=100, by_ranking=LINE
+)
 ANSWER = {"seen": ["A", "C"], "take": "C", "stars": 4, "leave": False, "say": ""}
 
 
@@ -510,22 +513,25 @@ def test_a_temperature_is_found_again_from_what_was_drawn_by_it():
     ranks = np.tile(np.arange(1.0, 21), (3000, 1))
     odds = ranks[0] ** -1.4
     targets = rng.choice(20, 3000, p=odds / odds.sum())
-    temperature, slope, _ = fit_choice(ranks, targets, 10)
+    temperature, (slope, *_) = fit_choice(ranks, targets)
     assert temperature == pytest.approx(1.4, abs=0.06) and slope > 0
-    chance, slope, outside = fit_choice(ranks, rng.integers(20, size=3000), 10)
-    assert chance < 0.1 and np.isfinite([slope, outside]).all()
+    chance, others = fit_choice(ranks, rng.integers(20, size=3000))
+    assert chance < 0.1 and np.abs(others).max() < 100
 
 
-def test_half_of_the_declared_slates_are_taken_from_when_half_hold_what_is_wanted():
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_half_of_the_declared_slates_are_taken_from_whatever_their_length(k):
     rng = np.random.default_rng(1)
-    ranks = rng.permuted(np.tile(np.arange(1.0, 21), (500, 1)), axis=1)
-    targets = (ranks == 1).argmax(axis=1)
-    t, slope, outside = fit_choice(ranks, targets, 10)
-    fitted = CALIBRATION.model_copy(update={"temperature": t, "slope": slope, "outside": outside})
-    z = -t * np.log(ranks)
-    took = [fitted.take(row[:10], row[10:]) for row in z]
-    has = targets < 10
-    assert np.mean(np.array(took)[has]) > 0.6 > 0.4 > np.mean(np.array(took)[~has])
+    ranks = rng.permuted(np.tile(np.arange(1.0, 21), (600, 1)), axis=1)
+    targets = (ranks == rng.choice(3, (600, 1), p=[0.6, 0.3, 0.1]) + 1).argmax(axis=1)
+    t, (slope, length, outside) = fit_choice(ranks, targets)
+    fitted = CALIBRATION.model_copy(update={"temperature": t, "slope": slope, "length": length, "outside": outside})
+    took = []
+    for row, target in zip(-t * np.log(ranks), targets, strict=True):
+        rest = rng.permutation(np.delete(row, target))
+        took.append([fitted.take(slate, rest[k:]) for slate in (np.append(rest[1:k], row[target]), rest[:k])])
+    with_it, without = np.mean(took, axis=0)
+    assert with_it > without + 0.1 and (with_it + without) / 2 == pytest.approx(0.5, abs=0.08)
 
 
 def test_stars_are_found_again_as_a_line():
@@ -533,18 +539,37 @@ def test_stars_are_found_again_as_a_line():
     own, raw = rng.normal(3.5, 0.5, 400), rng.integers(1, 6, 400).astype(float)
     line = fit_stars(own, raw, 0.3 + 0.7 * own + 0.1 * raw + rng.normal(0, 0.2, 400))
     assert (line.own, line.raw, line.noise) == pytest.approx((0.7, 0.1, 0.2), abs=0.04)
+    assert line.typical == raw.mean()
     with pytest.raises(InvalidOption, match="too few"):
         fit_stars(own[:5], raw[:5], own[:5])
 
 
 def test_agreeable_stars_are_put_on_the_users_own_scale_and_raw_ones_kept():
-    line = StarsLine(intercept=0.0, own=1.0, raw=0.0, noise=0.0, n=50)
+    line = StarsLine(intercept=0.0, own=1.0, raw=0.0, noise=0.0, **SCALE)
     agents = responder(answer(stars=5), calibration=CALIBRATION.model_copy(update={"by_response": line}))
     visits = opened(agents)
     stars = visits.respond(ROWS, slates()).stars
     means = [DATA.ratings[DATA.indptr[user] : DATA.indptr[user + 1]].mean() for user in range(4)]
     assert stars.tolist() == np.round(means).tolist()
     assert [lines[0]["raw_stars"] for lines in visits.record(ROWS)] == [5.0] * 4
+
+
+def test_calibrated_stars_are_given_as_often_as_in_the_data_and_likes_too():
+    rng = np.random.default_rng(0)
+    own, raw = rng.normal(3.5, 0.5, 2000), rng.integers(1, 6, 2000).astype(float)
+    real = np.array([1.0, 3.0, 3.0, 4.0, 4.0, 4.0, 5.0, 5.0])[rng.integers(8, size=2000)]  # 3.5 and 2 are never given
+    line = fit_stars(own, raw, real)
+    given = [line.given(*said, noise) for *said, noise in zip(own, raw, rng.standard_normal(2000), strict=True)]
+    shares = [np.mean(np.array(given) == level) for level in line.levels]
+    assert line.levels == (1.0, 3.0, 4.0, 5.0) and shares == pytest.approx([1 / 8, 2 / 8, 3 / 8, 2 / 8], abs=0.03)
+    assert line.likes(own, raw, 3.0).mean() == pytest.approx(5 / 8, abs=0.02)
+    assert (line.likes(own, raw, 5.0) == 0).all() and (line.likes(own, raw, 0.0) == 1).all()
+
+
+def test_a_calibration_of_another_scale_is_refused():
+    tens = replace(DATA, ratings=DATA.ratings * 2)
+    with pytest.raises(InvalidOption, match="from 2 to 10, the calibration knows 1 to 5"):
+        AgentResponder(UserAgent.factory(ScriptedChat("")), tens, calibration=CALIBRATION)
 
 
 def test_leaving_is_the_logs_where_its_times_tell_and_declared_where_not():
@@ -614,7 +639,7 @@ def test_an_answer_that_cant_be_read_says_nothing_of_a_case():
     assert np.allclose(np.exp(model.log_choice(cases())), 1 / 20)
     stars, _ = model.rate(DATA, np.array([12]))
     before = DATA.ratings[:12]
-    assert stars[0] == pytest.approx((before.sum() + 5 * 3.0) / 17)
+    assert stars[0] == pytest.approx(0.5 + 0.8 * (before.sum() + 5 * 3.0) / 17 + 0.2 * 0.5)
     assert model.problems["no_answer"] == 4
     with pytest.raises(InvalidOption, match="calibration"):
         AgentModel(responder())
