@@ -109,14 +109,16 @@ class AgentVisits:
         self._rows: list[Visitor | None] = [None] * n
         self._failed_in_a_row = 0
 
-    def begin(self, rows: NDArray[np.integer[Any]], users: NDArray[np.integer[Any]], visits: NDArray[Any]) -> None:
-        """Put users at rows, at the beginning of a visit; see `Visits`.
+    def begin(
+        self, rows: NDArray[np.integer[Any]], users: NDArray[np.integer[Any]], visits: NDArray[Any], anew: bool = False
+    ) -> None:
+        """Put users at rows, at the beginning of a visit; see `Visits`. A new user has a new agent.
 
         A visit that was cut short is reflected on before the next one's first answer, or by `end`.
         """
         for row, user, visit in zip(rows.tolist(), users.tolist(), visits.tolist(), strict=True):
             there = self._rows[row]
-            if there is None or there.user != user:
+            if there is None or there.user != user or anew:
                 there = self._rows[row] = self._new(user)
             there.visit, there.page, there.left = int(visit), 0, False
 
@@ -253,6 +255,7 @@ class AgentVisits:
         if problem:
             return Given(problem=problem)
         z = calibration.utilities(ranking, n)
+        z[:k][np.isin(slate, visitor.history.item_indices)] = -np.inf  # what was met is never taken again
         drawn = self._drawn(visitor)
         left, seen = bool(drawn[4] < calibration.leave), tuple(range(k))
         if drawn[0] >= calibration.take(z[:k], z[k:]):

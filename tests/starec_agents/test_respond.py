@@ -317,6 +317,26 @@ def test_what_was_taken_is_history_from_then_on_until_another_user_comes():
     assert visits.snapshot(row)[0]["taken"] == [] and visits.snapshot(row)[0]["user"] == 2
 
 
+def test_a_user_can_begin_anew():
+    visits = opened(responder(answer()), n=1)
+    row = np.array([0])
+    visits.respond(row, slates(rows=1))
+    assert visits.snapshot(row)[0]["taken"]
+    visits.begin(row, row, np.array([1]), anew=True)
+    assert visits.snapshot(row)[0] == {**opened(responder(), n=1).snapshot(row)[0], "visit": 1}
+
+
+def test_an_agent_that_ranks_takes_nothing_that_its_user_has_met():
+    eager = CALIBRATION.model_copy(update={"outside": -50.0})
+    visits = opened(responder(through="ranking", calibration=eager, reflects=False), n=1)
+    met, row, taken = DATA.item_indices[:14], np.array([0]), []
+    assert visits.respond(row, met[None, :5]).taken[0] == NOTHING
+    slate = np.setdiff1d(np.arange(60), met)[None, :4]
+    for _ in range(5):
+        taken.append(int(visits.respond(row, slate).taken[0]))
+    assert sorted(taken) == [NOTHING, 0, 1, 2, 3]
+
+
 def test_prose_is_recorded_as_data_and_nobody_else_is_held_up():
     def reply(messages, sampling):
         return "I like films." if "gender F" in messages[1]["content"] else answer()
