@@ -11,6 +11,7 @@ import click
 import numpy as np
 from rich.progress import Progress
 
+from starec_agents._trial import answers_slates
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import Calibration
 from starec_agents.commands import load_graph
@@ -41,7 +42,8 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         {
             "type": click.Choice(_ANSWERS),
             "default": "auto",
-            "help": f"What agents answer slates by; auto: {NANO} by its ranking, others by a response.",
+            "help": f"What agents answer slates by; auto: {NANO}, and graphs that only rank, by ranking; others by a "
+            "response.",
         },
     ),
     ("--calibration", {"type": _FILE, "help": "A file that an earlier run wrote, or starec_agents.calibrate()."}),
@@ -98,7 +100,7 @@ def agent_responder(
         max_history=options["max_history"] or (NANO_HISTORY if model == NANO else MAX_HISTORY),
         models=models,
     )
-    through = _through(model, options["answers"])
+    through = _through(model, agent(), options["answers"])
     calibration = _known(model, options["calibration"], out)
     if calibration is None and (needs_calibration or through == "ranking"):
         calibration = _fitted(agent, dataset, validation, through, model, out)
@@ -122,10 +124,17 @@ def agent_model(options: Mapping[str, Any]) -> Callable[[Dataset, int], AgentMod
     return make
 
 
-def _through(model: str, given: str) -> Through:
+def _through(model: str, agent: UserAgent, given: str) -> Through:
+    if given == "ranking" or (given == "auto" and model == NANO):
+        return "ranking"
+    if wait_for(answers_slates(agent)):
+        return "response"
     if given == "auto":
-        return "ranking" if model == NANO else "response"
-    return "ranking" if given == "ranking" else "response"
+        return "ranking"
+    raise InvalidOption(
+        f"--answers response: graph {agent.graph_name!r} ranks slates and doesn't answer them: give it a branch for "
+        "the state's 'visit' that sets 'response', or say --answers ranking"
+    )
 
 
 def _known(model: str, given: Path | None, out: Path | None) -> Calibration | None:

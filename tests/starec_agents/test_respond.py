@@ -723,6 +723,17 @@ def test_the_options_of_a_command_make_agents_that_answer(tmp_path):
         run_options("--model", "m")
 
 
+def test_a_graph_that_only_ranks_is_found_out_before_a_user_is_asked(tmp_path):
+    CALIBRATION.save(tmp_path / "c.json")
+    with FakeEndpoint(scripted(), models=("m",)) as server:
+        asked = ("--base-url", server.url, "--model", "m", "--agent", "rank-only", "--calibration", tmp_path / "c.json")
+        assert run_options(*asked).through == "ranking"
+        with pytest.raises(InvalidOption, match="graph 'rank-only' ranks slates"):
+            run_options(*asked, "--answers", "response")
+        assert run_options(*asked, "--agent", "planner").through == "ranking"
+        assert run_options(*asked, "--agent", "append-history").through == "response"
+
+
 def test_every_level_of_the_scale_can_be_given():
     halves = replace(DATA, ratings=DATA.ratings / 2)
     assert levels_of(halves) == (0.5, 1.0, 1.5, 2.0, 2.5)
