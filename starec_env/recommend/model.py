@@ -53,6 +53,22 @@ class UserModel(Protocol):
         ...
 
 
+class DrawsStars(Protocol):
+    """What a user model may have besides: ratings as it would give them, not their means."""
+
+    def draw_stars(self, dataset: Dataset, rows: NDArray[np.integer[Any]], seed: int) -> Floats:
+        """(n,) ratings on the scale, of what `UserModel.rate` is asked about; a function of the seed."""
+        ...
+
+
+class HasSittings(Protocol):
+    """What a user model may have besides: how long it stays."""
+
+    def sitting_lengths(self, n: int, seed: int) -> NDArray[np.integer[Any]]:
+        """(n,) numbers of interactions between coming and leaving; a function of the seed."""
+        ...
+
+
 UserModelMaker = Callable[[Dataset, int], UserModel]
 """Makes a model from a data set and a seed. The data set has all users and the whole catalogue, and only the rows that
 the model may see; a user may have none."""
