@@ -17,6 +17,10 @@ COMMANDS = {
     "show": ("starec_agents.commands:show", "Print one user's story from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
+    "fidelity": (
+        "starec_eval.fidelity.commands:fidelity_command",
+        "A report card of simulated users on held-out real data.",
+    ),
     "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' timelines."),
 }
 """Sub-command -> ("module:function", one line of help)."""
