@@ -190,7 +190,7 @@ def test_ratings_are_asked_of_the_tested_alone_or_of_some_where_that_is_wanted()
 def test_offers_hold_m_items_never_touched_for_each_taken_later():
     questions = asked()
     for ratio in (1, 2, 9):
-        (part,) = questions.offers(ratio)  # all have three rows held out
+        (part,) = questions.offers[ratio]  # all have three rows held out
         taken = min(3, 20 // (ratio + 1))
         assert part.touched.shape == (12, taken * (ratio + 1))
         assert (part.touched.sum(1) == taken).all()
@@ -253,7 +253,7 @@ def test_answers_that_are_no_chances_are_refused_with_the_user():
     with pytest.raises(InvalidOption, match="gave 9 to 9, wanted numbers from 1 to 5"):
         _ = answers.rated
     with pytest.raises(InvalidOption, match=r"gave shape \(3,\), wanted \(12, 6\)"):
-        answers.accepts(questions.offers(1)[0])
+        answers.accepts(1)
 
 
 def test_simulated_lists_hold_a_drawn_target_among_items_never_met():

@@ -14,7 +14,7 @@ from starec_env.data.cut import Ints
 from starec_env.metrics import CUTOFFS, Estimate, estimate, ndcg
 from starec_eval.fidelity import measures
 from starec_eval.fidelity.answers import Answers, Floats, levels_of, log_choice
-from starec_eval.fidelity.asked import RATIOS, Asked
+from starec_eval.fidelity.asked import RATIOS, Asked, Offers
 from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Measure, Section, Unit, measured, plain
 
 Columns = Mapping[str, Answers]
@@ -67,11 +67,11 @@ def offers(asked: Asked, columns: Columns) -> Section:
 
 
 def _of_ratio(asked: Asked, columns: Columns, ratio: int) -> list[Measure]:
-    parts = asked.offers(ratio)
+    parts = asked.offers[ratio]
     if not parts:
         return []
     users = np.concatenate([part.cases.users for part in parts])
-    said = {column: [answers.accepts(part) for part in parts] for column, answers in columns.items()}
+    said = {column: answers.accepts(ratio) for column, answers in columns.items()}
     scores: dict[str, dict[str, Floats]] = {}
     for column, each in said.items():
         rows = [measures.yes_no(yes >= 0.5, part.touched) for yes, part in zip(each, parts, strict=True)]
@@ -148,7 +148,7 @@ def agreeableness(asked: Asked, columns: Columns) -> Section:
     _, rows, users = asked.untouched
     touched = measures.pooled(stars, owners)
     unmet = {column: measures.pooled(answers.untouched, users) for column, answers in columns.items()}
-    parts = asked.offers(RATIOS[-1])
+    parts = asked.offers[RATIOS[-1]]
     found = [
         measured(
             "surplus", "stars above the real ones, same items", "stars", surplus, owners, asked.groups, measures.pooled
@@ -168,8 +168,7 @@ def agreeableness(asked: Asked, columns: Columns) -> Section:
             ("yes_touched", "yes to items taken later", True),
         ):
             said = {
-                column: np.concatenate([_yes_rate(answers, part, which) for part in parts])
-                for column, answers in columns.items()
+                column: _yes_rates(answers.accepts(RATIOS[-1]), parts, which) for column, answers in columns.items()
             }
             found.append(measured(key, name, "percent", said, asked_of))
     about = (
@@ -371,11 +370,10 @@ def _means(asked: Asked) -> dict[str, Floats]:
     return {"user mean": everybody + user[owners], "item mean": everybody + item[items], "user + item": both}
 
 
-def _yes_rate(answers: Answers, part: Any, touched: bool) -> Floats:
-    said = answers.accepts(part) >= 0.5
-    chosen = part.touched == touched
-    found: Floats = (said & chosen).sum(1) / chosen.sum(1)
-    return found
+def _yes_rates(said: list[Floats], parts: list[Offers], touched: bool) -> Floats:
+    """(cases,) shares of yes to the items that were taken later, or to the others."""
+    pairs = [(yes >= 0.5, part.touched == touched) for yes, part in zip(said, parts, strict=True)]
+    return np.concatenate([(yes & asked).sum(1) / asked.sum(1) for yes, asked in pairs])
 
 
 def _level(stars: NDArray[Any], levels: Floats) -> Ints:
