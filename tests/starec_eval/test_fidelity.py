@@ -154,6 +154,17 @@ def test_a_sitting_ends_before_a_long_pause_or_another_user():
     assert measures.sitting_lengths([], []).tolist() == []
 
 
+def test_steps_of_sittings_end_where_a_pause_follows_and_the_log_goes_on():
+    steps, left = measures.sitting_steps([0, 0, 0, 1], [0, 5, 9999, 0])
+    assert steps.tolist() == [1, 2, 1, 1]
+    assert left[:2].tolist() == [0, 1] and np.isnan(left[2:]).all()
+
+
+def test_the_chance_to_leave_is_of_the_sittings_that_lasted_so_long():
+    # Of four all reach step 1, two end there; of two that reach step 3 one ends; nobody reaches step 9.
+    assert measures.leaving_chances([1, 1, 3, 5], [1, 2, 3, 5, 9]).tolist() == [0.5, 0, 0.5, 1, 1]
+
+
 def test_means_by_user_are_a_row_a_recommender():
     users = [3, 3, 5]
     assert measures.by_user([1, 3, 5], users).tolist() == [2, 5]
@@ -381,7 +392,7 @@ def test_a_card_that_was_stopped_goes_on_where_it_was(tmp_path):
         fidelity(dataset(), PopularityUser, **make)
     whole = fidelity(dataset(), PopularityUser, resume=True, **make)
     assert whole.sections[:2] == kept.sections
-    assert [section.key for section in whole.sections][2:] == ["ratings", "agreeableness", "distances", "consistency"]
+    assert [section.key for section in whole.sections][-2:] == ["consistency", "sittings"]
     with pytest.raises(RunError, match="of another candidates, seed"):
         fidelity(dataset(), PopularityUser, resume=True, seed=3, **make)
 
