@@ -67,6 +67,8 @@ class AgentModel:
         if responder.through == "ranking":  # others leave when they say so, before a recommender
             self.sitting_lengths = self._sitting_lengths
 
+    most_candidates = _MOST_RANKED
+
     @property
     def problems(self) -> Counter[str]:
         """See the class."""
