@@ -34,8 +34,10 @@ RANKED = 20
 
 _FAILED_IN_A_ROW = 8
 _MOST_LEVELS = 20
-_OPEN = {"auth", "not_found"}
+_FOR_ALL = {"auth", "not_found"}
 """Kinds of failure that no other user would be spared."""
+_OUTAGES = {"connection", "server", "timeout", "rate_limit"}
+"""Kinds that many in a row have when the server is gone, after all retries of the client."""
 
 
 class AgentResponder:
@@ -216,10 +218,11 @@ class AgentVisits:
     def _failed(self, error: Exception) -> Given:
         """The answer of a user who gave none; an error that all users would meet is raised."""
         kind = kind_of(error)
-        if kind in _OPEN or (isinstance(error, StarecError) and not isinstance(error, EndpointError)):
+        if kind in _FOR_ALL or (isinstance(error, StarecError) and not isinstance(error, EndpointError)):
             raise error
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= max(_FAILED_IN_A_ROW, len(self._rows)):
+        most = _FAILED_IN_A_ROW if kind in _OUTAGES else max(_FAILED_IN_A_ROW, len(self._rows))
+        if self._failed_in_a_row >= most:
             raise RunError(
                 f"{self._failed_in_a_row} users in a row could not be asked, the last because of {kind}: {error}. Mend "
                 "the cause and go on from the record"
