@@ -16,8 +16,9 @@ from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
-from starec_eval.fidelity.order import places, shuffled, simulated_lists, simulated_log
+from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
+from starec_eval.fidelity.synthetic import shuffled, simulated_log
 from starec_eval.protocol import Protocol, Reading
 
 SMALL = Reading(min_interactions=1)
