@@ -20,8 +20,8 @@ _SHUFFLE = 0x5348
 _ABOUT = (
     "Which of {n} items is the next that the user likes: {lists:,} held-out lists, 1 real item and {others} that the "
     "user never met. NDCG as in `starec eval`, of the very same lists; a uniform guess has log-likelihood "
-    "{uniform:.2f}. The floor of a calibration error is that of outcomes drawn from the model's own probabilities, as if lists were "
-    "independent; those of one user share the target."
+    "{uniform:.2f}. The floor of a calibration error is that of outcomes drawn from the model's own probabilities, as "
+    "if lists were independent; those of one user share the target."
 )
 _ABOUT_AGAIN = (
     "{lists:,} of the lists once more, as they were and with their candidates in another order. A model of numbers is "

@@ -25,8 +25,8 @@ _ABOUT = (
 _ABOUT_KINDNESS = (
     "Language models as users tend to please. On rows that people rated there is a truth: expected stars less real "
     "ones. Of the {untouched:,} items that users never touched there is none, and people rate what they expect to "
-    "like, so stars given there should be lower than the real ones of touched items and the yes-rate low; how much lower the "
-    "log can't say (exposure bias)."
+    "like, so stars given there should be lower than the real ones of touched items and the yes-rate low; how much "
+    "lower the log can't say (exposure bias)."
 )
 
 
