@@ -18,3 +18,7 @@ from .runs.population import arun_population as arun_population
 from .runs.population import run_population as run_population
 from .runs.reading import read_steps as read_steps
 from .runs.reading import read_trajectories as read_trajectories
+from .calibration import Calibration as Calibration
+from .responder import AgentResponder as AgentResponder
+from .user_model import AgentModel as AgentModel
+from .user_model import calibrate as calibrate

@@ -1,0 +1,177 @@
+"""The options of `--user agent`, the same for every command that puts agents before a recommender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import Progress
+
+from starec_agents._trial import answers_slates
+from starec_agents.agent import UserAgent, wait_for
+from starec_agents.calibration import Calibration
+from starec_agents.commands import load_graph
+from starec_agents.llm import OpenAIChat
+from starec_agents.llm.options import endpoint, endpoint_options, named_models
+from starec_agents.responder import AgentResponder, Through
+from starec_agents.serving.card import NANO, NANO_FOLDER, find_card
+from starec_agents.tasks import MAX_HISTORY
+from starec_agents.tasks.options import format_options
+from starec_agents.user_model import AgentModel, calibrate
+from starec_env.errors import InvalidOption
+from starec_env.types import Dataset, Id
+
+NANO_CALIBRATION = NANO_FOLDER / "calibration.json"
+"""starec-nano's, fitted on its validation users of ml-latest-small."""
+NANO_FORMAT, NANO_HISTORY = "scores", 12
+"""What starec-nano was taught to answer, and to be shown."""
+
+_CALIBRATED_ON = 60
+"""Users."""
+_ANSWERS = ("auto", "response", "ranking")
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--agent", {"default": "starec", "help": "As for starec simulate."}),
+    ("--max-history", {"type": click.IntRange(min=1), "help": f"Shown in prompts  [default: {MAX_HISTORY}]"}),
+    (
+        "--answers",
+        {
+            "type": click.Choice(_ANSWERS),
+            "default": "auto",
+            "help": f"What agents answer slates by; auto: {NANO}, and graphs that only rank, by ranking; others by a "
+            "response.",
+        },
+    ),
+    ("--calibration", {"type": _FILE, "help": "A file that an earlier run wrote, or starec_agents.calibrate()."}),
+    ("--reflect/--no-reflect", {"default": True, "help": "Whether agents learn from a visit at its end."}),
+    ("--concurrency", {"type": click.IntRange(min=1), "default": 64, "help": "Requests in flight."}),
+)
+
+
+def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a click command the options that `agent_responder` reads."""
+    for flag, settings in reversed(_OPTIONS):
+        command = click.option(flag, show_default="default" in settings, **settings)(command)
+    command = partial(endpoint_options, several=True)(format_options(command))
+    address: dict[str, Any] = {
+        "multiple": True,
+        "help": "Where --user agent is answered, http://localhost:8000/v1; one a server.",
+    }
+    return click.option("--base-url", "urls", **address)(command)
+
+
+def agent_responder(
+    dataset: Dataset,
+    options: Mapping[str, Any],
+    *,
+    validation: Sequence[Id] = (),
+    out: Path | None = None,
+    needs_calibration: bool = False,
+    **more: Any,
+) -> AgentResponder:
+    """The agents of a command's options, once their server has answered that it has the model.
+
+    Args:
+        dataset: Whose users they are.
+        options: As `agent_options` gives them to the command.
+        validation: Ids of users to calibrate on where there is no calibration and one is needed.
+        out: Folder where such a calibration is kept, and found again on resuming.
+        needs_calibration: Whether one is needed whatever the agents answer by, as for the card.
+        more: Further arguments of `AgentResponder`: stops, traits.
+
+    Raises:
+        InvalidOption: An option is missing or wrong, or a calibration is needed and can't be had.
+        EndpointError: The server can't be reached, or lacks the model.
+    """
+    if not options["urls"]:
+        raise InvalidOption("--user agent asks a model: give --base-url and --model (starec serve starts a server)")
+    model, named = named_models(options["model"])
+    llm, models = _chat(model, options), {name: _chat(other, options) for name, other in named.items()}
+    for each in (llm, *models.values()):
+        wait_for(each.check())
+    agent = UserAgent.factory(
+        llm,
+        graph=load_graph(options["agent"]),
+        answer_format=NANO_FORMAT if model == NANO else options["answer_format"],
+        max_history=options["max_history"] or (NANO_HISTORY if model == NANO else MAX_HISTORY),
+        models=models,
+    )
+    through = _through(model, agent(), options["answers"])
+    calibration = _known(model, options["calibration"], out)
+    if calibration is None and (needs_calibration or through == "ranking"):
+        calibration = _fitted(agent, dataset, validation, through, model, out)
+    return AgentResponder(agent, dataset, through=through, calibration=calibration, reflects=options["reflect"], **more)
+
+
+def agent_model(options: Mapping[str, Any]) -> Callable[[Dataset, int], AgentModel]:
+    """What makes the report card's model of a command's options: of a data set and a seed.
+
+    A calibration is fitted, where there is none, on some of the data set's users whom the model wasn't trained on.
+    """
+
+    def make(dataset: Dataset, seed: int) -> AgentModel:
+        model, _ = named_models(options["model"])
+        card = find_card(model)
+        ids = np.random.default_rng(seed).permutation(dataset.user_ids[np.diff(dataset.indptr) > 0]).tolist()
+        seen = set(card.seen(dataset.name, ids, choosing=True)) if card else set()
+        users = [user for user in ids if str(user) not in seen][:_CALIBRATED_ON]
+        return AgentModel(agent_responder(dataset, options, validation=users, needs_calibration=True), seed=seed)
+
+    return make
+
+
+def _through(model: str, agent: UserAgent, given: str) -> Through:
+    if given == "ranking" or (given == "auto" and model == NANO):
+        return "ranking"
+    if wait_for(answers_slates(agent)):
+        return "response"
+    if given == "auto":
+        return "ranking"
+    raise InvalidOption(
+        f"--answers response: graph {agent.graph_name!r} ranks slates and doesn't answer them: give it a branch for "
+        "the state's 'visit' that sets 'response', or say --answers ranking"
+    )
+
+
+def _known(model: str, given: Path | None, out: Path | None) -> Calibration | None:
+    kept = out / "calibration.json" if out else None
+    for path in (given, kept, NANO_CALIBRATION if model == NANO else None):
+        if path is not None and path.exists():
+            return Calibration.load(path)
+    return None
+
+
+def _fitted(
+    agent: Callable[[], UserAgent],
+    dataset: Dataset,
+    users: Sequence[Id],
+    through: Through,
+    model: str,
+    out: Path | None,
+) -> Calibration:
+    if not users:
+        raise InvalidOption(
+            f"agents of {model} need a calibration here and there is none: give --calibration, or validation users to "
+            "fit one on"
+        )
+    made_from = {"dataset": dataset.name, "data_hash": dataset.hash, "users": len(users), "model": model}
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("calibrating the agents", total=None)
+        told = partial(_tell, progress, bar)
+        calibration = calibrate(agent, dataset, users, through=through, made_from=made_from, report=told)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        calibration.save(out / "calibration.json")
+    return calibration
+
+
+def _tell(progress: Progress, bar: Any, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
+
+
+def _chat(model: str, options: Mapping[str, Any]) -> OpenAIChat:
+    return OpenAIChat([endpoint(url, model, dict(options)) for url in options["urls"]])
