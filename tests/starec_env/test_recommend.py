@@ -11,7 +11,9 @@ from small_twin import small_twin
 
 from starec_env.errors import InvalidOption, InvalidSlate, UnknownName
 from starec_env.recommend.env import RecommendEnv
+from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.twin import Twin
 from starec_env.recommend.vector_env import RecommendVectorEnv
@@ -279,3 +281,70 @@ def test_chances_of_answers_are_the_twins(twin):
     wanted = (twin.mean_stars(state, unmet[None])[0] * which).sum()
     assert abs(stars.mean() - wanted) < 4 * stars.std() / np.sqrt(len(stars))
     assert abs(given.left.mean() - twin.calibration.leave[0]) < 0.08
+
+
+def test_replay_takes_what_the_user_took_next_and_nothing_else(twin):
+    log = twin.dataset
+    replay = Replay(log)
+    visits = replay.open(2)
+    visits.begin(np.array([0, 1]), np.array([3, 5]), np.array([0, 0]))
+    later = [log.item_indices[replay.stops[user] : log.indptr[user + 1]] for user in (3, 5)]
+    known = log.item_indices[log.indptr[3] : replay.stops[3]]
+    slates = np.array([[known[0], later[0][2], later[0][1], known[1]], [*later[1][:4]]])
+    given = visits.respond(np.array([0, 1]), slates)
+    assert given.taken.tolist() == [2, 0] and given.seen.all() and not given.left.any()
+    assert given.stars.tolist() == [log.ratings[replay.stops[3] + 1], log.ratings[replay.stops[5]]]
+    again = visits.respond(np.array([0, 1]), slates)
+    assert again.taken.tolist() == [1, 1]
+    env = RecommendEnv(log, responder=replay, slate_size=K)
+    env.reset(seed=0, options={"user_id": log.user(3).id})
+    for item in later[0][:-1]:
+        *_, left, _, info = env.step([item, *known[:3]])
+        assert info["item"] == item and not left
+    *_, left, _, info = env.step([later[0][-1], *known[:3]])
+    assert left and info["item"] == later[0][-1]
+    with pytest.raises(InvalidOption, match="stops has shape"):
+        Replay(log, np.zeros(3, np.int64))
+
+
+def test_mixed_users_answer_as_their_kind_does_and_stay_so(twin):
+    other = SequenceUser.fit(twin.dataset)
+    mixed = Mixed(twin, other, 0.5)
+    n = twin.dataset.n_users
+    rows = users = np.arange(n)
+    slates = np.stack([np.random.default_rng(u).choice(twin.dataset.n_items, K, replace=False) for u in range(n)])
+    given = []
+    for kind in (mixed, twin, other, Mixed(twin, other, 1.0), Mixed(twin, other, 0.0)):
+        visits = kind.open(n, 3)
+        visits.begin(rows, users, np.zeros(n, np.int64))
+        given.append([visits.respond(rows, slates) for _ in range(3)])
+    as_first, as_second = (
+        np.all([m.taken == k.taken for m, k in zip(given[0], given[which], strict=True)], axis=0) for which in (1, 2)
+    )
+    assert (as_first | as_second).all() and 0.2 < as_first.mean() < 1 and not as_first.all() and not as_second.all()
+    for whole, part in ((3, 1), (4, 2)):
+        assert all(np.array_equal(a.taken, b.taken) for a, b in zip(given[whole], given[part], strict=True))
+    with pytest.raises(InvalidOption, match="share=2"):
+        Mixed(twin, other, 2)
+    with pytest.raises(InvalidOption, match="histories end elsewhere"):
+        Mixed(twin, Replay(twin.dataset), 0.5)
+
+
+def test_the_second_kind_of_user_likes_what_its_neighbours_liked(twin):
+    log = twin.dataset
+    user = SequenceUser.fit(log)
+    assert user.calibration.near > 0 and (user.stops == twin.stops).all()
+    env = RecommendEnv(log, responder=user, slate_size=K)
+    env.reset(seed=1)
+    for _ in range(5):
+        *_, left, late, _ = env.step(env.action_space.sample(mask=env.action_masks()))
+        if left or late:
+            env.reset()
+    rows = np.flatnonzero(np.arange(log.n_interactions) - log.indptr[log.owner] >= 15)
+    mean, like = user.rate(log, rows)
+    assert np.abs(mean - log.ratings[rows]).mean() < np.abs(log.ratings.mean() - log.ratings[rows]).mean()
+    assert ((like >= 0) & (like <= 1)).all() and set(user.draw_stars(log, rows, 0).tolist()) <= {1, 2, 3, 4, 5}
+    after = np.arange(log.n_interactions) >= user.stops[log.owner]
+    changed = replace(log, ratings=np.where(after, 6 - log.ratings, log.ratings).astype(np.float32))
+    again = SequenceUser.fit(changed, stops=user.stops)  # sees nothing of what is held out
+    assert np.array_equal(again.item_stars, user.item_stars) and again.calibration.near == user.calibration.near
