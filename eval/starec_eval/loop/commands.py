@@ -25,6 +25,7 @@ from starec_env.types import Dataset, Id
 from starec_eval.loop.run import Report, run_loop
 from starec_eval.rankers import BASELINES
 from starec_eval.recommenders import build_recommenders
+from starec_eval.report.page import LOOP
 
 RECOMMENDERS = "random,pop,item-knn"
 USERS = ("twin", "agent")
@@ -94,7 +95,9 @@ def loop_command(data: DataSpec, **options: Any) -> None:
             **{name: options[name] for name in _SIZES},
         )
     Console().print(results)
-    click.echo(f"written to {options['out']}: run.json, a file a recommender and round, loop.json, loop.html, loop.svg")
+    pages = results.write_pages(options["out"])
+    files = ", ".join(["run.json", "a file a recommender and round", LOOP, *pages])
+    click.echo(f"written to {options['out']}: {files}")
 
 
 _OWN = {

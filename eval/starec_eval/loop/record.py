@@ -225,4 +225,3 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(dict(line))
-

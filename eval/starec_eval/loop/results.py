@@ -47,12 +47,15 @@ MEASURES = {
     "slates": Measure("slates", "slates shown in a visit: its length", 1),
     "exits": Measure("exits, %", "visits that the user ended before the horizon", 1, True),
     "coverage": Measure("coverage, %", "share of the catalogue that anybody was shown in the round", 1, True),
-    "gini": Measure("Gini", "how unequally often the catalogue's items were shown in the round: 0 equally, 1 one alone"),
+    "gini": Measure(
+        "Gini", "how unequally often the catalogue's items were shown in the round: 0 equally, 1 one alone"
+    ),
     "genres": Measure("genre bits", "entropy of the genres of a visit's first slate, of the same size for everybody"),
 }
 """By key; all but coverage and Gini are means over users."""
 _OF_CATALOGUE = {"coverage": lambda counts: float((counts > 0).mean()), "gini": gini}
 _COMPARED = ("clicks", "likes", "slates")
+_CHANGING = ("clicks", "likes", "slates", "coverage", "gini", "genres")
 _DRAWN = ("clicks", "likes", "stars", "slates", "coverage", "genres")
 
 
@@ -94,7 +97,9 @@ class LoopResults:
 
     def _shown(self, answers: Answers, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(n_items,) how often each item was shown to the users kept."""
-        counts: NDArray[np.int64] = np.bincount(answers.slate[kept[answers.row]].ravel(), minlength=self.dataset.n_items)
+        counts: NDArray[np.int64] = np.bincount(
+            answers.slate[kept[answers.row]].ravel(), minlength=self.dataset.n_items
+        )
         return counts
 
     @cached_property
@@ -151,7 +156,7 @@ class LoopResults:
         return TableData(title, ["recommender", *(MEASURES[key].name for key in keys)], rows, notes)
 
     def _change(self) -> TableData:
-        keys = [key for key in next(iter(self.overall.values()))]
+        keys = [key for key in next(iter(self.overall.values())) if key in _CHANGING]
         rows = [
             [name, *(f"{cell(key, rounds[0][key], False)} → {cell(key, rounds[-1][key], False)}" for key in keys)]
             for name, rounds in self.rounds.items()
@@ -159,7 +164,7 @@ class LoopResults:
         return TableData("First round → last round", ["recommender", *(MEASURES[key].name for key in keys)], rows)
 
     def _compared(self) -> TableData:
-        head = ["recommender", *(f"{MEASURES[key].name}: difference, 95 % interval, p" for key in _COMPARED)]
+        head = ["recommender", *(f"{MEASURES[key].name}: difference, p" for key in _COMPARED)]
         rows = [[name, *(_difference(*found[key]) for key in _COMPARED)] for name, found in self.differences.items()]
         note = "A visit's, paired over users, over all rounds; p by sign flips, corrected by Holm over this table."
         return TableData(f"Compared with {self.config.against}", head, rows, [note])
@@ -195,17 +200,24 @@ class LoopResults:
         }
 
     def write(self, out: Path) -> None:
-        """Write loop.json, and loop.html and loop.svg where what a report needs is installed."""
+        """Write loop.json."""
         write_text(out / LOOP, json.dumps(self.to_json(), indent=1) + "\n")
-        if all(map(find_spec, ("jinja2", "matplotlib"))):
-            from starec_eval.report.page import page_html
 
-            title = f"starec: closed loop on {self.config.dataset.name}"
-            page = page_html(title, self.tables(), self.figures(), [], timelines=False)
-            with temporary(out / "loop.html") as new:
-                new.write_text(page, encoding="utf-8", errors="replace")
-            with temporary(out / "loop.svg") as new:
-                new.write_text(picture(self.figures()), encoding="utf-8")
+    def write_pages(self, out: Path) -> list[str]:
+        """Write loop.html and loop.svg where what a report needs is installed; returns their names."""
+        if not all(map(find_spec, ("jinja2", "matplotlib"))):
+            return []
+        from starec_eval.report.page import page_html
+
+        title = f"starec: closed loop on {self.config.dataset.name}"
+        pages = {
+            "loop.html": page_html(title, self.tables(), self.figures(), [], timelines=False),
+            "loop.svg": picture(self.figures()),
+        }
+        for name, text in pages.items():
+            with temporary(out / name) as new:
+                new.write_text(text, encoding="utf-8", errors="replace")
+        return list(pages)
 
     def __rich__(self) -> RenderableType:
         return Group(*self.tables())
@@ -222,7 +234,7 @@ def visit_values(answers: Answers, n: int, kinds: NDArray[np.float64] | None) ->
     row, took = answers.row, answers.taken != NOTHING
 
     def total(values: NDArray[Any]) -> Floats:
-        return np.bincount(row, weights=values, minlength=n)
+        return np.bincount(row, weights=values, minlength=n).astype(np.float64)
 
     rated = ~np.isnan(answers.stars)
     clicks, ratings = total(took), total(rated)
@@ -243,7 +255,10 @@ def genre_table(dataset: Dataset) -> NDArray[np.float64] | None:
     attribute = next((name for name in GENRES if any(name in item.attributes for item in dataset.items)), None)
     if attribute is None:
         return None
-    genres = [[part for part in re.split(r"\s*[|,;>]\s*", item.attributes.get(attribute, "")) if part] for item in dataset.items]
+    genres = [
+        [part for part in re.split(r"\s*[|,;>]\s*", item.attributes.get(attribute, "")) if part]
+        for item in dataset.items
+    ]
     names = {name: place for place, name in enumerate(sorted({name for own in genres for name in own}))}
     table = np.zeros((dataset.n_items, len(names)))
     for item, own in enumerate(genres):
@@ -263,7 +278,7 @@ def cell(key: str, found: Estimate, error: bool = True) -> str:
 
 
 def _difference(found: Difference, p: float) -> str:
-    return f"{found.gap:+.2f} ± {found.se:.2f} ({found.low:+.2f} to {found.high:+.2f}), p {max(p, 0.0001):.4f}"
+    return f"{found.gap:+.2f} ± {found.se:.2f}, p {p:.2g}"
 
 
 def _plain(found: Mapping[str, Estimate]) -> dict[str, Any]:

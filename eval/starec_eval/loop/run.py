@@ -27,7 +27,7 @@ from starec_eval.recommenders import Recommender, ScorerRecommender
 
 Ints = NDArray[np.int64]
 Report = Callable[[str, int, int], None]
-"""Called with what goes on, and how much of it is done: slates of a visit, or visits where users are asked one by one."""
+"""Called with what goes on, and how much of it is done: slates of a visit, or visits where users go alone."""
 
 _USERS = 0x4C4F4F50
 
@@ -94,7 +94,7 @@ def run_loop(
         report: Called as it goes on.
 
     Returns:
-        Measures by recommender and round; they are also written to `out`.
+        Measures by recommender and round; they are also written to `out` as loop.json.
 
     Raises:
         InvalidOption: A number is out of range, a user has too few unmet items, or a recommender shows what it can't.
@@ -140,7 +140,9 @@ def _chosen(dataset: Dataset, stops: Ints, users: int | Sequence[Id], needed: in
     """Ascending indices of the users who visit: those named, or so many of those with enough items to be shown."""
     named = None if isinstance(users, int) else np.unique([dataset.user_index(user) for user in users])
     asked = np.arange(dataset.n_users) if named is None else named
-    unmet = np.concatenate([(~met_before(dataset, stops, part)).sum(1) for part in np.array_split(asked, 1 + len(asked) // 1000)])
+    unmet = np.concatenate(
+        [(~met_before(dataset, stops, part)).sum(1) for part in np.array_split(asked, 1 + len(asked) // 1000)]
+    )
     able = asked[unmet >= needed]
     shorter = f"{needed:,} unmet items that all rounds may show; give fewer rounds, a shorter horizon or smaller slates"
     if named is not None and len(able) < len(named):
@@ -222,8 +224,8 @@ def _check_same_answers(given: Responses, recorded: Answers, path: Path) -> None
         was, now = getattr(recorded, name), getattr(given, name)
         if not np.array_equal(was, now, equal_nan=name == "stars"):
             raise RunError(
-                f"{path}: the users answer otherwise than recorded ({name} at step {int(recorded.step[0])}), so that the "
-                "loop can't go on from there: use what made the record, or choose another folder"
+                f"{path}: the users answer otherwise than recorded ({name} at step {int(recorded.step[0])}), so that "
+                "the loop can't go on from there: use what made the record, or choose another folder"
             )
 
 

@@ -90,9 +90,9 @@ class World:
     def _columns(self) -> tuple[Ints, Ints, NDArray[np.float32], Ints]:
         if not self._events:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
-        who, items, ratings = (np.concatenate([event[n] for event in self._events]) for n in range(3))  # type: ignore[misc]
+        who, items, ratings = (np.concatenate([event[n] for event in self._events]) for n in range(3))
         times = np.concatenate([np.full(len(event[0]), event[3], np.int64) for event in self._events])
-        return who, items, ratings, times  # type: ignore[return-value]
+        return who, items, ratings, times
 
     def _past(self, rows: Ints, place: int) -> History:
         row = int(rows[place])
