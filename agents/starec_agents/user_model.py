@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents.agent import UserAgent, wait_for
-from starec_agents.calibration import Calibration, fit_choice, fit_stars, leaving_rate, rank_score, ranks, shrunk_mean
+from starec_agents.calibration import (
+    Calibration,
+    StarsLine,
+    fit_choice,
+    fit_stars,
+    leaving_rate,
+    rank_score,
+    ranks,
+    shrunk_mean,
+)
 from starec_agents.responder import RANKED, AgentResponder, Through, all_of, levels_of, visit_after
 from starec_agents.tasks import Response
 from starec_env.cases import Cases
@@ -54,6 +63,11 @@ class AgentModel:
             raise InvalidOption("a card of agents needs a calibration: fit one with starec_agents.calibrate()")
         self.responder, self.calibration = responder, responder.calibration
         self.asker, self.seed = _Asker(responder.agent, report), seed
+        self._asked: tuple[Any, tuple[Floats, Floats, StarsLine | None]] | None = None
+        if responder.through == "ranking":  # others leave when they say so, before a recommender
+            self.sitting_lengths = self._sitting_lengths
+
+    most_candidates = _MOST_RANKED
 
     @property
     def problems(self) -> Counter[str]:
@@ -71,43 +85,62 @@ class AgentModel:
         return found
 
     def accepts(self, cases: Cases) -> Floats:
-        """(cases, n) 1 where the agent would take the candidate if it were shown alone, else 0.
+        """(cases, n) 1 where the agent would take the candidate if it were shown alone, else 0: a request for each.
 
-        An agent that only ranks ranks all candidates once; each is then a slate of one beside the others. One that
-        responds is asked of each candidate.
+        An agent that only ranks ranks it among items that the user hasn't met.
         """
-        queries = [cases.query(case) for case in range(len(cases))]
+        n = cases.candidates.shape[1]
+        places = [(case, place) for case in range(len(cases)) for place in range(n)]
+        singles = [_narrowed(cases.query(case), place, cases.source) for case, place in places]
         if self.responder.through == "response":
-            n = cases.candidates.shape[1]
-            singles = [_narrowed(query, place, cases.source) for query in queries for place in range(n)]
             answers = self.asker.respond(singles, self.responder.levels, taken=False)
             yes = [answer is not None and answer.taken is not None for answer in answers]
-            return np.array(yes, np.float64).reshape(len(cases), n)
-        z = self._utilities(queries)
-        n = z.shape[1]
-        found = np.empty_like(z)
-        for place in range(n):
-            others = np.delete(z, place, axis=1)
-            found[:, place] = self.calibration.take(z[:, [place]], others) > 0.5
-        return found
+        else:
+            ranked = self._among_others(cases.source, singles, cases.users.repeat(n), cases.turns.repeat(n))
+            yes = [bool(ranking.order) and self._takes(ranking, at) for ranking, at in ranked]
+        return np.array(yes, np.float64).reshape(len(cases), n)
+
+    def _takes(self, ranking: Ranking, at: int) -> bool:
+        z = self.calibration.utilities(ranking, RANKED)
+        return bool(self.calibration.take(z[[at]], np.delete(z, at)) > 0.5)
 
     def rate(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
         """Mean stars and probability of a like, (n,) each, of rows of the data set, knowing what came before each."""
+        own, raw, line = self._said(dataset, rows)
+        if line is None:
+            mean = np.where(np.isnan(raw), own, raw)
+            return mean, (mean > dataset.liked_above).astype(np.float64)
+        return line.mean(own, raw), line.likes(own, raw, dataset.liked_above)
+
+    def draw_stars(self, dataset: Dataset, rows: NDArray[np.integer[Any]], seed: int) -> Floats:
+        """(n,) ratings of the same rows as the agent would give them."""
+        own, raw, line = self._said(dataset, rows)
+        if line is None:
+            return np.where(np.isnan(raw), own, raw)
+        noise = np.random.default_rng(seed).standard_normal(len(rows))
+        return np.array([line.given(*said) for said in zip(own, raw, noise, strict=True)])
+
+    def _said(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> tuple[Floats, Floats, StarsLine | None]:
+        """(n,) the users' means, and what the agent says of the rows' items; asked once for `rate` and `draw_stars`."""
+        key = dataset.hash, np.asarray(rows).tobytes()
+        if self._asked is None or self._asked[0] != key:
+            self._asked = key, self._ask(dataset, rows)
+        return self._asked[1]
+
+    def _ask(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> tuple[Floats, Floats, StarsLine | None]:
         users = np.searchsorted(dataset.indptr, rows, side="right") - 1
         queries = [_before(dataset, int(user), int(row)) for user, row in zip(users, rows, strict=True)]
         own = np.array([self.calibration.own_mean(query.history.ratings) for query in queries])
-        items = dataset.item_indices[rows]
-        line = self.calibration.by_ranking
         if self.responder.through == "response":
-            raw = self.asker.stars(queries, self.responder.levels)
-            if self.calibration.by_response is None:
-                mean = np.where(np.isnan(raw), own, raw)
-                return mean, (mean > dataset.liked_above).astype(np.float64)
-            line = self.calibration.by_response
+            line, raw = self.calibration.by_response, self.asker.stars(queries, self.responder.levels)
         else:
-            raw = self._rank_scores(dataset, queries, items, users, rows)
-        raw = np.where(np.isnan(raw), line.typical, raw)
-        return line.mean(own, raw), line.likes(own, raw, dataset.liked_above)
+            line, ranked = self.calibration.by_ranking, self._among_others(dataset, queries, users, rows)
+            raw = np.array([rank_score(each, RANKED)[at] if each.order else math.nan for each, at in ranked])
+        return own, raw if line is None else np.where(np.isnan(raw), line.typical, raw), line
+
+    def _sitting_lengths(self, n: int, seed: int) -> NDArray[np.int64]:
+        """(n,) steps of a visit, whose end is as likely after each."""
+        return np.random.default_rng(seed).geometric(self.calibration.leave, n)
 
     def _utilities(self, queries: Sequence[Query]) -> Floats:
         n = max((len(query.candidates) for query in queries), default=0)
@@ -117,24 +150,25 @@ class AgentModel:
         pairs = zip(queries, rankings, strict=True)
         return np.stack([self.calibration.utilities(ranking, len(query.candidates)) for query, ranking in pairs])
 
-    def _rank_scores(
+    def _among_others(
         self,
         dataset: Dataset,
         queries: Sequence[Query],
-        items: NDArray[np.integer[Any]],
         users: NDArray[np.integer[Any]],
-        rows: NDArray[np.integer[Any]],
-    ) -> Floats:
-        others = sample_negatives(self.seed, users.astype(np.int64), rows.astype(np.int64), RANKED - 1, Seen(dataset))
-        lists = np.concatenate([items[:, None], others], axis=1).astype(np.int32)
-        place = np.random.default_rng(self.seed).permuted(np.tile(np.arange(RANKED), (len(rows), 1)), axis=1)
-        lists = np.take_along_axis(lists, place, axis=1)
+        numbers: NDArray[np.integer[Any]],
+    ) -> list[tuple[Ranking, int]]:
+        """Rankings of each query's one candidate among items that the user never met there, and its position."""
+        asked = users.astype(np.int64), numbers.astype(np.int64)
+        others = sample_negatives(self.seed, *asked, RANKED, Seen(dataset))
+        items = np.array([query.candidates.indices[0] for query in queries])
+        rng = np.random.default_rng(self.seed)
+        lists, places = [], rng.integers(RANKED, size=len(queries)).tolist()
+        for item, row, place in zip(items, others, places, strict=True):
+            lists.append(np.insert(row[row != item][: RANKED - 1], place, item).astype(np.int32))
         rankings = self.asker.rank(
             [_showing(query, shown, dataset) for query, shown in zip(queries, lists, strict=True)]
         )
-        at = (place == 0).argmax(axis=1)
-        scores = [rank_score(ranking, RANKED)[here] for ranking, here in zip(rankings, at, strict=True)]
-        return np.where([not ranking.order for ranking in rankings], np.nan, scores)
+        return list(zip(rankings, places, strict=True))
 
 
 class _Asker:

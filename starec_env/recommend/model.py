@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,6 +67,15 @@ class HasSittings(Protocol):
     def sitting_lengths(self, n: int, seed: int) -> NDArray[np.integer[Any]]:
         """(n,) numbers of interactions between coming and leaving; a function of the seed."""
         ...
+
+
+class AsksOthers(Protocol):
+    """What a user model may have besides that asks another for its answers, as agents ask a language model."""
+
+    most_candidates: int
+    """How many candidates it can choose among; a model without it can choose from any catalogue."""
+    problems: Mapping[str, int]
+    """What was wrong with answers so far, and how often."""
 
 
 UserModelMaker = Callable[[Dataset, int], UserModel]

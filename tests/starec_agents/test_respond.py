@@ -646,12 +646,24 @@ def test_the_cards_model_gives_probabilities_verdicts_and_ratings(way):
     assert np.allclose(-np.sort(-np.exp(chosen), axis=1), expected / expected.sum())
     verdicts = model.accepts(cases())
     assert verdicts.shape == (3, 20) and set(np.unique(verdicts)) == {0.0, 1.0}
-    if way == "ranking":
-        assert (np.take_along_axis(verdicts, np.argsort(-chosen, axis=1), axis=1)[:, :-1] >= verdicts.min()).all()
-        assert all(verdicts[i, chosen[i].argmax()] == 1 for i in range(3))
     stars, likes = model.rate(DATA, np.array([9, 30, 50, 51]))
     assert stars.shape == likes.shape == (4,) and ((stars >= 1) & (stars <= 5)).all()
     assert ((likes >= 0) & (likes <= 1)).all()
+    requests = agents.agent().llm.requests
+    drawn = model.draw_stars(DATA, np.array([9, 30, 50, 51]), 0)
+    assert set(drawn.tolist()) <= set(FIVE) and agents.agent().llm.requests == requests  # it was asked already
+    assert hasattr(model, "sitting_lengths") == (way == "ranking")
+
+
+def test_a_better_item_is_accepted_and_rated_higher_and_a_visit_lasts_as_long_as_the_logs():
+    model = AgentModel(responder(by_number, through="ranking", calibration=CALIBRATION))
+    few = cases(1)
+    few = replace(few, candidates=np.array([[0, 59, 1]], np.int32))
+    best = replace(few, source=replace(DATA, item_indices=np.full(len(DATA.item_indices), 30, np.int32)))
+    assert model.accepts(best).tolist() == [[1.0, 0.0, 1.0]]
+    stars, _ = model.rate(replace(DATA, item_indices=np.tile([0, 59], 84).astype(np.int32)), np.array([0, 1]))
+    assert stars[0] > stars[1]
+    assert model.sitting_lengths(4000, 0).mean() == pytest.approx(1 / CALIBRATION.leave, rel=0.05)
 
 
 def test_an_answer_that_cant_be_read_says_nothing_of_a_case():

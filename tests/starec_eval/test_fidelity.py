@@ -154,6 +154,17 @@ def test_a_sitting_ends_before_a_long_pause_or_another_user():
     assert measures.sitting_lengths([], []).tolist() == []
 
 
+def test_steps_of_sittings_end_where_a_pause_follows_and_the_log_goes_on():
+    steps, left = measures.sitting_steps([0, 0, 0, 1], [0, 5, 9999, 0])
+    assert steps.tolist() == [1, 2, 1, 1]
+    assert left[:2].tolist() == [0, 1] and np.isnan(left[2:]).all()
+
+
+def test_the_chance_to_leave_is_of_the_sittings_that_lasted_so_long():
+    # Of four all reach step 1, two end there; of two that reach step 3 one ends; nobody reaches step 9.
+    assert measures.leaving_chances([1, 1, 3, 5], [1, 2, 3, 5, 9]).tolist() == [0.5, 0, 0.5, 1, 1]
+
+
 def test_means_by_user_are_a_row_a_recommender():
     users = [3, 3, 5]
     assert measures.by_user([1, 3, 5], users).tolist() == [2, 5]
@@ -190,7 +201,7 @@ def test_ratings_are_asked_of_the_tested_alone_or_of_some_where_that_is_wanted()
 def test_offers_hold_m_items_never_touched_for_each_taken_later():
     questions = asked()
     for ratio in (1, 2, 9):
-        (part,) = questions.offers(ratio)  # all have three rows held out
+        (part,) = questions.offers[ratio]  # all have three rows held out
         taken = min(3, 20 // (ratio + 1))
         assert part.touched.shape == (12, taken * (ratio + 1))
         assert (part.touched.sum(1) == taken).all()
@@ -253,7 +264,7 @@ def test_answers_that_are_no_chances_are_refused_with_the_user():
     with pytest.raises(InvalidOption, match="gave 9 to 9, wanted numbers from 1 to 5"):
         _ = answers.rated
     with pytest.raises(InvalidOption, match=r"gave shape \(3,\), wanted \(12, 6\)"):
-        answers.accepts(questions.offers(1)[0])
+        answers.accepts(1)
 
 
 def test_simulated_lists_hold_a_drawn_target_among_items_never_met():
@@ -381,7 +392,7 @@ def test_a_card_that_was_stopped_goes_on_where_it_was(tmp_path):
         fidelity(dataset(), PopularityUser, **make)
     whole = fidelity(dataset(), PopularityUser, resume=True, **make)
     assert whole.sections[:2] == kept.sections
-    assert [section.key for section in whole.sections][2:] == ["ratings", "agreeableness", "distances", "consistency"]
+    assert [section.key for section in whole.sections][-2:] == ["consistency", "sittings"]
     with pytest.raises(RunError, match="of another candidates, seed"):
         fidelity(dataset(), PopularityUser, resume=True, seed=3, **make)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ from starec_env.errors import InvalidOption
 from starec_env.metrics import Relevant
 from starec_env.ranks import ranks_of, tie_keys
 from starec_env.recommend.model import UserModel, UserModelMaker
-from starec_eval.fidelity.asked import Asked, Offers
+from starec_eval.fidelity.asked import Asked, cases_of
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +40,7 @@ class Answers:
 
     def __init__(self, maker: UserModelMaker, asked: Asked) -> None:
         self.maker, self.asked, self.seconds = maker, asked, dict[str, float]()
+        self._accepts: dict[int, list[Floats]] = {}
 
     @cached_property
     def of_lists(self) -> UserModel:
@@ -73,10 +75,15 @@ class Answers:
         """(lists,) of the real targets; none below that of one in a million."""
         return np.maximum(self.log_choice[np.arange(len(self.log_choice)), self.asked.lists.targets], _LEAST)
 
-    def accepts(self, offers: Offers) -> Floats:
-        """(cases, n) yes-probabilities."""
-        said = np.asarray(self.of_tenths.accepts(offers.cases), np.float64)
-        return _checked(said, offers.cases.candidates.shape, "accepts", 0, 1)
+    def accepts(self, ratio: int) -> list[Floats]:
+        """(cases, n) yes-probabilities of each of `Asked.offers`."""
+        if ratio not in self._accepts:
+            self._accepts[ratio] = [self._yes(offers.cases) for offers in self.asked.offers[ratio]]
+        return self._accepts[ratio]
+
+    def _yes(self, cases: Cases) -> Floats:
+        said = np.asarray(self.of_tenths.accepts(cases), np.float64)
+        return _checked(said, cases.candidates.shape, "accepts", 0, 1)
 
     @cached_property
     def rated(self) -> tuple[Floats, Floats]:
@@ -98,6 +105,17 @@ class Answers:
     def draws(self) -> bool:
         """Whether `drawn` are the model's own draws."""
         return hasattr(self.of_tenths, "draw_stars")
+
+    @property
+    def most_candidates(self) -> int:
+        """How many candidates the model can be asked about at once."""
+        return int(getattr(self.of_lists, "most_candidates", self.asked.dataset.n_items))
+
+    @property
+    def problems(self) -> dict[str, int]:
+        """What was wrong with the answers of the models made so far, and how often."""
+        made = [self.__dict__[name] for name in ("of_lists", "of_tenths") if name in self.__dict__]
+        return dict(sum((Counter(getattr(model, "problems", {})) for model in made), Counter[str]()))
 
     @cached_property
     def untouched(self) -> Floats:
@@ -127,8 +145,6 @@ def log_choice(model: UserModel, cases: Cases, relevant: Relevant = "liked") -> 
 
 def over_catalogue(model: UserModel, seen: Dataset, users: Ints, relevant: Relevant) -> Any:
     """Yield (cases, items) log-probabilities over the whole catalogue, and the users, in parts that fit in memory."""
-    from starec_eval.fidelity.asked import cases_of
-
     everything = np.arange(seen.n_items, dtype=np.int32)
     step = max(1, _CELLS // max(1, seen.n_items))
     for part in (users[at : at + step] for at in range(0, len(users), step)):

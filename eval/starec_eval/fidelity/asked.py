@@ -103,7 +103,12 @@ class Asked:
         """(ratings,) whose each is."""
         return np.searchsorted(self.dataset.indptr, self.rows, side="right") - 1
 
-    def offers(self, ratio: int) -> list[Offers]:
+    @cached_property
+    def offers(self) -> dict[int, list[Offers]]:
+        """By m, what users are asked yes or no about."""
+        return {ratio: self._of_ratio(ratio) for ratio in RATIOS}
+
+    def _of_ratio(self, ratio: int) -> list[Offers]:
         """Offers of Agent4Rec's protocol, one a tested user, together by their length.
 
         Each is `20 // (ratio + 1)` items that the user takes later and `ratio` times as many that the user never

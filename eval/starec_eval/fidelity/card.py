@@ -86,6 +86,8 @@ class Card(_Part):
     settings: dict[str, Any]
     """What was asked of whom; with the same a card is made anew to the same numbers."""
     notes: list[str] = []
+    problems: dict[str, int] = {}
+    """What was wrong with the model's answers, and how often."""
     left_out: dict[str, str] = {}
     """Sections that aren't there, and why."""
     seconds: dict[str, float] = {}

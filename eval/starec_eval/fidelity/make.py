@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from starec_env.dataset import Dataset
+from starec_env.dataset import Dataset, Id
 from starec_env.errors import RunError
 from starec_env.reading import Reading
 from starec_env.recommend.model import UserModelMaker
@@ -34,7 +34,8 @@ def fidelity(
     out: str | Path,
     reading: Reading | None = None,
     seed: int = 0,
-    users: int | None = None,
+    users: int | Sequence[Id] | None = None,
+    train_users: Sequence[Id] | None = None,
     repetitions: int = 3,
     ratings: int | None = None,
     quick: bool = False,
@@ -57,7 +58,9 @@ def fidelity(
         out: Folder; the card is kept there as its sections are done.
         reading: Decides filter, sequences and lists; the default one unless given.
         seed: Of lists, offers and draws: another gives fresh ones.
-        users: Tested users; None for 1,000, or half where there are fewer. Given, ratings too are asked of these alone.
+        users: How many users are tested, or their ids; None for 1,000, or half where there are fewer. Given, ratings
+            too are asked of these alone.
+        train_users: Ids of those whom recommenders train on; None for 1,000 of the others.
         repetitions: Lists of each.
         ratings: Most ratings that are asked for; None for all.
         quick: Leave out the slow sections: the order of recommenders, and training on simulated logs.
@@ -72,7 +75,9 @@ def fidelity(
         RunError: `out` holds a card of something else, or any and `resume` is False.
         InvalidOption: A number is out of range, or the model's answers aren't what they must be.
     """
-    protocol = Protocol(dataset, reading or Reading(), seed=seed, users=users, repetitions=repetitions)
+    protocol = Protocol(
+        dataset, reading or Reading(), seed=seed, users=users, train_users=train_users, repetitions=repetitions
+    )
     asked = Asked(protocol, seed, users is None, ratings)
     card = _begun(asked, name, {**(settings or {}), "recommenders": list(recommenders), "trained": list(trained)})
     path = Path(out) / CARD
@@ -90,7 +95,8 @@ def fidelity(
             report(key, number, len(steps))
         card = _with(card, key, step, "it is slow, and a quick card was asked for" if quick and key in SLOW else None)
         seconds = {f"fit for {part}": value for part, value in columns[MODEL].seconds.items()}
-        card = card.model_copy(update={"seconds": {**card.seconds, **_rounded(seconds)}})
+        problems = {**card.problems, **columns[MODEL].problems}
+        card = card.model_copy(update={"seconds": {**card.seconds, **_rounded(seconds)}, "problems": problems})
         card.write(path)
     write(card, path.parent)
     return card

@@ -232,3 +232,30 @@ def sitting_lengths(owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING_SE
         return np.zeros(0, np.int64)
     begins = np.flatnonzero(np.append(True, (who[1:] != who[:-1]) | (np.diff(when) > gap)))
     return np.diff(np.append(begins, len(who)))
+
+
+def sitting_steps(
+    owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING_SECONDS
+) -> tuple[NDArray[np.int64], Floats]:
+    """(rows,) which step of its sitting each row is, from 1, and (rows,) 1 where the sitting ends after it, else 0.
+
+    nan for a user's last row, after which the log says nothing. Arguments as of `sitting_lengths`.
+    """
+    who, lengths = np.asarray(owners), sitting_lengths(owners, seconds, gap)
+    ends = lengths.cumsum()
+    steps = np.arange(1, len(who) + 1) - np.repeat(ends - lengths, lengths)
+    left = np.zeros(len(who))
+    left[ends - 1] = 1
+    last = np.append(who[1:] != who[:-1], True)[: len(who)]
+    return steps, np.where(last, np.nan, left)
+
+
+def leaving_chances(lengths: ArrayLike, steps: ArrayLike) -> Floats:
+    """(rows,) chances that a sitting which lasted for (rows,) steps ends there, of (sittings,) lengths.
+
+    That is the share of sittings at least as long that are no longer; past the longest it is 1.
+    """
+    found, asked = np.sort(np.asarray(lengths)), np.asarray(steps)
+    longer = len(found) - np.searchsorted(found, asked, side="right")
+    alive = len(found) - np.searchsorted(found, asked, side="left")
+    return np.where(alive > 0, 1 - longer / np.maximum(alive, 1), 1.0)

@@ -22,7 +22,7 @@ from starec_eval.evaluate import score_ranks
 from starec_eval.fidelity import measures
 from starec_eval.fidelity.answers import Answers, Floats, over_catalogue, rate
 from starec_eval.fidelity.asked import Asked, appended
-from starec_eval.fidelity.card import REAL, Measure, Section, plain
+from starec_eval.fidelity.card import MODEL, REAL, Measure, Section, plain
 from starec_eval.rankers import build
 from starec_eval.rankers.scorer import Scorer, check_scores
 
@@ -145,19 +145,20 @@ def drawn(model: UserModel, seen: Dataset, users: Ints, relevant: Relevant, rng:
 
 
 def order(asked: Asked, columns: Columns, recommenders: Recommenders, report: Report | None) -> Section:
-    """Recommenders on real and on simulated lists."""
+    """Recommenders on real and on simulated lists; a model that can't choose from all items has expected ones alone."""
     lists = asked.protocol.cases
     real = recommenders.ndcg(lists)
     users = lists.users
     simulated, expected = {}, {}
     for column, answers in columns.items():
-        simulated[column] = recommenders.ndcg(simulated_lists(answers.of_lists, asked, report))
+        if answers.most_candidates >= asked.dataset.n_items:
+            simulated[column] = recommenders.ndcg(simulated_lists(answers.of_lists, asked, report))
         expected[column] = recommenders.expected(lists, answers.log_choice)
     found: list[Measure] = []
     taus: dict[str, dict[str, Estimate]] = {"tau": {}, "gap": {}, "expected_tau": {}, "expected_gap": {}}
-    for column in columns:
-        for prefix, made in (("", simulated), ("expected_", expected)):
-            tau, gap = measures.order(measures.by_user(real, users), measures.by_user(made[column], users))
+    for prefix, made in (("", simulated), ("expected_", expected)):
+        for column, scores in made.items():
+            tau, gap = measures.order(measures.by_user(real, users), measures.by_user(scores, users))
             taus[f"{prefix}tau"][column], taus[f"{prefix}gap"][column] = tau, gap
     found += [
         plain("tau", "Kendall's tau, simulated lists", "share", **taus["tau"]),
@@ -167,9 +168,8 @@ def order(asked: Asked, columns: Columns, recommenders: Recommenders, report: Re
     ]
     for number, scorer in enumerate(recommenders.fitted):
         values: dict[str, Estimate | float] = {REAL: estimate("", real[number], users)}
-        for column in columns:
-            values[column] = estimate("", simulated[column][number], users)
-            values[f"{column}, expected"] = estimate("", expected[column][number], users)
+        values |= {column: estimate("", made[number], users) for column, made in simulated.items()}
+        values |= {f"{column}, expected": estimate("", made[number], users) for column, made in expected.items()}
         found.append(plain(f"order:{scorer.label}", f"NDCG@10 of {scorer.label}", "percent", **values))
     about = (
         f"{len(recommenders.fitted)} recommenders trained on real rows, on the real lists and on lists whose target "
@@ -181,8 +181,10 @@ def order(asked: Asked, columns: Columns, recommenders: Recommenders, report: Re
     return Section(key="order", title="Order of recommenders", about=about, measures=found)
 
 
-def trained_on_simulated(asked: Asked, columns: Columns, names: Sequence[str], report: Report | None) -> Section:
-    """Recommenders trained on simulated, real and shuffled logs, on the real lists."""
+def trained_on_simulated(asked: Asked, columns: Columns, names: Sequence[str], report: Report | None) -> Section | str:
+    """Recommenders trained on simulated, real and shuffled logs, on the real lists; or why there can be none."""
+    if (most := columns[MODEL].most_candidates) < asked.dataset.n_items:
+        return f"the user model chooses among {most:,} items at most, not from all {asked.dataset.n_items:,}"
     protocol, lists = asked.protocol, asked.protocol.cases
     real = protocol.training("sample")
     logs = {REAL: real, "shuffled items": shuffled(real, asked.seed)}

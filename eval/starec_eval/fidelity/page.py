@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from starec_env.metrics import Estimate
@@ -47,6 +48,7 @@ def head(card: Card) -> list[str]:
         f"starec {card.starec}; card version {card.version}",
         f"asked: {settings}",
         *card.notes,
+        *([f"problems of answers: {_counts(card.problems)}"] if card.problems else []),
         *(f"left out: {name}, since {why}" for name, why in card.left_out.items()),
         "± is one standard error over users where nothing else is said",
     ]
@@ -70,6 +72,10 @@ def write(card: Card, out: Path) -> None:
         about = TableData("What was measured", ["", "about"], [[str(n + 1), line] for n, line in enumerate(head(card))])
         html = page_html(title, [about, *tables(card)], figures(card), [], timelines=False)
         (out / "card.html").write_text(html, encoding="utf-8", errors="replace")
+
+
+def _counts(problems: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(problems.items()))
 
 
 def _table(section: Section) -> TableData:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.data.cut import Ints
-from starec_env.metrics import CUTOFFS, Estimate, estimate, ndcg
+from starec_env.metrics import CUTOFFS, Estimate, ndcg
 from starec_eval.fidelity import measures
 from starec_eval.fidelity.answers import Answers, Floats, levels_of, log_choice
-from starec_eval.fidelity.asked import RATIOS, Asked
+from starec_eval.fidelity.asked import RATIOS, Asked, Offers
 from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Measure, Section, Unit, measured, plain
 
 Columns = Mapping[str, Answers]
@@ -25,6 +25,9 @@ _STEADY = 200
 _DECILES = 10
 _PICKS, _SHUFFLE = 0x5049, 0x5348
 _DAY_SECONDS = 86_400
+_SITTINGS = 20_000
+_EVER = 10**9
+_STEPS = ((1, 1), (2, 5), (6, 20), (21, 60), (61, _EVER))
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -67,11 +70,11 @@ def offers(asked: Asked, columns: Columns) -> Section:
 
 
 def _of_ratio(asked: Asked, columns: Columns, ratio: int) -> list[Measure]:
-    parts = asked.offers(ratio)
+    parts = asked.offers[ratio]
     if not parts:
         return []
     users = np.concatenate([part.cases.users for part in parts])
-    said = {column: [answers.accepts(part) for part in parts] for column, answers in columns.items()}
+    said = {column: answers.accepts(ratio) for column, answers in columns.items()}
     scores: dict[str, dict[str, Floats]] = {}
     for column, each in said.items():
         rows = [measures.yes_no(yes >= 0.5, part.touched) for yes, part in zip(each, parts, strict=True)]
@@ -148,7 +151,7 @@ def agreeableness(asked: Asked, columns: Columns) -> Section:
     _, rows, users = asked.untouched
     touched = measures.pooled(stars, owners)
     unmet = {column: measures.pooled(answers.untouched, users) for column, answers in columns.items()}
-    parts = asked.offers(RATIOS[-1])
+    parts = asked.offers[RATIOS[-1]]
     found = [
         measured(
             "surplus", "stars above the real ones, same items", "stars", surplus, owners, asked.groups, measures.pooled
@@ -168,8 +171,7 @@ def agreeableness(asked: Asked, columns: Columns) -> Section:
             ("yes_touched", "yes to items taken later", True),
         ):
             said = {
-                column: np.concatenate([_yes_rate(answers, part, which) for part in parts])
-                for column, answers in columns.items()
+                column: _yes_rates(answers.accepts(RATIOS[-1]), parts, which) for column, answers in columns.items()
             }
             found.append(measured(key, name, "percent", said, asked_of))
     about = (
@@ -276,44 +278,49 @@ def sittings(asked: Asked, columns: Columns) -> Section | str:
         return f"times of {asked.dataset.name} are whole days, so its sittings can't be told apart"
     if not hasattr(model, "sitting_lengths"):
         return "the user model doesn't say how long it stays (`sitting_lengths`)"
-    real, seen = _real_sittings(asked)
-    if len(real) < 2:
-        return "no sitting begins in the held-out tenths"
-    lengths = {MODEL: np.asarray(model.sitting_lengths(len(real), asked.seed)), REAL: real, "seen": seen}
+    made = np.asarray(model.sitting_lengths(_SITTINGS, asked.seed))
+    seen = asked.seen_of_tenths
+    before = measures.sitting_lengths(seen.owner, seen.timestamps)
     found = [
         plain(
             f"sitting_q{100 * q:.0f}",
-            f"{100 * q:.0f} % are no longer than",
+            f"{100 * q:.0f} % last no longer than",
             "rows",
-            **{column: float(np.quantile(each, q)) for column, each in lengths.items()},
+            **{MODEL: float(np.quantile(made, q)), "seen": float(np.quantile(before, q))},
         )
         for q in _QUANTILES
     ]
-    found.append(plain("sitting_mean", "mean", "rows", **{column: _mean(each) for column, each in lengths.items()}))
+    found += _leaving(asked, made)
     about = (
-        f"Rows of a sitting, which ends before a pause of {measures.SITTING_SECONDS // 60} minutes: {len(real):,} real "
-        "ones that begin in the held-out tenths, and those seen before. People come back for less than they came for "
-        "first, so the two differ; where a log ends a sitting may be cut short. In a closed loop it also depends "
-        "on what is recommended, of which logs say nothing. Errors of the mean are over sittings."
+        f"A sitting ends before a pause of {measures.SITTING_SECONDS // 60} minutes. Quantiles are of {_SITTINGS:,} "
+        "simulated sittings and of those in the rows that were seen; a log ends somewhere, which cuts sittings short. "
+        "Leaving is asked of the held-out tenths: after how many of the rows that were a sitting's first, second to "
+        "fifth, .. did it end, and after how many should it have by the simulated sittings. In a closed loop leaving "
+        "also depends on what is recommended, of which logs say nothing."
     )
     return Section(key="sittings", title="Sittings", about=about, measures=found)
 
 
-def _mean(lengths: NDArray[Any]) -> Estimate:
-    return estimate("", lengths, np.arange(len(lengths)))
-
-
-def _real_sittings(asked: Asked) -> tuple[Ints, Ints]:
-    """Lengths of the sittings that begin in the held-out tenths, and of all in the rows before."""
-    data, seen = asked.dataset, asked.seen_of_tenths
-    owner = data.owner
-    begins = np.append(True, (owner[1:] != owner[:-1]) | (np.diff(data.timestamps) > measures.SITTING_SECONDS))
-    rows = np.flatnonzero(begins)
-    held = rows >= asked.tenths[owner[rows]]
-    if not asked.everybody:
-        held &= np.isin(owner[rows], asked.users)
-    lengths = measures.sitting_lengths(owner, data.timestamps)
-    return lengths[held], measures.sitting_lengths(seen.owner, seen.timestamps)
+def _leaving(asked: Asked, made: NDArray[Any]) -> list[Measure]:
+    """Chances to leave by step: real ones of held-out rows, the model's at the same steps, and those seen."""
+    data, seen, held = asked.dataset, asked.seen_of_tenths, np.zeros(asked.dataset.n_interactions, np.bool_)
+    held[asked.rows] = True
+    steps, left = measures.sitting_steps(data.owner, data.timestamps)
+    earlier, earlier_left = measures.sitting_steps(seen.owner, seen.timestamps)
+    found = []
+    for first, last in _STEPS:
+        of = held & (steps >= first) & (steps <= last) & ~np.isnan(left)
+        before = (earlier >= first) & (earlier <= last)
+        name = (
+            f"step {first}" if first == last else f"steps {first} to {last}" if last < _EVER else f"from step {first}"
+        )
+        chances = {
+            MODEL: measures.pooled(measures.leaving_chances(made, steps[of]), data.owner[of]),
+            REAL: measures.pooled(left[of], data.owner[of]),
+            "seen": measures.pooled(earlier_left[before], seen.owner[before]),
+        }
+        found.append(plain(f"leave@{first}", f"leaves after {name}", "percent", **chances))
+    return found
 
 
 def _each(columns: Columns, of: Any) -> dict[str, Any]:
@@ -371,11 +378,10 @@ def _means(asked: Asked) -> dict[str, Floats]:
     return {"user mean": everybody + user[owners], "item mean": everybody + item[items], "user + item": both}
 
 
-def _yes_rate(answers: Answers, part: Any, touched: bool) -> Floats:
-    said = answers.accepts(part) >= 0.5
-    chosen = part.touched == touched
-    found: Floats = (said & chosen).sum(1) / chosen.sum(1)
-    return found
+def _yes_rates(said: list[Floats], parts: list[Offers], touched: bool) -> Floats:
+    """(cases,) shares of yes to the items that were taken later, or to the others."""
+    pairs = [(yes >= 0.5, part.touched == touched) for yes, part in zip(said, parts, strict=True)]
+    return np.concatenate([(yes & asked).sum(1) / asked.sum(1) for yes, asked in pairs])
 
 
 def _level(stars: NDArray[Any], levels: Floats) -> Ints:
