@@ -8,7 +8,6 @@ when its visit has ended. What is drawn is a pure function of (seed, user, visit
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -19,11 +18,10 @@ from starec_agents._visitor import Given, Visitor, recorded, together, without_p
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import Calibration, StarsLine, rank_score
 from starec_agents.memory import Memory
-from starec_agents.tasks import Response, Visit, start_memory
-from starec_env.errors import EndpointError, InvalidOption, RunError, check_choice
+from starec_agents.tasks import Visit, start_memory
+from starec_env.errors import EndpointError, InvalidOption, RunError, StarecError, check_choice
 from starec_env.recommend.responses import Responses
 from starec_env.replay.stream import Seen, feedback_on, sample_negatives
-from starec_env.splitmix import GOLDEN, splitmix64
 from starec_env.types import Dataset, History, Ranking, SlateFeedback
 
 _T = TypeVar("_T")
@@ -36,8 +34,10 @@ RANKED = 20
 
 _FAILED_IN_A_ROW = 8
 _MOST_LEVELS = 20
-_OPEN = {"auth", "not_found"}
+_FOR_ALL = {"auth", "not_found"}
 """Kinds of failure that no other user would be spared."""
+_OUTAGES = {"connection", "server", "timeout", "rate_limit"}
+"""Kinds that many in a row have when the server is gone, after all retries of the client."""
 
 
 class AgentResponder:
@@ -136,9 +136,10 @@ class AgentVisits:
         """
         slates = np.atleast_2d(slates)
         check_slates(slates, self.responder.dataset.n_items)
-        visitors = [self._at(row) for row in np.atleast_1d(rows).tolist()]
-        if len(visitors) != len(slates):
-            raise InvalidOption(f"{len(visitors)} rows but {len(slates)} slates: wanted a slate for each row")
+        at = np.atleast_1d(rows).tolist()
+        if len(at) != len(slates) or len(set(at)) < len(at):
+            raise InvalidOption(f"rows {at} and {len(slates)} slates: wanted distinct rows, and a slate for each")
+        visitors = [self._at(row) for row in at]
         pairs = zip(visitors, slates, strict=True)
         given = await all_of([self._answer(visitor, slate) for visitor, slate in pairs])
         return together(given, slates.shape[1])
@@ -202,29 +203,33 @@ class AgentVisits:
             await self._reflect(visitor)
         visitor.query = visitor.query_of(self.responder.dataset, slate)
         through = self._by_response if self.responder.through == "response" else self._by_ranking
+        rng = np.random.default_rng((self.seed, visitor.user, visitor.visit, visitor.page))
         try:
-            given = await through(visitor, slate)
-        except EndpointError as error:
+            given = await through(visitor, slate, rng)
+        except Exception as error:
             given = self._failed(error)
         else:
             self._failed_in_a_row = 0
         visitor.move_on(self.responder.dataset, slate, given)
-        if given.left:
+        if given.left and not given.problem:  # who could not be asked is asked to reflect before the next visit
             await self._reflect(visitor)
         return given
 
-    def _failed(self, error: EndpointError) -> Given:
-        self._failed_in_a_row += 1
-        if error.kind in _OPEN:
+    def _failed(self, error: Exception) -> Given:
+        """The answer of a user who gave none; an error that all users would meet is raised."""
+        kind = kind_of(error)
+        if kind in _FOR_ALL or (isinstance(error, StarecError) and not isinstance(error, EndpointError)):
             raise error
-        if self._failed_in_a_row >= max(_FAILED_IN_A_ROW, len(self._rows)):
+        self._failed_in_a_row += 1
+        most = _FAILED_IN_A_ROW if kind in _OUTAGES else max(_FAILED_IN_A_ROW, len(self._rows))
+        if self._failed_in_a_row >= most:
             raise RunError(
-                f"the requests of {self._failed_in_a_row} users in a row failed, the last with: {error}. Mend the "
-                "cause and go on from the record"
+                f"{self._failed_in_a_row} users in a row could not be asked, the last because of {kind}: {error}. Mend "
+                "the cause and go on from the record"
             ) from error
-        return Given(left=True, problem=f"no answer: {error.kind}")
+        return Given(left=True, problem=f"no answer: {kind}")
 
-    async def _by_response(self, visitor: Visitor, slate: NDArray[np.integer[Any]]) -> Given:
+    async def _by_response(self, visitor: Visitor, slate: NDArray[np.integer[Any]], rng: np.random.Generator) -> Given:
         assert visitor.query
         real = visitor.history.ratings[: visitor.real]
         visit = visit_after(real, self.responder.levels, page=visitor.page + 1, passed=visitor.passed)
@@ -234,38 +239,37 @@ class AgentVisits:
                 f"graph {visitor.agent.graph_name!r} ranks slates and doesn't answer them: give it a branch for the "
                 "state's 'visit' that sets 'response', or say through='ranking' and give a calibration"
             )
-        return self._given(visitor, answer)
-
-    def _given(self, visitor: Visitor, answer: Response) -> Given:
-        problem = ", ".join(answer.report.problems)
         if answer.taken is None or answer.stars is None:
+            problem = ", ".join(answer.report.problems)
             return Given(answer.seen, left=answer.leaves, said=answer.says, problem=problem)
-        stars = self._stars(visitor, answer.stars, "by_response")
-        liked = stars > self.responder.dataset.liked_above
-        return Given(answer.seen, answer.taken, stars, answer.stars, liked, answer.leaves, answer.says)
-
-    async def _by_ranking(self, visitor: Visitor, slate: NDArray[np.integer[Any]]) -> Given:
         calibration = self.responder.calibration
+        line = None if calibration is None else calibration.by_response
+        stars = self._stars(visitor, answer.stars, line, rng)
+        return Given(answer.seen, answer.taken, stars, answer.stars, self._likes(stars), answer.leaves, answer.says)
+
+    async def _by_ranking(self, visitor: Visitor, slate: NDArray[np.integer[Any]], rng: np.random.Generator) -> Given:
+        calibration, dataset, k = self.responder.calibration, self.responder.dataset, len(slate)
         assert calibration
-        k, others = len(slate), self._others(visitor, slate)
-        query = visitor.query_of(self.responder.dataset, np.concatenate([slate, others]))
+        shown = np.concatenate([slate, self._others(visitor, slate)])
+        order = rng.permutation(len(shown))  # in the slate's order its items would win all ties against the others
+        at = order.argsort()[:k]
+        query = visitor.query_of(dataset, shown[order])
         ranking = await visitor.agent.arank(query)
-        n = k + len(others)
-        problem = "" if ranking.order else ", ".join(ranking.problems)
-        if problem:
-            return Given(problem=problem)
-        z = calibration.utilities(ranking, n)
-        z[:k][np.isin(slate, visitor.history.item_indices)] = -np.inf  # what was met is never taken again
-        drawn = self._drawn(visitor)
-        left, seen = bool(drawn[4] < calibration.leave), tuple(range(k))
-        if drawn[0] >= calibration.take(z[:k], z[k:]):
+        if not ranking.order:
+            return Given(problem=", ".join(ranking.problems))
+        z = calibration.utilities(ranking, len(shown))
+        mine, others = z[at], np.delete(z, at)
+        mine[np.isin(slate, visitor.history.item_indices)] = -np.inf  # what was met is never taken again
+        wants, which, leaves = rng.random(3)
+        seen, left = tuple(range(k)), bool(leaves < calibration.leave)
+        if wants >= calibration.take(mine, others):
             return Given(seen, left=left)
-        taken = int(np.searchsorted(np.exp(z[:k] - np.logaddexp.reduce(z[:k])).cumsum()[:-1], drawn[1], side="right"))
-        raw = rank_score(ranking, n)[taken]
-        stars = self._stars(visitor, raw, "by_ranking")
-        liked = stars > self.responder.dataset.liked_above
-        item = self.responder.dataset.items[int(slate[taken])]
-        visitor.turn = query, ranking, feedback_on(item.id, ranking.rank_of(taken), liked, stars)
+        odds = np.exp(mine - mine.max())
+        taken = int(np.searchsorted((odds / odds.sum()).cumsum()[:-1], which, side="right"))
+        raw = float(rank_score(ranking, len(shown))[at[taken]])
+        stars = self._stars(visitor, raw, calibration.by_ranking, rng)
+        liked, item = self._likes(stars), dataset.items[int(slate[taken])]
+        visitor.turn = query, ranking, feedback_on(item.id, ranking.rank_of(int(at[taken])), liked, stars)
         return Given(seen, taken, stars, raw, liked, left)
 
     def _others(self, visitor: Visitor, slate: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -278,17 +282,14 @@ class AgentVisits:
         drawn = sample_negatives(self.seed, np.array([visitor.user]), key, most, never)[0]
         return np.array([item for item in drawn.tolist() if item not in met][:wanted])
 
-    def _stars(self, visitor: Visitor, raw: float, by: Literal["by_ranking", "by_response"]) -> float:
-        calibration = self.responder.calibration
-        line: StarsLine | None = getattr(calibration, by) if calibration else None
-        if calibration is None or line is None:
+    def _stars(self, visitor: Visitor, raw: float, line: StarsLine | None, rng: np.random.Generator) -> float:
+        if line is None or self.responder.calibration is None:
             return raw
-        drawn, real = self._drawn(visitor), visitor.history.ratings[: visitor.real]
-        noise = math.sqrt(-2 * math.log(1 - drawn[2])) * math.cos(2 * math.pi * drawn[3])
-        return line.given(calibration.own_mean(real), raw, noise)
+        own = self.responder.calibration.own_mean(visitor.history.ratings[: visitor.real])
+        return line.given(own, raw, float(rng.standard_normal()))
 
-    def _drawn(self, visitor: Visitor) -> list[float]:
-        return uniforms(5, self.seed, visitor.user, visitor.visit, visitor.page)
+    def _likes(self, stars: float) -> bool:
+        return stars > self.responder.dataset.liked_above
 
     # Moving on -------------------------------------------------------------------------------------------------------
 
@@ -309,11 +310,16 @@ class AgentVisits:
                 await agent.alearn(turn[2], turn[:2])
             else:
                 return
-        except EndpointError as error:
-            problem = f"no answer: {error.kind}"
+        except Exception as error:  # the memory is as it was
+            problem = f"no answer: {kind_of(error)}"
         memory = agent.memory or Memory()
         reflected = {"profile": memory.profile, "problem": problem, "calls": recorded(agent.calls[before:])}
         visitor.lines.append({**visitor.head, "reflection": reflected})
+
+
+def kind_of(error: Exception) -> str:
+    """What kind of failure an error is: an endpoint's kind, or the error's own name."""
+    return error.kind if isinstance(error, EndpointError) else type(error).__name__
 
 
 async def all_of(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
@@ -368,14 +374,3 @@ def check_slates(slates: NDArray[Any], n_items: int) -> None:
     ordered = np.sort(slates, axis=1)
     if (again := (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)).any():
         raise InvalidOption(f"slate {int(again.argmax())} repeats an item: {slates[again.argmax()].tolist()}")
-
-
-def uniforms(n: int, *key: int) -> list[float]:
-    """Some numbers from 0 to 1, 1 left out, drawn as a pure function of whole numbers."""
-    word = np.zeros(1, np.uint64)
-    with np.errstate(over="ignore"):  # it wraps round by design
-        for part in key:
-            word = splitmix64(word + GOLDEN * np.uint64((part + 1) % 2**64))
-        words = splitmix64(word + GOLDEN * np.arange(1, n + 1, dtype=np.uint64))
-    found: list[float] = ((words >> np.uint64(11)) * 2.0**-53).tolist()
-    return found

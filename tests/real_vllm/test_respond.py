@@ -53,7 +53,7 @@ def test_a_hundred_agents_answer_a_round_by_their_rankings_and_go_on_from_a_snap
 
 def test_a_response_is_held_to_its_schema(tiny_dataset: Dataset) -> None:
     with local_server(SMOLLM2, python=vllm_python(), **VLLM) as endpoint:
-        agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="scores", max_tokens=300)
+        agent = UserAgent.factory(OpenAIChat(endpoint), answer_format="scores", max_tokens=500)
         visits, rows = AgentResponder(agent, tiny_dataset).open(4), np.arange(4)
         visits.begin(rows, rows, np.zeros(4, np.int64))
         answers = visits.respond(rows, np.arange(20).reshape(4, 5))

@@ -20,7 +20,7 @@ from starec_agents.calibration import Calibration, StarsLine, fit_choice, fit_st
 from starec_agents.graphs import append_history, rank_only, reflect_always, reflect_on_mismatch
 from starec_agents.llm import Completion
 from starec_agents.memory import Event, Memory
-from starec_agents.responder import AgentResponder, levels_of, uniforms
+from starec_agents.responder import AgentResponder, levels_of
 from starec_agents.tasks import ANSWER_FORMATS, Response, Visit, respond_messages, response_format
 from starec_agents.tasks.wording import made_up_turn
 from starec_agents.user_model import AgentModel, calibrate
@@ -109,7 +109,7 @@ def test_an_answer_is_read_wherever_it_is_and_the_last_counts(text):
 def test_nothing_may_be_taken_and_something_be_said():
     response = parse(answer(take=None, stars=None, leave=True, say="Too much\n horror\u202e " + "x" * 400))
     assert response.report.valid and response.taken is None and response.leaves
-    assert response.says.startswith("Too much horror x") and len(response.says) == 300
+    assert response.says.startswith("Too much horror x") and len(response.says) == 200
 
 
 def test_taking_implies_looking():
@@ -360,6 +360,14 @@ def test_a_user_whose_request_fails_leaves_and_the_others_go_on():
     assert answers.left.tolist() == [False, True, False, True] and answers.taken.tolist() == [2, -1, 2, -1]
 
 
+def test_a_graph_that_fails_for_one_user_leaves_the_others_alone():
+    def reply(messages, sampling):
+        return answer() if "gender F" in messages[1]["content"] else {}["key"]
+
+    answers = opened(responder(reply)).respond(ROWS, slates())
+    assert answers.problems == ("no answer: KeyError", "", "no answer: KeyError", "") and answers.left[0]
+
+
 @pytest.mark.parametrize(("kind", "error", "requests"), [("auth", EndpointError, 1), ("server", RunError, 8)])
 def test_what_fails_for_all_ends_the_visits(kind, error, requests):
     calls = []
@@ -399,16 +407,11 @@ async def test_a_slow_user_holds_nobody_up():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_visit_is_reflected_on_once_when_it_has_ended(way):
-    agents = responder(**WAYS[way])
-    visits = opened(agents, n=1)
-    row, left = np.array([0]), False
-    for seed in range(40):
-        left = left or bool(visits.respond(row, slates(seed, rows=1)).left[0])
-        if left:
-            break
-    assert left
+    visits, row = opened(responder(**WAYS[way]), n=1, seed=2), np.array([0])
+    while not (visits.respond(row, slates(visits.snapshot(row)[0]["page"], rows=1)).left[0]):
+        pass
     lines = visits.record(row)[0]
-    assert [("reflection" in line) for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert [("reflection" in line) for line in lines] == [False] * (len(lines) - 1) + [True] and len(lines) > 2
     assert lines[-1]["reflection"]["profile"].startswith("Has moods")
     visits.begin(row, row, np.array([1]))
     visits.respond(row, slates(99, rows=1))
@@ -463,12 +466,17 @@ def test_users_go_on_from_a_snapshot_as_they_would_have(way):
         ([[-1, 3, 2]], "item -1"),
         ([[0.5, 1.0, 2.0]], "float64"),
         (np.zeros((1, 0), int), "shape"),
-        ([[1, 2], [3, 4]], "1 rows but 2 slates"),
+        ([[1, 2], [3, 4]], "2 slates"),
     ],
 )
 def test_what_is_no_slate_is_refused(wrong, said):
     with pytest.raises(InvalidOption, match=said):
         opened(responder()).respond(np.array([0]), np.array(wrong))
+
+
+def test_one_user_is_not_shown_two_slates_at_once():
+    with pytest.raises(InvalidOption, match="distinct rows"):
+        opened(responder()).respond(np.array([1, 1]), slates(rows=2))
 
 
 def test_nobody_answers_at_a_row_where_nobody_is():
@@ -502,15 +510,6 @@ def test_what_makes_the_users_themselves_is_in_their_settings():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_drawn_numbers_are_uniform_and_differ_in_each_part_of_their_key():
-    drawn = np.array(
-        [uniforms(5, seed, user, 0, step) for seed in range(10) for user in range(10) for step in range(10)]
-    )
-    assert 0 <= drawn.min() and drawn.max() < 1
-    assert np.abs(drawn.mean(axis=0) - 0.5).max() < 0.03 and len(np.unique(drawn)) == drawn.size
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.1
-
-
 def test_the_better_the_slate_is_ranked_the_likelier_something_is_taken():
     def best(places):
         visits = responder(by_number, through="ranking", calibration=CALIBRATION, reflects=False).open(12)
@@ -523,6 +522,26 @@ def test_the_better_the_slate_is_ranked_the_likelier_something_is_taken():
     good, bad = best(np.arange(5)), best(np.arange(55, 60))
     assert (good >= 0).mean() > (bad >= 0).mean() + 0.3
     assert (good == 0).sum() > (good == 4).sum()
+
+
+def test_ties_do_not_favour_the_slate():
+    def indifferent(messages, sampling):
+        listed = messages[1]["content"].split("Candidate movies:\n")[1].split("\n\n")[0].split("\n")
+        return json.dumps({line.split(". ")[0]: 50 for line in listed})
+
+    def first(messages, sampling):
+        return " ".join("ABCDEFGHIJKLMNOPQRST")
+
+    for reply, answer_format in ((indifferent, "scores"), (first, "labels")):
+        agents = responder(
+            reply, answer_format=answer_format, through="ranking", calibration=CALIBRATION, reflects=False
+        )
+        visits, taken = agents.open(12), []
+        for visit in range(10):
+            visits.begin(np.arange(12), np.arange(12), np.full(12, visit), anew=True)
+            taken += visits.respond(np.arange(12), slates(visit, rows=12)).taken.tolist()
+        places = np.bincount(np.array([place for place in taken if place >= 0]), minlength=5)
+        assert 20 < places.sum() < 100 and places.max() < 3 * max(1, places.min()) + 5
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The report card: every quantity against hand-computed values, and cards of users whose fidelity is known."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
-from starec_eval.fidelity.order import places, shuffled, simulated_lists, simulated_log
+from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
+from starec_eval.fidelity.synthetic import shuffled, simulated_log
 from starec_eval.protocol import Protocol, Reading
 
 SMALL = Reading(min_interactions=1)
@@ -411,6 +413,17 @@ def test_numbers_that_are_not_finite_are_null_in_the_file():
     assert found.values["model"] == Value(mean=100.0, se=None, n=1)
     assert found.groups["nobody"]["model"] == Value(mean=None, se=None, n=0)
     assert per_user([1.0, np.nan], [0, 1]).tolist()[0] == 1
+
+
+def test_the_user_model_of_the_docs_gets_a_card(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    (tmp_path / "newcomer.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--user", "newcomer:make", "--quick", "--users", "30", "--ratings", "90", "--quiet"]
+    done = CliRunner().invoke(fidelity_command, [*options, "--out", str(tmp_path / "card")])
+    assert done.exit_code == 0, done.output
+    choice = Card.read(tmp_path / "card" / "card.json").section("choice")
+    assert choice.value("ndcg@10").mean < choice.value("ndcg@10", "popularity").mean
 
 
 def test_the_command_writes_the_card_and_names_what_it_does_not_know(tmp_path):

@@ -23,7 +23,7 @@ from starec_agents.tasks.rank import labels, ranking_format
 from starec_agents.tasks.titles import candidate_titles, item_line, visible
 from starec_env.types import Candidates, ParseReport, Query
 
-MAX_SAID = 300
+MAX_SAID = 200
 """Characters kept of what a user says to the recommender."""
 
 _KEYS = ("seen", "take", "stars", "leave")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from starec_env.recommend.model import UserModel, UserModelMaker
 from starec_eval.fidelity.asked import Asked, cases_of
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 _CELLS = 2_000_000
 _LEAST = float(np.log(1e-6))
@@ -88,7 +90,7 @@ class Answers:
     @cached_property
     def rated(self) -> tuple[Floats, Floats]:
         """(ratings,) expected stars and (ratings,) chances of a like, of the held-out tenths."""
-        return rate(self.of_tenths, self.asked.dataset, self.asked.rows)
+        return rate(self.of_tenths, self.asked.log, self.asked.rows)
 
     @cached_property
     def drawn(self) -> Floats:
@@ -96,7 +98,7 @@ class Answers:
         model: Any = self.of_tenths
         if hasattr(model, "draw_stars"):
             seed = int(np.random.SeedSequence([self.asked.seed, _DRAWS]).generate_state(1)[0])
-            return np.asarray(model.draw_stars(self.asked.dataset, self.asked.rows, seed), np.float64)
+            return np.asarray(model.draw_stars(self.asked.log, self.asked.rows, seed), np.float64)
         levels = levels_of(self.asked.dataset)
         found: Floats = levels[np.abs(self.rated[0][:, None] - levels).argmin(1)]
         return found
@@ -124,6 +126,15 @@ class Answers:
         return rate(self.of_tenths, dataset, rows)[0]
 
 
+Columns = Mapping[str, Answers]
+"""The user model's answers, and the popularity floor's, by column of the card."""
+
+
+def each(columns: Columns, of: Callable[[Answers], T]) -> dict[str, T]:
+    """Something of each column's answers."""
+    return {column: of(answers) for column, answers in columns.items()}
+
+
 def levels_of(dataset: Dataset) -> Floats:
     """(levels,) the ratings there are, at most 20 of them."""
     found = np.unique(dataset.ratings).astype(np.float64)
@@ -143,8 +154,8 @@ def log_choice(model: UserModel, cases: Cases, relevant: Relevant = "liked") -> 
     return said
 
 
-def over_catalogue(model: UserModel, seen: Dataset, users: Ints, relevant: Relevant) -> Any:
-    """Yield (cases, items) log-probabilities over the whole catalogue, and the users, in parts that fit in memory."""
+def over_catalogue(model: UserModel, seen: Dataset, users: Ints, relevant: Relevant) -> Iterator[tuple[Ints, Floats]]:
+    """Yield users and their (users, items) log-probabilities over the whole catalogue, in parts that fit in memory."""
     everything = np.arange(seen.n_items, dtype=np.int32)
     step = max(1, _CELLS // max(1, seen.n_items))
     for part in (users[at : at + step] for at in range(0, len(users), step)):

@@ -60,6 +60,11 @@ class Asked:
         return self.protocol.dataset
 
     @cached_property
+    def log(self) -> Dataset:
+        """The same without windows: a user's past is all of it."""
+        return replace(self.dataset, window=None)
+
+    @cached_property
     def users(self) -> Ints:
         """(tested,) ascending indices of the users of the held-out lists."""
         return np.unique(self.protocol.cases.users)

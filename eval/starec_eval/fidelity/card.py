@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starec_env.errors import RunError
 from starec_env.metrics import Estimate, estimate
+from starec_eval.fidelity import measures
 
 VERSION = 1
 """Of the file's form."""
@@ -168,6 +170,41 @@ def plain(key: str, name: str, unit: Unit, **columns: Estimate | float) -> Measu
         unit=unit,
         values={column.replace("_", " "): Value.of(scaled(found, scale)) for column, found in columns.items()},
     )
+
+
+def errors_of(
+    key: str, name: str, pairs: Mapping[str, tuple[Any, Any]], owners: NDArray[np.integer[Any]], seed: int
+) -> Measure:
+    """Calibration errors by column, and the floor of the model's own.
+
+    Args:
+        key: Short name.
+        name: In tables.
+        pairs: By column (rows,) probabilities and what happened.
+        owners: (rows,) user indices.
+        seed: Of the floor's draws.
+    """
+    found: dict[str, Estimate | float] = {
+        column: measures.jackknifed(partial(_of_rows, measures.calibration_error, *pair), owners)
+        for column, pair in pairs.items()
+    }
+    found["floor"] = measures.calibration_floor(pairs[MODEL][0], seed)
+    return plain(key, name, "share", **found)
+
+
+def aucs(
+    key: str, name: str, happened: NDArray[np.bool_], scores: Mapping[str, Any], owners: NDArray[np.integer[Any]]
+) -> Measure:
+    """Areas under the curve by column, of (rows,) scores, in percent."""
+    found = {
+        column: measures.jackknifed(partial(_of_rows, measures.auc, happened, of), owners)
+        for column, of in scores.items()
+    }
+    return plain(key, name, "percent", **found)
+
+
+def _of_rows(statistic: Callable[[Any, Any], float], one: Any, other: Any, rows: NDArray[np.intp]) -> float:
+    return statistic(one[rows], other[rows])
 
 
 def scaled(found: Estimate | float, scale: float) -> Estimate | float:

@@ -25,8 +25,9 @@ from starec_env.recommend.model import UserModelMaker
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
-from starec_eval.fidelity.order import RECOMMENDERS, TRAINED
+from starec_eval.fidelity.order import RECOMMENDERS
 from starec_eval.fidelity.page import tables
+from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
 
 AGENT = "agent"
@@ -55,7 +56,7 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
     return USERS[user]
 
 
-_KEPT = ("seed", "repetitions", "ratings", "quick", "out", "resume")
+_KEPT = ("seed", "repetitions", "most_ratings", "quick", "out", "resume")
 
 
 _OF_AGENTS = ("model", "agent", "answer_format", "answers", "max_history", "temperature", "top_p", "max_tokens")
@@ -79,7 +80,7 @@ def _refuse_trained(options: Mapping[str, Any], dataset: Dataset, users: Sequenc
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another gives fresh lists.")
 @click.option("--users", type=click.IntRange(min=2), help="Tested users  [default: 1000, or half; and ratings of all]")
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Lists of each user.")
-@click.option("--ratings", type=click.IntRange(min=1), help="Most ratings to ask for  [default: all]")
+@click.option("--ratings", "most_ratings", type=click.IntRange(min=1), help="Most ratings to ask for  [default: all]")
 @click.option("--quick", is_flag=True, help="Leave out the order of recommenders and training on simulated logs.")
 @agent_options
 @click.option("--recommenders", default=",".join(RECOMMENDERS), show_default=True, help="Whose order is compared.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -12,18 +13,31 @@ from starec_env.dataset import Dataset, Id
 from starec_env.errors import RunError
 from starec_env.reading import Reading
 from starec_env.recommend.model import UserModelMaker
-from starec_eval.fidelity import sections
-from starec_eval.fidelity.answers import Answers
+from starec_eval.fidelity import choice, distances, offers, ratings, sittings
+from starec_eval.fidelity.answers import Answers, Columns
 from starec_eval.fidelity.asked import HELD_OUT, Asked
 from starec_eval.fidelity.card import FLOOR, MODEL, Card, Section
 from starec_eval.fidelity.floor import PopularityUser
-from starec_eval.fidelity.order import RECOMMENDERS, TRAINED, Recommenders, Report, order, trained_on_simulated
+from starec_eval.fidelity.order import RECOMMENDERS, Recommenders, Report, order
 from starec_eval.fidelity.page import write
+from starec_eval.fidelity.synthetic import TRAINED, trained_on_simulated
 from starec_eval.protocol import Protocol
 
-QUICK = ("choice", "offers", "ratings", "agreeableness", "distances", "consistency", "sittings")
-SLOW = ("order", "tstr")
+QUICK: dict[str, Callable[[Asked, Columns], Section | str]] = {
+    "choice": choice.choice,
+    "offers": offers.offers,
+    "ratings": ratings.ratings,
+    "agreeableness": ratings.agreeableness,
+    "distances": distances.distances,
+    "consistency": choice.consistency,
+    "sittings": sittings.sittings,
+}
+"""Sections by key that take seconds, once the model is made."""
 CARD = "card.json"
+_QUICK = "it is slow, and a quick card was asked for"
+
+Step = Callable[[], Section | str]
+"""Makes a section, or says why there is none."""
 
 
 def fidelity(
@@ -37,7 +51,7 @@ def fidelity(
     users: int | Sequence[Id] | None = None,
     train_users: Sequence[Id] | None = None,
     repetitions: int = 3,
-    ratings: int | None = None,
+    most_ratings: int | None = None,
     quick: bool = False,
     recommenders: Sequence[str] = RECOMMENDERS,
     trained: Sequence[str] = TRAINED,
@@ -62,7 +76,7 @@ def fidelity(
             too are asked of these alone.
         train_users: Ids of those whom recommenders train on; None for 1,000 of the others.
         repetitions: Lists of each.
-        ratings: Most ratings that are asked for; None for all.
+        most_ratings: Most ratings that are asked for, drawn at random; None for all.
         quick: Leave out the slow sections: the order of recommenders, and training on simulated logs.
         recommenders: Whose order is compared.
         trained: Which are trained on simulated logs.
@@ -78,25 +92,24 @@ def fidelity(
     protocol = Protocol(
         dataset, reading or Reading(), seed=seed, users=users, train_users=train_users, repetitions=repetitions
     )
-    asked = Asked(protocol, seed, users is None, ratings)
+    asked = Asked(protocol, seed, users is None, most_ratings)
     card = _begun(asked, name, {**(settings or {}), "recommenders": list(recommenders), "trained": list(trained)})
     path = Path(out) / CARD
     if path.exists():
         card = _resumed(path, card, resume)
-    columns = {MODEL: Answers(maker, asked), FLOOR: Answers(PopularityUser, asked)}
+    columns: dict[str, Answers] = {MODEL: Answers(maker, asked), FLOOR: Answers(PopularityUser, asked)}
     fitted = Recommenders(asked, recommenders, cache, report)
-    steps: dict[str, Callable[[], Section | str]] = {
-        **{key: _bound(getattr(sections, key), asked, columns) for key in QUICK},
+    slow: dict[str, Step] = {
         "order": lambda: order(asked, columns, fitted, report),
         "tstr": lambda: trained_on_simulated(asked, columns, trained, report),
     }
+    steps: dict[str, Step] = {key: partial(section, asked, columns) for key, section in QUICK.items()}
+    steps |= dict.fromkeys(slow, lambda: _QUICK) if quick else slow
     for number, (key, step) in enumerate(steps.items()):
         if report:
             report(key, number, len(steps))
-        card = _with(card, key, step, "it is slow, and a quick card was asked for" if quick and key in SLOW else None)
-        seconds = {f"fit for {part}": value for part, value in columns[MODEL].seconds.items()}
-        problems = {**card.problems, **columns[MODEL].problems}
-        card = card.model_copy(update={"seconds": {**card.seconds, **_rounded(seconds)}, "problems": problems})
+        card = _with(card, key, step)
+        card = card.model_copy(update=_had(card, columns[MODEL]))
         card.write(path)
     write(card, path.parent)
     return card
@@ -139,22 +152,20 @@ def _resumed(path: Path, card: Card, resume: bool) -> Card:
     return there
 
 
-def _with(card: Card, key: str, step: Callable[[], Section | str], why_not: str | None) -> Card:
+def _with(card: Card, key: str, step: Step) -> Card:
     """The card with a section more, or with the reason why not; as it is if the section is there."""
     if any(section.key == key for section in card.sections):
         return card
     begun = perf_counter()
-    found = why_not or step()
+    found = step()
     left_out = {name: why for name, why in card.left_out.items() if name != key}
     if isinstance(found, str):
         return card.model_copy(update={"left_out": {**left_out, key: found}})
-    seconds = {**card.seconds, **_rounded({key: perf_counter() - begun})}
+    seconds = {**card.seconds, key: round(perf_counter() - begun, 2)}
     return card.model_copy(update={"sections": [*card.sections, found], "left_out": left_out, "seconds": seconds})
 
 
-def _bound(of: Any, asked: Asked, columns: dict[str, Answers]) -> Callable[[], Section | str]:
-    return lambda: of(asked, columns)
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 2) for name, value in seconds.items()}
+def _had(card: Card, answers: Answers) -> dict[str, Any]:
+    """What a section's answers took and what was wrong with them."""
+    seconds = {f"fit for {part}": round(value, 2) for part, value in answers.seconds.items()}
+    return {"seconds": {**card.seconds, **seconds}, "problems": {**card.problems, **answers.problems}}
