@@ -252,3 +252,46 @@ def holm(p_values: ArrayLike) -> Floats:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1.0)
     return adjusted
+
+
+# What is no mean over users -------------------------------------------------------------------------------------------
+
+
+def jackknife(label: object, statistic: Callable[[NDArray[np.bool_]], float], n: int, groups: int = 20) -> Estimate:
+    """A statistic of n users that is no mean, e.g. of the catalogue, and its standard error over users.
+
+    The error is the delete-a-group jackknife's, `sqrt((g - 1) / g * sum (value without group - their mean)^2)`
+    (Kott 2001, "The delete-a-group jackknife"), with users dealt out to the groups in turn.
+
+    Args:
+        label: Of the estimate.
+        statistic: Of a mask of shape (n,) that says which users count.
+        n: Users, in an order that means nothing.
+        groups: How many groups; no more than there are users.
+    """
+    whole = statistic(np.ones(n, np.bool_))
+    groups = min(groups, n)
+    if groups < 2:
+        return Estimate(str(label), whole, float("nan"), n)
+    group = np.arange(n) % groups
+    without = np.array([statistic(group != one) for one in range(groups)])
+    spread = float(((without - without.mean()) ** 2).sum())
+    return Estimate(str(label), whole, float(np.sqrt((groups - 1) / groups * spread)), n)
+
+
+def gini(counts: ArrayLike) -> float:
+    """Gini index of (items,) counts: 0 where all are equal, near 1 where one has them all; nan without any."""
+    ordered = np.sort(np.asarray(counts, dtype=np.float64))
+    n, total = len(ordered), ordered.sum()
+    if not total:
+        return float("nan")
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def entropy(counts: ArrayLike) -> Floats:
+    """(...) entropy in bits of the shares in (..., kinds) counts: 0 where all are of one kind; nan without any."""
+    array = np.asarray(counts, dtype=np.float64)
+    total = array.sum(axis=-1, keepdims=True)
+    shares = np.divide(array, total, out=np.full(array.shape, np.nan), where=total > 0)
+    logs = np.log2(shares, out=np.zeros(array.shape), where=shares > 0)
+    return np.asarray(-(shares * logs).sum(axis=-1))
