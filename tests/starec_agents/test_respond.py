@@ -733,7 +733,8 @@ def run_options(*args, make=agent_responder, **more):
     return made[0]
 
 
-def test_the_options_of_a_command_make_agents_that_answer(tmp_path):
+def test_the_options_of_a_command_make_agents_that_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
     with FakeEndpoint(scripted(), models=("m", "starec-nano")) as server:
         agents = run_options("--base-url", server.url, "--model", "m", "--answer-format", "scores", "--no-reflect")
         assert agents.through == "response" and agents.calibration is None and not agents.reflects
@@ -742,14 +743,12 @@ def test_the_options_of_a_command_make_agents_that_answer(tmp_path):
         assert nano.through == "ranking" and nano.calibration == Calibration.load(NANO_CALIBRATION)
         assert opened(nano).respond(ROWS, slates()).seen.all()
         asked = ("--base-url", server.url, "--model", "m", "--answers", "ranking")
-        with pytest.raises(InvalidOption, match="--calibration"):
-            run_options(*asked)
-        users = DATA.user_ids.tolist()
-        fitted = run_options(*asked, validation=users, out=tmp_path / "run")
-        assert fitted.calibration.made_from["model"] == "m"
-        assert run_options(*asked, out=tmp_path / "run").calibration == fitted.calibration
-        model = run_options("--base-url", server.url, "--model", "m", "--answers", "ranking", make=card_model)
-        assert model.log_choice(cases()).shape == (3, 20) and model.calibration.made_from["users"] == 12
+        fitted = run_options(*asked).calibration
+        assert fitted.made_from["model"] == "m" and fitted.by_ranking.n == 60
+        requests = server.requests
+        model = run_options(*asked, make=card_model)  # the same is found again
+        assert model.calibration == fitted and server.requests - requests <= 2
+        assert model.log_choice(cases()).shape == (3, 20)
     with pytest.raises(InvalidOption, match="--base-url"):
         run_options("--model", "m")
 
