@@ -25,6 +25,7 @@ from starec_agents.runs.store import temporary
 from starec_agents.serving.card import NANO, NANO_FOLDER, find_card
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_agents.traits import traits_in_words
 from starec_agents.user_model import AgentModel, calibrate
 from starec_env.data import cache_dir
 from starec_env.errors import InvalidOption
@@ -53,6 +54,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--calibration", {"type": _FILE, "help": "A file of starec_agents.calibrate()  [default: fitted and kept]"}),
     ("--reflect/--no-reflect", {"default": True, "help": "Whether agents learn from a visit at its end."}),
+    ("--traits/--no-traits", {"default": False, "help": "Whether agents begin with what sets their user apart."}),
     ("--concurrency", {"type": click.IntRange(min=1), "default": 64, "help": "Requests in flight."}),
 )
 
@@ -82,7 +84,7 @@ def agent_responder(
         options: As `agent_options` gives them to the command.
         needs_calibration: Whether one is needed whatever the agents answer by, as for the card.
         seed: Of the users to calibrate on.
-        more: Further arguments of `AgentResponder`: stops, traits.
+        more: Further arguments of `AgentResponder`, as stops.
 
     Raises:
         InvalidOption: An option is missing or wrong, or there are too few users to calibrate on.
@@ -107,7 +109,9 @@ def agent_responder(
         users = _unseen(dataset, model, seed)
         asked = {name: options[name] for name in ("temperature", "top_p", "max_tokens", "extra_body")}
         calibration = _fitted(agent, dataset, users, through, {"model": model, **asked})
-    return AgentResponder(agent, dataset, through=through, calibration=calibration, reflects=options["reflect"], **more)
+    traits = traits_in_words(dataset, more.get("stops")) if options["traits"] else None
+    given = {"calibration": calibration, "reflects": options["reflect"], "traits": traits, **more}
+    return AgentResponder(agent, dataset, through=through, **given)
 
 
 def agent_model(options: Mapping[str, Any]) -> Callable[[Dataset, int], AgentModel]:
