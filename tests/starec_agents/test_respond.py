@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import click
+import gymnasium
 import jsonschema
 import numpy as np
 import pytest
@@ -565,6 +566,23 @@ def test_ties_do_not_favour_the_slate():
             taken += visits.respond(np.arange(12), slates(visit, rows=12)).taken.tolist()
         places = np.bincount(np.array([place for place in taken if place >= 0]), minlength=5)
         assert 20 < places.sum() < 100 and places.max() < 3 * max(1, places.min()) + 5
+
+
+def test_the_environment_and_its_vector_form_put_agents_before_a_recommender():
+    agents = responder(stops=DATA.indptr[1:] - 2)
+    one = gymnasium.make("starec/Recommend-v0", dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0)
+    _, about = one.reset(seed=3, options={"user_id": 2})
+    slate = np.setdiff1d(np.arange(60), DATA.item_indices[14:28])[:5]
+    seen, reward, _, _, info = one.step(slate)
+    assert about["user_id"] == 2 and info["problem"] == "" and len(info["seen"]) == 5
+    assert reward == float(info["rewards"]["likes"]) and (info["item"] is None) == (info["said"] == "Nothing for me.")
+    many = gymnasium.make_vec(
+        "starec/Recommend-v0", num_envs=3, dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0
+    )
+    many.reset(seed=3)
+    for seed in range(6):
+        seen, *_ = many.step(slates(seed, rows=3))
+    assert seen["history"].shape[0] == 3 and agents.agent().llm.requests >= 15
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------
