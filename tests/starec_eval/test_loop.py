@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_users import Fans, LoneFans, LoneFanVisits
+from small_twin import small_twin
 from support import make_dataset
 
+from starec_agents import ScriptedChat, UserAgent, scripted_user
+from starec_agents.responder import AgentResponder
 from starec_env.cases import PAD
 from starec_env.cli import main
 from starec_env.data.cut import with_events
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.metrics import entropy, gini, jackknife
+from starec_env.metrics import entropy, gini
 from starec_env.recommend.responses import NOTHING, Responses
+from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Query, Ranking
 from starec_eval.loop.record import Answers
 from starec_eval.loop.results import genre_table, visit_values
@@ -184,6 +188,50 @@ def test_a_loop_that_is_killed_is_resumed_to_the_same_record(
     for path in sorted((tmp_path / "whole").rglob("round-*.parquet")):
         assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
     assert (tmp_path / "whole" / "loop.json").read_bytes() == (tmp_path / "killed" / "loop.json").read_bytes()
+
+
+def test_a_twins_users_go_on_over_rounds_and_are_resumed(tmp_path: Path) -> None:
+    twin, sizes = small_twin(), {"users": 20, "rounds": 3, "slate_size": 2, "horizon": 2}
+    whole = run_loop(twin, build_recommenders(["item-knn"]), out=tmp_path, **sizes)
+    assert whole.overall["item-knn"]["clicks"].mean > 0
+    (tmp_path / "item-knn" / "round-003.parquet").unlink()
+    again = run_loop(Twin(**vars_of(twin)), build_recommenders(["item-knn"]), out=tmp_path, resume=True, **sizes)
+    assert again.to_json() == whole.to_json()
+    other = Twin(**{**vars_of(twin), "stops": twin.stops - 1})
+    with pytest.raises(RunError, match="responder"):
+        run_loop(other, build_recommenders(["item-knn"]), out=tmp_path, resume=True, **sizes)
+
+
+def vars_of(twin: Twin) -> dict[str, Any]:
+    return {name: getattr(twin, name) for name in ("choice", "stars", "calibration", "dataset", "stops")}
+
+
+def test_agents_are_recorded_with_their_calls_and_taken_up_where_they_were(dataset: Dataset, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def agents() -> AgentResponder:
+        user = scripted_user()
+
+        def reply(messages: Any, sampling: Any) -> str:
+            asked.append(1)
+            return str(user(messages, sampling))
+
+        return AgentResponder(UserAgent.factory(ScriptedChat(reply), answer_format="scores"), dataset)
+
+    sizes = {"users": 5, "rounds": 2, "slate_size": 3, "horizon": 3, "concurrency": 2}
+    whole = run_loop(agents(), build_recommenders(["pop"]), out=tmp_path, **sizes)
+    calls = len(asked)
+    journal = tmp_path / "pop" / "visits-002.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert all(line["record"] and line["record"][0]["calls"] for line in lines)
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
+    (tmp_path / "pop" / "round-002.parquet").unlink()
+    assert (
+        run_loop(agents(), build_recommenders(["pop"]), out=tmp_path, resume=True, **sizes).to_json() == whole.to_json()
+    )
+    assert 0 < len(asked) - calls < calls / 2
+    again = {line["row"]: line for line in map(json.loads, journal.read_text().splitlines())}
+    assert {row: line["snapshot"] for row, line in again.items()} == {line["row"]: line["snapshot"] for line in lines}
 
 
 @pytest.mark.parametrize(
@@ -352,13 +400,6 @@ def test_a_film_of_two_genres_is_half_of_each(dataset: Dataset) -> None:
 def test_inequality_and_variety_of_counts() -> None:
     assert gini([3, 3, 3]) == 0 and gini([0, 0, 0, 8]) == 0.75 and np.isnan(gini([0, 0]))
     assert entropy([[1, 1, 0, 0], [5, 0, 0, 0]]).tolist() == [1.0, 0.0] and np.isnan(entropy([0, 0]))
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=20)
-    found = jackknife("mean", lambda kept: float(values[kept].mean()), 20)
-    assert found.mean == pytest.approx(values.mean())
-    assert found.se == pytest.approx(values.std(ddof=1) / np.sqrt(20))
 
 
 def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) -> None:
