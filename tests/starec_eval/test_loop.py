@@ -21,7 +21,7 @@ from starec_env.cases import PAD
 from starec_env.cli import main
 from starec_env.data.cut import with_events
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.metrics import entropy, gini, jackknife
+from starec_env.metrics import entropy, gini
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Query, Ranking
@@ -400,13 +400,6 @@ def test_a_film_of_two_genres_is_half_of_each(dataset: Dataset) -> None:
 def test_inequality_and_variety_of_counts() -> None:
     assert gini([3, 3, 3]) == 0 and gini([0, 0, 0, 8]) == 0.75 and np.isnan(gini([0, 0]))
     assert entropy([[1, 1, 0, 0], [5, 0, 0, 0]]).tolist() == [1.0, 0.0] and np.isnan(entropy([0, 0]))
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=20)
-    found = jackknife("mean", lambda kept: float(values[kept].mean()), 20)
-    assert found.mean == pytest.approx(values.mean())
-    assert found.se == pytest.approx(values.std(ddof=1) / np.sqrt(20))
 
 
 def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
     if user == "twin":
         return twin_of(dataset, report)
     if user == "agent":
-        return agent_responder(dataset, options, out=options["out"])
+        return agent_responder(dataset, options)
     if ":" not in user:
         raise unknown("user", user, [*USERS, "MODULE:FUNCTION"])
     made: Responder = load_function(user, "--user")(dataset)
