@@ -246,12 +246,10 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Show a slate."""
-        if not self.drifted:
-            return super().step(action)
-        slate = np.atleast_1d(np.asarray(action))
-        if slate.dtype.kind not in "iu" or (slate < 0).any() or (slate >= len(self._answered_as)).any():
-            return super().step(action)  # which says what is wrong with it
-        observation, reward, left, late, info = super().step(self._answered_as[slate])
+        swaps = self.drifted and self.env.action_space.contains(action)  # of others the step says what is wrong
+        observation, reward, left, late, info = super().step(self._answered_as[np.asarray(action)] if swaps else action)
+        if not swaps:
+            return observation, float(reward), left, late, info
         history, here = observation["history"].copy(), observation["places"] >= 0
         history[here] = self._shown_as[history[here]]
         if info["item"] is not None:
