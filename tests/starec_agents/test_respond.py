@@ -777,10 +777,13 @@ def run_options(*args, make=agent_responder, **more):
 def test_the_options_of_a_command_make_agents_that_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
     with FakeEndpoint(scripted(), models=("m", "starec-nano")) as server:
-        agents = run_options("--base-url", server.url, "--model", "m", "--answer-format", "scores", "--no-reflect")
+        here = ("--base-url", server.url, "--model", "m", "--answer-format", "scores")
+        agents = run_options(*here, "--no-reflect", "--raw-stars")
         assert agents.through == "response" and agents.calibration is None and not agents.reflects
+        assert run_options(*here).calibration.by_response and server.requests == 120
+        assert run_options(*here, "--raw-stars", make=card_model).calibration.by_response is None
         assert opened(agents).respond(ROWS, slates()).problems == ("",) * 4 and agents.traits is None
-        assert run_options("--base-url", server.url, "--model", "m", "--traits").traits(3).startswith("Beside others")
+        assert run_options(*here, "--traits").traits(3).startswith("Beside others")
         nano = run_options("--base-url", server.url, "--model", "starec-nano")
         assert nano.through == "ranking" and nano.calibration == Calibration.load(NANO_CALIBRATION)
         assert opened(nano).respond(ROWS, slates()).seen.all()
