@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.dataset import Dataset
+
 NOTHING = -1
 """Stands where nothing was taken."""
 
@@ -38,14 +40,17 @@ class Visits(Protocol):
     Every draw is a pure function of (seed, user, visit, step).
     """
 
-    def begin(self, rows: NDArray[np.integer[Any]], users: NDArray[np.integer[Any]], visits: NDArray[Any]) -> None:
+    def begin(
+        self, rows: NDArray[np.integer[Any]], users: NDArray[np.integer[Any]], visits: NDArray[Any], anew: bool = False
+    ) -> None:
         """Put users at rows, at the beginning of a visit.
 
         Args:
             rows: (m,) 0-based rows.
             users: (m,) 0-based users of the data set.
-            visits: (m,) number of each user's visit. A user who was last at that row goes on with what the visits
-                before added to the history; any other begins with the data set's history.
+            visits: (m,) number of each user's visit.
+            anew: Whether all begin with the data set's history; else a user who was last at that row goes on with what
+                the visits before added to it.
         """
         ...
 
@@ -60,6 +65,16 @@ class Visits(Protocol):
 
 class Responder(Protocol):
     """A population of simulated users: the twin, agents, a log, or a mixture."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Whose users and catalogue are meant."""
+        ...
+
+    @property
+    def stops(self) -> NDArray[np.int64]:
+        """(n_users,) the row of the data set before which each user's history ends, to go on from there."""
+        ...
 
     def open(self, n: int, seed: int = 0) -> Visits:
         """Room for n users at once."""

@@ -12,6 +12,7 @@ simulated user goes on as a real one would. What is measured is what steps.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp, ndtr
 
+from starec_env.data import cache_dir
 from starec_env.dataset import Dataset
 from starec_env.errors import DataError
 from starec_env.recommend.choice import Choice
 from starec_env.recommend.followers import RECENT, Followers
+from starec_env.recommend.responses import Visits
 from starec_env.recommend.stars import Raters, Stars
 
 Floats = NDArray[np.float32]
@@ -37,6 +40,9 @@ Report = Callable[[str, int, int], None]
 F = np.float32
 
 _VERSION = 1
+BUNDLED = Path(__file__).parent / "bundled" / "ml-latest-small.npz"
+"""Of ml-latest-small as `prepare` leaves it."""
+_MANY = 200_000
 _MOOD_ROWS = 100
 """Rows of a history that a mood is made of; all before them weigh less than 1 %."""
 
@@ -52,7 +58,7 @@ class Calibration:
         slope: What a slate's log sum of exp(utility) counts against that.
         size: What the log of the slate's length does: more items at hand are taken from no more often in themselves.
         level: What the state's squared length does: how high a user's utilities are for any item.
-        look: Odds of a place in a slate relative to the place before it; declared, not fitted.
+        look: Chance that who looks at a place of a slate looks at the next one too; declared, not fitted.
         mood_decay: What remains of a mood after a rating: mood <- decay mood + (1 - decay) (stars - mean).
         mood_stars: Stars that the next rating moves by for one star of mood.
         leave: (steps,) chance that a sitting ends after its first, second, .. step; the last holds for all later ones.
@@ -133,6 +139,12 @@ class Twin:
     dataset: Dataset
     stops: Ints
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # it never changes, and Gymnasium copies an environment's arguments with its spec
+
+    def __repr__(self) -> str:
+        return f"Twin of {self.dataset!r}"
+
     @property
     def data_hash(self) -> str:
         """`Dataset.hash` of the data that it was fitted on."""
@@ -140,7 +152,13 @@ class Twin:
 
     @classmethod
     def fit(
-        cls, dataset: Dataset, *, stops: Ints | None = None, rank: int = 48, seed: int = 0, report: Report | None = None
+        cls,
+        dataset: Dataset,
+        *,
+        stops: Ints | None = None,
+        rank: int | None = None,
+        seed: int = 0,
+        report: Report | None = None,
     ) -> Self:
         """Fit all parts.
 
@@ -151,7 +169,7 @@ class Twin:
             dataset: As prepared; rows before the users' windows are learned from too.
             stops: (n_users,) the row before which each user's rows end that may be seen. None: the user's last liked
                 item and what follows it are not, so that the twin knows nothing of any leave-one-out target.
-            rank: Length of the items' vectors.
+            rank: Length of the items' vectors; None: 48, and 32 of less than 200,000 rows.
             seed: Of all that is drawn.
             report: Called as it goes on.
 
@@ -161,6 +179,7 @@ class Twin:
         from starec_env.recommend.fit import fit_parts
 
         stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else np.asarray(stops, np.int64)
+        rank = rank or (48 if dataset.n_interactions >= _MANY else 32)
         return cls(*fit_parts(dataset, stops, rank, seed, report), dataset, stops)
 
     def save(self, path: str | Path) -> None:
@@ -254,7 +273,7 @@ class Twin:
 
     def mean_stars(self, states: States, candidates: NDArray[np.integer[Any]]) -> Floats:
         """(n, k) expected ratings."""
-        means, deviations = self._ratings(states, candidates)
+        means, deviations = self.ratings(states, candidates)
         levels, cuts = self.calibration.levels, self.calibration.cuts
         steps = np.diff(levels)[:, None, None] * ndtr((means - cuts[:, None, None]) / deviations)
         found: Floats = (levels[0] + steps.sum(0)).astype(F)
@@ -262,11 +281,12 @@ class Twin:
 
     def p_like(self, states: States, candidates: NDArray[np.integer[Any]]) -> Floats:
         """(n, k) chances that a candidate, if taken, is liked."""
-        means, deviations = self._ratings(states, candidates)
+        means, deviations = self.ratings(states, candidates)
         found: Floats = ndtr((means - F(self.calibration.like_cut)) / deviations)
         return found
 
-    def _ratings(self, states: States, candidates: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
+    def ratings(self, states: States, candidates: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
+        """(n, k) means and deviations of ratings before they are put on the scale."""
         moved = F(self.calibration.mood_stars) * states.mood[:, None]
         return self.stars.mean(states.raters, candidates) + moved, self.stars.deviation(states.raters, candidates)
 
@@ -281,10 +301,51 @@ class Twin:
         found: Floats = scores - logsumexp(scores, axis=1, keepdims=True)
         return found
 
+    def open(self, n: int, seed: int = 0) -> Visits:
+        """Room for n users at once; they go on from `stops`."""
+        from starec_env.recommend.visits import TwinVisits
+
+        return TwinVisits(self, n, seed)
+
 
 def twin_of(dataset: Dataset, report: Report | None = None) -> Twin:
-    """The twin of a data set: the bundled one, or the one in the cache folder, or fitted now and kept there."""
-    raise NotImplementedError
+    """The twin of a data set: the bundled one, or the one in the cache folder, or fitted now and kept there.
+
+    Bundled is that of ml-latest-small as `prepare` leaves it, made by `Twin.fit(dataset).save(...)`.
+
+    Args:
+        dataset: As prepared.
+        report: Called while it is fitted; None tells standard error.
+
+    Raises:
+        DataError: There is too little to fit.
+    """
+    if _is_of(BUNDLED, dataset):
+        return Twin.load(BUNDLED, dataset)
+    path = cache_dir() / "twins" / f"{dataset.hash}-{_VERSION}.npz"
+    if path.exists():
+        return Twin.load(path, dataset)
+    twin = Twin.fit(dataset, report=report or _Told(dataset, path))
+    twin.save(path)
+    return twin
+
+
+class _Told:
+    """Tells standard error what is being fitted, a line a part."""
+
+    def __init__(self, dataset: Dataset, path: Path) -> None:
+        self._what = ""
+        print(f"fitting a twin of {dataset!r}, once: it is kept as {path}", file=sys.stderr)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what = what
+            print(f"  {what}: {total:,} steps", file=sys.stderr)
+
+
+def _is_of(path: Path, dataset: Dataset) -> bool:
+    with np.load(path, allow_pickle=False) as file:
+        return str(file["data_hash"]) == dataset.hash and int(file["version"]) == _VERSION
 
 
 def last_liked(dataset: Dataset, stops: Ints) -> Ints:
@@ -295,7 +356,7 @@ def last_liked(dataset: Dataset, stops: Ints) -> Ints:
     return np.where(rows >= first, rows, np.maximum(stops - 1, first))
 
 
-def spans(first: Ints, stops: Ints) -> tuple[Ints, Ints]:
+def spans(first: NDArray[np.integer[Any]], stops: NDArray[np.integer[Any]]) -> tuple[Ints, Ints]:
     """Spans of rows laid end to end: (rows,) which span each row is of, and the rows."""
     lengths = stops - first
     owners = np.repeat(np.arange(len(first)), lengths)

@@ -22,6 +22,7 @@ from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
 from starec_env.recommend.model import UserModelMaker
+from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
 from starec_eval.fidelity.order import RECOMMENDERS
@@ -30,7 +31,7 @@ from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
 
 AGENT = "agent"
-USERS: dict[str, UserModelMaker] = {"popularity": PopularityUser}
+USERS: dict[str, UserModelMaker] = {"twin": TwinModel.made, "popularity": PopularityUser}
 """User models by name, besides agents."""
 
 
