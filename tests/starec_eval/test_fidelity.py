@@ -1,6 +1,7 @@
 """The report card: every quantity against hand-computed values, and cards of users whose fidelity is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
+from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
 from starec_eval.fidelity.synthetic import shuffled, simulated_log
@@ -321,6 +323,44 @@ def test_choices_over_a_users_own_rows_alone_are_asked_for():
     cases = cases_of(seen, np.array([3]), np.array([[1, 2]], np.int32))
     assert (cases.first[0], cases.stop[0]) == (6, 8)
     assert np.exp(log_choice(PopularityUser(seen), cases)).sum() == pytest.approx(1)
+
+
+def paths(n_users=60, n_items=30, length=12):
+    """Users who walk along the catalogue in steps of one from anywhere, and like even items."""
+    starts = np.random.default_rng(0).integers(n_items, size=n_users)
+    items = (starts[:, None] + np.arange(length)) % n_items
+    stars = np.where(items % 2, 2.0, 4.0).astype(np.float32)
+    base = make_dataset(n_users=n_users, n_items=n_items, length=length)
+    return replace(base, item_indices=items.ravel().astype(np.int32), ratings=stars.ravel())
+
+
+def test_neighbours_take_what_others_took_next_and_like_what_others_liked():
+    data = paths()
+    model = NeighboursUser(data)
+    users = np.arange(data.n_users)
+    last = data.item_indices[data.indptr[1:] - 1]
+    shown = np.stack([(last + 1) % 30, (last + 10) % 30, (last + 15) % 30], axis=1).astype(np.int32)
+    cases = cases_of(data, users, shown)
+    taken, liked = model.log_choice(cases, "taken"), model.log_choice(cases)
+    assert np.exp(taken).sum(1) == pytest.approx(np.ones(len(users)))
+    assert (taken.argmax(1) == 0).mean() > 0.9
+    gained = (liked[:, 0] - liked[:, 1]) - (taken[:, 0] - taken[:, 1])  # of two items one is even
+    assert ((gained > 0) == (shown[:, 0] % 2 == 0)).all()
+    yes = model.accepts(cases)
+    assert yes[:, 0].min() > 0.5 > yes[:, 2].max()
+
+
+def test_neighbours_rate_by_item_and_by_what_the_user_gave_before():
+    data = paths()
+    model = NeighboursUser(data)
+    stars, like = model.rate(data, np.arange(24))
+    counts = np.bincount(data.item_indices, minlength=30)
+    rest = data.ratings - data.ratings.mean()
+    items = np.bincount(data.item_indices, rest, 30) / (counts + 5)
+    before = (rest[12:15] - items[data.item_indices[12:15]]).sum() / (3 + 10)
+    assert stars[15] == pytest.approx(np.clip(data.ratings.mean() + before + items[data.item_indices[15]], 2, 4))
+    assert (like > 0.5).tolist() == (data.ratings[:24] > 3).tolist()
+    assert set(model.draw_stars(data, np.arange(24), 0)) <= {2.0, 4.0}
 
 
 # Cards ----------------------------------------------------------------------------------------------------------------
