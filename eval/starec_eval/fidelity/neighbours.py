@@ -9,6 +9,7 @@ A recommender that a simulated user of its own kind favours is seen by comparing
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,20 @@ class NeighboursUser(PopularityUser):
     def accepts(self, cases: Cases) -> Floats:
         """P(next) over P(next) plus a random item's chance: whether it is rather a taken than an untouched item."""
         found = np.empty(cases.candidates.shape)
-        n = len(self.items)
-        everything = np.arange(n, dtype=np.int32)
-        step = max(1, _CELLS // n)
+        step = max(1, _CELLS // len(self.items))
         for part in (slice(at, at + step) for at in range(0, len(found), step)):
-            users = cases.users[part]
-            whole = self._utilities(cases_of(cases.source, users, np.broadcast_to(everything, (len(users), n))))
-            chance = np.exp(whole - logsumexp(whole, axis=1, keepdims=True))
+            chance = self._of_unmet(cases.select(np.arange(len(found))[part]))
             chosen = np.take_along_axis(chance, cases.candidates[part].astype(np.int64), 1)
-            found[part] = chosen / (chosen + 1 / n)
+            found[part] = chosen / (chosen + 1 / len(self.items))
+        return found
+
+    def _of_unmet(self, cases: Cases) -> Floats:
+        """(cases, items) chances to be taken next, 0 for what was met."""
+        everything = np.broadcast_to(np.arange(len(self.items), dtype=np.int32), (len(cases), len(self.items)))
+        scores = self._utilities(replace(cases, candidates=everything))
+        for row, (first, stop) in enumerate(zip(cases.first, cases.stop, strict=True)):
+            scores[row, cases.source.item_indices[first:stop]] = -np.inf
+        found: Floats = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
         return found
 
     def rate(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
