@@ -408,6 +408,21 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
 
 
+def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):
+    class Few(PopularityUser):
+        most_candidates = 20
+        problems = {"missing": 2}
+
+    make = {"reading": SMALL, "users": 12, "recommenders": ("random", "pop", "item-knn"), "trained": ("pop",)}
+    card = fidelity(dataset(), Few, name="few", out=tmp_path, **make)
+    order = {measure.key: measure.values for measure in card.section("order").measures}
+    assert set(order["tau"]) == {"popularity"} and set(order["expected_tau"]) == {"model", "popularity"}
+    assert set(order["order:pop"]) == {"real", "popularity", "model, expected", "popularity, expected"}
+    assert card.left_out["tstr"] == "the user model chooses among 20 items at most, not from all 80"
+    assert card.problems == {"missing": 4}  # it is made twice
+    assert "problems of answers: missing 4" in to_markdown(card)
+
+
 def test_a_card_says_what_it_is_of_and_is_made_anew_to_the_same_numbers(tmp_path):
     make = {"name": "popularity", "reading": SMALL, "users": 12, "quick": True}
     first = fidelity(dataset(), PopularityUser, out=tmp_path / "a", **make)
@@ -464,6 +479,13 @@ def test_the_user_model_of_the_docs_gets_a_card(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     choice = Card.read(tmp_path / "card" / "card.json").section("choice")
     assert choice.value("ndcg@10").mean < choice.value("ndcg@10", "popularity").mean
+
+
+def test_agents_are_not_asked_about_users_they_were_trained_on(tmp_path):
+    options = ["--user", "agent", "--model", "starec-nano", "--base-url", "http://127.0.0.1:9/v1", "--quiet"]
+    done = CliRunner().invoke(fidelity_command, [*options, "--out", str(tmp_path)], standalone_mode=False)
+    assert isinstance(done.exception, InvalidOption) and "--split-file FOLDER/starec.json" in str(done.exception)
+    assert not (tmp_path / "card.json").exists()
 
 
 def test_the_command_writes_the_card_and_names_what_it_does_not_know(tmp_path):
