@@ -406,6 +406,7 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     assert "Order of recommenders" in to_markdown(card)
     html = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
+    assert 'id="timelines"' not in html and "<script" not in html  # there is no run to look into
 
 
 def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):
