@@ -254,29 +254,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-# What is no mean over users -------------------------------------------------------------------------------------------
-
-
-def jackknife(label: object, statistic: Callable[[NDArray[np.bool_]], float], n: int, groups: int = 20) -> Estimate:
-    """A statistic of n users that is no mean, e.g. of the catalogue, and its standard error over users.
-
-    The error is the delete-a-group jackknife's, `sqrt((g - 1) / g * sum (value without group - their mean)^2)`
-    (Kott 2001, "The delete-a-group jackknife"), with users dealt out to the groups in turn.
-
-    Args:
-        label: Of the estimate.
-        statistic: Of a mask of shape (n,) that says which users count.
-        n: Users, in an order that means nothing.
-        groups: How many groups; no more than there are users.
-    """
-    whole = statistic(np.ones(n, np.bool_))
-    groups = min(groups, n)
-    if groups < 2:
-        return Estimate(str(label), whole, float("nan"), n)
-    group = np.arange(n) % groups
-    without = np.array([statistic(group != one) for one in range(groups)])
-    spread = float(((without - without.mean()) ** 2).sum())
-    return Estimate(str(label), whole, float(np.sqrt((groups - 1) / groups * spread)), n)
+# Of counts ------------------------------------------------------------------------------------------------------------
 
 
 def gini(counts: ArrayLike) -> float:

@@ -21,7 +21,7 @@ from starec_env.cases import PAD
 from starec_env.cli import main
 from starec_env.data.cut import with_events
 from starec_env.errors import InvalidOption, RunError, UnknownName
-from starec_env.metrics import entropy, gini, jackknife
+from starec_env.metrics import entropy, gini
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Query, Ranking
@@ -402,13 +402,6 @@ def test_inequality_and_variety_of_counts() -> None:
     assert entropy([[1, 1, 0, 0], [5, 0, 0, 0]]).tolist() == [1.0, 0.0] and np.isnan(entropy([0, 0]))
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=20)
-    found = jackknife("mean", lambda kept: float(values[kept].mean()), 20)
-    assert found.mean == pytest.approx(values.mean())
-    assert found.se == pytest.approx(values.std(ddof=1) / np.sqrt(20))
-
-
 def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) -> None:
     found = loop(Fans(dataset), tmp_path, "random,pop,item-knn")
     assert set(found.differences) == {"random", "item-knn"}
@@ -419,5 +412,5 @@ def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) 
     page = (tmp_path / "loop.html").read_text()
     report = write_report([tmp_path], tmp_path / "report.html").read_text()
     for text in (page, report):
-        assert "Closed loop on tiny" in text and "Compared with pop" in text and text.count("<figure>") == 6
+        assert "Closed loop on tiny" in text and "Compared with pop" in text and text.count("<figure>") == 7
     assert "<svg" in (tmp_path / "loop.svg").read_text()
