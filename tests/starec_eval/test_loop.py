@@ -412,5 +412,5 @@ def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) 
     page = (tmp_path / "loop.html").read_text()
     report = write_report([tmp_path], tmp_path / "report.html").read_text()
     for text in (page, report):
-        assert "Closed loop on tiny" in text and "Compared with pop" in text and text.count("<figure>") == 6
+        assert "Closed loop on tiny" in text and "Compared with pop" in text and text.count("<figure>") == 7
     assert "<svg" in (tmp_path / "loop.svg").read_text()

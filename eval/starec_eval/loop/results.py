@@ -111,7 +111,7 @@ class LoopResults:
 
     @cached_property
     def overall(self) -> dict[str, dict[str, Estimate]]:
-        """Means over all rounds by recommender: over a user's visits, then over users; of the catalogue, over rounds."""
+        """Means over all rounds, by recommender: of a user's visits, then over users; of the catalogue's rounds."""
         return {name: self._overall(name) for name in self.answers}
 
     def _overall(self, name: str) -> dict[str, Estimate]:
