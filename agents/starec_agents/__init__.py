@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from starec_agents.llm.base import Endpoint as Endpoint
     from starec_agents.llm.client import Balanced as Balanced
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
+    from starec_agents.outside import Episode as Episode
+    from starec_agents.outside import Session as Session
     from starec_agents.runs.population import arun_population as arun_population
     from starec_agents.runs.population import run_population as run_population
     from starec_agents.runs.reading import read_steps as read_steps
@@ -30,6 +32,8 @@ _HOMES = {
     "UserAgent": "agent",
     "Balanced": "llm.client",
     "Context": "graph",
+    "Episode": "outside",
+    "Session": "outside",
     "State": "graph",
     "build_graph": "graph",
     "LangChainChat": "llm",
