@@ -12,9 +12,11 @@ The graph asks a chat model that parks each request until its answer comes; `sta
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from starec_agents.agent import UserAgent, _wait  # noqa: PLC2701
@@ -45,12 +47,14 @@ class _Parked:
 
     model = "outside"
 
-    def __init__(self, ask: Callable[[Request, asyncio.Future[Completion]], object]) -> None:
-        self._ask = ask
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[Request | None] = asyncio.Queue()
+        self.answers: deque[asyncio.Future[Completion]] = deque()
 
     async def complete(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._ask(Request(TASK.get(), tuple(messages), sampling), answer)
+        self.answers.append(answer)
+        self.asked.put_nowait(Request(TASK.get(), tuple(messages), sampling))
         return await answer
 
 
@@ -59,16 +63,19 @@ class Session(Generic[_T]):
 
     `start` and `answer` are for synchronous code, in a notebook too; `astart` and `aanswer` are the same in an event
     loop, and a session stays with one kind. Requests that are made at once, by parallel branches, come in turn.
+    One that is dropped before its end is given up, as by `close`, if its work doesn't refer to it.
 
     Args:
         work: Begins the work with the model that it shall ask.
+
+    Attributes:
+        request: The request that waits for an answer; None before the first and after the last.
     """
 
     def __init__(self, work: Callable[[ChatModel], Coroutine[Any, Any, _T]]) -> None:
-        self._work = work
-        self._asked: asyncio.Queue[Request | None] = asyncio.Queue()
-        self._answers: deque[asyncio.Future[Completion]] = deque()
+        self._work, self._llm = work, _Parked()
         self._task: asyncio.Task[_T] | None = None
+        self.request: Request | None = None
 
     async def astart(self) -> Request | None:
         """Begin; returns the first request, or None if the work ended without any.
@@ -79,8 +86,10 @@ class Session(Generic[_T]):
         """
         if self._task is not None:
             raise InvalidOption("this session has begun: make another to begin anew")
-        self._task = asyncio.ensure_future(self._work(_Parked(self._ask)))
-        self._task.add_done_callback(lambda _: self._asked.put_nowait(None))
+        asked = self._llm.asked
+        self._task = asyncio.ensure_future(self._work(self._llm))
+        self._task.add_done_callback(lambda _: asked.put_nowait(None))
+        weakref.finalize(self, _cancel, self._task)
         return await self._next()
 
     async def aanswer(self, answer: str | Completion) -> Request | None:
@@ -90,10 +99,10 @@ class Session(Generic[_T]):
             InvalidOption: No request waits for an answer.
             Exception: Whatever the work raises.
         """
-        if not self._answers or self.ended:
+        if not self._llm.answers or self.ended:
             raise InvalidOption(f"no request waits for an answer: {'it has ended' if self._task else 'call start()'}")
         completion = Completion(text=answer, finish_reason="stop") if isinstance(answer, str) else answer
-        self._answers.popleft().set_result(completion)
+        self._llm.answers.popleft().set_result(completion)
         return await self._next()
 
     async def aclose(self) -> None:
@@ -130,16 +139,17 @@ class Session(Generic[_T]):
             raise InvalidOption("there is no result yet: answer requests until None comes")
         return self._task.result()
 
-    def _ask(self, request: Request, answer: asyncio.Future[Completion]) -> None:
-        self._answers.append(answer)
-        self._asked.put_nowait(request)
-
     async def _next(self) -> Request | None:
-        request = await self._asked.get()
-        if request is None:
+        self.request = await self._llm.asked.get()
+        if self.request is None:
             assert self._task
             self._task.result()
-        return request
+        return self.request
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    if not task.done() and not task.get_loop().is_closed():
+        task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 class Episode(Session[list[Step]]):
@@ -159,20 +169,30 @@ class Episode(Session[list[Step]]):
     def __init__(
         self, turns: Sequence[Turn], agent: Callable[[ChatModel], Agent] = UserAgent, *, learn_last: bool = True
     ) -> None:
-        super().__init__(self.play)
         self.rewards: list[float] = []
         self.steps: list[Step] = []
-        self._turns, self._agent, self._learn_last = turns, agent, learn_last
+        self._n = len(turns)
+        super().__init__(partial(_play, agent, turns, learn_last, self.steps, self.rewards.append))
 
     @property
     def mean_reward(self) -> float:
         """The mean over all turns; one without a ranking counts -1, as a ranking without the target does."""
-        return (sum(self.rewards) - len(self._turns) + len(self.rewards)) / len(self._turns)
+        return (sum(self.rewards) - self._n + len(self.rewards)) / self._n
 
     async def play(self, llm: ChatModel) -> list[Step]:
-        """Go through the turns with a model that answers."""
-        agent = self._agent(llm)
-        for turn in self._turns:
-            learns = self._learn_last or turn is not self._turns[-1]
-            self.steps.append(await take_turn(agent, turn, learns, self.rewards.append))
-        return self.steps
+        """Go through the turns with a model that answers, once."""
+        return await self._work(llm)
+
+
+async def _play(
+    agent: Callable[[ChatModel], Agent],
+    turns: Sequence[Turn],
+    learn_last: bool,
+    steps: list[Step],
+    rewarded: Callable[[float], object],
+    llm: ChatModel,
+) -> list[Step]:
+    user = agent(llm)
+    for turn in turns:
+        steps.append(await take_turn(user, turn, learn_last or turn is not turns[-1], rewarded))
+    return steps

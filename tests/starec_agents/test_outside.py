@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import operator
+import threading
 from functools import partial
 from typing import Annotated
 
@@ -139,10 +140,11 @@ def test_answers_out_of_turn_are_refused():
     episode.close()
 
 
-def test_an_abandoned_session_says_nothing(caplog):
-    episode = Episode(TURNS)
+@pytest.mark.filterwarnings("error")
+def test_a_session_that_is_dropped_is_given_up_without_a_word(caplog):
+    episode, ended = Episode(TURNS), threading.Event()
     episode.start()
-    episode.close()
+    episode._task.add_done_callback(lambda task: ended.set())
     del episode
     gc.collect()
-    assert not caplog.records
+    assert ended.wait(10) and not caplog.records
