@@ -74,5 +74,8 @@ test-adapters: $(VENV)/.installed-train .venv-adapters/.installed .venv-verifier
 	.venv-verifiers/bin/pytest -m adapters tests/adapters/test_verifiers.py
 	$(BIN)/pytest -m adapters tests/adapters/test_trl.py
 
+test-resolve: install  ## resolve every extra on Python 3.11 to 3.14 with uv; nothing is installed
+	$(BIN)/python tests/resolve/check.py
+
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .venv-vllm .venv-studio .venv-adapters .venv-verifiers dist build .mypy_cache .ruff_cache .pytest_cache
