@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from starec_agents import graphs as graphs
     from starec_agents._trial import check_graph as check_graph
     from starec_agents.agent import UserAgent as UserAgent
+    from starec_agents.calibration import Calibration as Calibration
     from starec_agents.graph import Context as Context
     from starec_agents.graph import State as State
     from starec_agents.graph import build_graph as build_graph
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
     from starec_agents.outside import Episode as Episode
     from starec_agents.outside import Session as Session
+    from starec_agents.responder import AgentResponder as AgentResponder
     from starec_agents.runs.population import arun_population as arun_population
     from starec_agents.runs.population import run_population as run_population
     from starec_agents.runs.reading import read_steps as read_steps
     from starec_agents.runs.reading import read_trajectories as read_trajectories
+    from starec_agents.user_model import AgentModel as AgentModel
+    from starec_agents.user_model import calibrate as calibrate
 
 _HOMES = {
     "check_graph": "_trial",
     "UserAgent": "agent",
+    "AgentModel": "user_model",
+    "AgentResponder": "responder",
+    "Calibration": "calibration",
+    "calibrate": "user_model",
     "Balanced": "llm.client",
     "Context": "graph",
     "Episode": "outside",
