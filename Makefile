@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo miniature test lint test-reproduce test-vllm test-studio bench clean
+.PHONY: help install demo miniature test lint test-reproduce test-vllm test-studio test-adapters test-resolve bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,7 +38,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
-	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not reproduce'
+	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not adapters and not reproduce'
 
 test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers
 	$(BIN)/pytest -m reproduce tests/test_reproduce.py
@@ -59,5 +59,26 @@ test-vllm: install .venv-vllm/.installed  ## drive a real vLLM (its CPU build: 2
 test-studio: install .venv-studio/.installed  ## drive `langgraph dev`: the schemas, a turn and a thread on its in-memory server
 	$(BIN)/pytest -m studio tests/langgraph_dev
 
+# verifiers and inspect_ai want different openai packages, hence two environments. starec itself is installed as a user
+# does, from a wheel, each time: inspect_ai finds tasks of installed packages alone.
+ADAPTERS := 'openenv-core>=0.3,<0.5' 'inspect-ai>=0.3.285,<0.4' 'openai>=3.4' duckdb polars pandas datasets
+TRACERS := opentelemetry-sdk openinference-instrumentation-langchain opentelemetry-instrumentation-langchain mlflow-skinny
+.venv-adapters/.installed .venv-verifiers/.installed: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check . 'pytest>=9,<10' 'pytest-asyncio>=1.2' \
+	    $(if $(findstring verifiers,$@),'verifiers>=0.4$(,)<0.5',$(ADAPTERS) $(TRACERS))
+	@touch $@
+
+, := ,
+test-adapters: $(VENV)/.installed-train .venv-adapters/.installed .venv-verifiers/.installed  ## drive verifiers, OpenEnv, inspect_ai, TRL, tracers and table readers
+	for venv in .venv-adapters .venv-verifiers; do \
+	    $$venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall . || exit; done
+	.venv-adapters/bin/pytest -m adapters tests/adapters
+	.venv-verifiers/bin/pytest -m adapters tests/adapters/test_verifiers.py
+	$(BIN)/pytest -m adapters tests/adapters/test_trl.py
+
+test-resolve: install  ## resolve every extra on Python 3.11 to 3.14 with uv; nothing is installed
+	$(BIN)/python tests/resolve/check.py
+
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-vllm .venv-studio dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-vllm .venv-studio .venv-adapters .venv-verifiers dist build .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": ("starec_agents.serving.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
     "show": ("starec_agents.commands:show", "Print one user's trace from a run."),
+    "export": ("starec_agents.commands:export", "Write runs as Parquet, CSV or a Hugging Face data set."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
     "reproduce": ("starec.reproduce:reproduce", "Make a table or figure of the paper, from split to numbers."),

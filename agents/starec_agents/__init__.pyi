@@ -22,3 +22,5 @@ from .calibration import Calibration as Calibration
 from .responder import AgentResponder as AgentResponder
 from .user_model import AgentModel as AgentModel
 from .user_model import calibrate as calibrate
+from .outside import Episode as Episode
+from .outside import Session as Session

@@ -1,9 +1,10 @@
-"""`starec simulate` and `starec show`."""
+"""`starec simulate`, `starec show` and `starec export`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options, model_card_option, named_models
 from starec_agents.planner import planner
+from starec_agents.runs.export import Formats, export_runs
 from starec_agents.runs.plan import (
     Factory,
     check_writable,
@@ -27,6 +29,7 @@ from starec_agents.runs.plan import (
     refuse_without_plan,
 )
 from starec_agents.runs.population import resolve, run_population
+from starec_agents.runs.reading import read_index
 from starec_agents.runs.show import metrics_table, overview, trace
 from starec_agents.runs.store import check_folder
 from starec_agents.serving.card import ModelCard, find_card, say_seen
@@ -253,3 +256,21 @@ def show(run: Path, user: str | None) -> None:
     console = Console()
     for part in overview(run) if user is None else trace(run, user):
         console.print(part)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--to", type=click.Choice(["hf", "parquet", "csv"]), default="parquet", show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+def export(runs: tuple[Path, ...], to: Formats, out: Path) -> None:
+    """Write runs' steps and calls as tables that load together, with a card that names the data's terms.
+
+    parquet: two Parquet files. hf: the same with a Hugging Face data set card; nothing is uploaded. csv: for
+    spreadsheets, in which nothing that a model or a title says is taken for a formula.
+
+    Example: starec export runs/first runs/second --to parquet --out tables
+    """
+    steps = sum(read_index(run).n_steps for run in runs)
+    with click.progressbar(length=steps, label="steps", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        files = export_runs(runs, out, to, bar.update)
+    click.echo(f"{steps:,} steps of {len(runs)} runs are in {', '.join(map(str, files))}")

@@ -23,7 +23,7 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
-from starec_agents.llm.base import Call
+from starec_agents.llm.base import TASK, Call
 from starec_agents.memory import Event, Memory
 from starec_agents.tasks import (
     MAX_HISTORY,
@@ -130,7 +130,11 @@ async def call_model(
         EndpointError: No usable answer could be had.
         UnknownName: The context has no model of that name.
     """
-    answer = await context.chat(model).complete(messages, **{**context.sampling, **sampling})
+    token = TASK.set(kind)
+    try:
+        answer = await context.chat(model).complete(messages, **{**context.sampling, **sampling})
+    finally:
+        TASK.reset(token)
     return Call(
         kind=kind, messages=tuple(messages), completion=answer.text, **answer.model_dump(exclude={"text", "model"})
     )

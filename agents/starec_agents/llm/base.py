@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,9 @@ from starec_env.types import ParseReport
 
 Message = Mapping[str, str]
 """A prompt's message: "role" ("system", "user" or "assistant") and "content"."""
+
+TASK: ContextVar[str] = ContextVar("starec_task", default="")
+"""What the request that is being made is for, e.g. "rank"; "" where no node of a graph makes it."""
 
 MAX_COUNT = 2**31 - 1
 """Largest token count or token id that is believed."""

@@ -221,12 +221,13 @@ def read_steps(out: str | Path) -> Iterator[Step]:
         RunError: The folder holds no run, or a line in the middle can't be read.
     """
     index = read_index(out)
-    for user in _in_order(Path(out), index):
+    for user in in_order(Path(out), index):
         for step, _ in index.steps(user):
             yield step
 
 
-def _in_order(out: Path, index: Index) -> list[Id]:
+def in_order(out: Path, index: Index) -> list[Id]:
+    """The users of a run that have a step, in the run's order."""
     try:
         order = json.loads((out / "users.json").read_text(encoding="utf-8"))
         order = [user for user in order if user in index.places]
@@ -239,7 +240,7 @@ def read_trajectories(out: str | Path) -> Iterator[Trajectory]:
     """The trajectories of a run, a user each."""
     run = read_run(out)
     index = read_index(out)
-    for user_id in _in_order(Path(out), index):
+    for user_id in in_order(Path(out), index):
         steps = tuple(step for step, _ in index.steps(user_id))
         try:
             yield Trajectory(user_id=user_id, steps=steps, model=run["model"], graph=run["graph"], seed=run["seed"])

@@ -163,7 +163,7 @@ class _Run:
             for turn in turns[record.done :]:
                 await asyncio.sleep(0)  # nor other users, or Ctrl-C, between two turns
                 learns = self.rollout.learn_last or turn is not turns[-1]
-                self.record(record, await _step(agent, turn, learns))
+                self.record(record, await take_turn(agent, turn, learns))
         except RunError:
             raise
         except Exception as error:
@@ -213,10 +213,22 @@ def _failure(user_id: Id, turn: int, error: Exception, calls: Sequence[Call]) ->
     )
 
 
-async def _step(agent: Agent, turn: Turn, learns: bool) -> Step:
+async def take_turn(
+    agent: Agent, turn: Turn, learns: bool = True, rewarded: Callable[[float], object] | None = None
+) -> Step:
+    """Have an agent rank, judge the ranking, and have the agent learn from the feedback.
+
+    Args:
+        agent: The agent.
+        turn: The turn.
+        learns: Whether the agent is given the feedback.
+        rewarded: Called with the ranking's reward before the agent learns.
+    """
     ranking = await agent.arank(turn.query)
     before = agent.memory or Memory()
     feedback, reward = judge(turn, ranking)
+    if rewarded:
+        rewarded(reward)
     after = await agent.alearn(feedback) if learns else before
     return Step(
         user_id=turn.query.user.id,

@@ -1,0 +1,69 @@
+"""starec in other libraries' loops: verifiers, OpenEnv, inspect_ai, TRL. Each module needs its library alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from random import Random
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from starec_agents.agent import UserAgent
+from starec_agents.commands import load_graph
+from starec_agents.outside import Episode
+from starec_env.data.splits import sample
+from starec_env.replay.env import open_dataset, user_with_turns
+from starec_env.replay.stream import Stream
+from starec_env.types import Id
+
+
+class Episodes(BaseModel):
+    """Whose turns are gone through, and by which agent: what each adapter's options are."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str = "ml-latest-small"
+    """A name that `load_dataset` knows."""
+    users: int | None = Field(default=None, ge=1)
+    """How many users, sampled by `seed`; None for all who have a turn."""
+    turns: int | None = Field(default=3, ge=1)
+    """The last so many turns of each user."""
+    split: Literal["train", "test"] = "train"
+    """"test" goes on to each user's held-out last turn."""
+    seed: int = 0
+    n_candidates: int = 20
+    agent: str = "starec"
+    """The graph, as `starec simulate --agent` names it: a ready one, or MODULE:FUNCTION."""
+    answer_format: str = "paper"
+    """"paper", "labels" or "scores"."""
+
+    @property
+    def user_ids(self) -> list[Id]:
+        """The data set's own ids of the users."""
+        stream = self._stream
+        n = len(stream.users) if self.users is None else min(self.users, len(stream.users))
+        return [stream.dataset.user(int(user)).id for user in sample(stream.users, n, self.seed)]
+
+    def one_of(self, seed: int | None) -> Id:
+        """A user drawn by the seed, at random without one."""
+        return Random(seed).choice(self.user_ids)
+
+    def episode(self, user_id: Id) -> Episode:
+        """That user's turns, with an agent that is new to the user.
+
+        Raises:
+            UnknownName: There is no such user, or no such agent.
+        """
+        stream = self._stream
+        user = user_with_turns(stream, user_id)
+        agent = partial(UserAgent, graph=load_graph(self.agent), answer_format=self.answer_format)
+        return Episode(stream.turns(user), agent)
+
+    @property
+    def _stream(self) -> Stream:
+        return _open(self.dataset, self.turns, self.split, self.seed, self.n_candidates)
+
+
+@lru_cache(maxsize=4)
+def _open(dataset: str, turns: int | None, split: Literal["train", "test"], seed: int, n_candidates: int) -> Stream:
+    return Stream(open_dataset(dataset, None), turns=turns, split=split, seed=seed, n_candidates=n_candidates)

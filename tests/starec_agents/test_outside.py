@@ -1,0 +1,150 @@
+"""Graphs that are driven from outside: a foreign loop gives the answers, and the record is the same."""
+
+import asyncio
+import gc
+import operator
+import threading
+from functools import partial
+from typing import Annotated
+
+import pytest
+from langgraph.graph import END, START, StateGraph
+from support import make_dataset
+
+from starec_agents import Context, Episode, ScriptedChat, Session, State, UserAgent, graphs, scripted_user
+from starec_agents.graph import call_model
+from starec_agents.planner import planner
+from starec_env.errors import EndpointError, InvalidOption
+from starec_env.replay.stream import Stream
+
+TURNS = Stream(make_dataset(), turns=3).turns(0)
+GRAPHS = {"default": graphs.reflect_always, "planner": planner, "rank only": graphs.rank_only}
+ASKED = {
+    "default": ["rank", "reflect"],
+    "planner": ["planner", "rank", "critic", "rank", "reflect"],  # a scripted critic never accepts
+    "rank only": ["rank"],
+}
+
+
+def directly(agent):
+    return asyncio.run(Episode(TURNS, agent).play(ScriptedChat(scripted_user())))
+
+
+def driven(episode):
+    """Answer from a plain loop; returns what each request was for."""
+    sampler, tasks = ScriptedChat(scripted_user()), []
+    request = episode.start()
+    while request is not None:
+        tasks.append(request.task)
+        request = episode.answer(asyncio.run(sampler.complete(request.messages, **request.sampling)))
+    return tasks
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("answer_format", ["paper", "scores"])
+def test_the_record_is_that_of_the_same_answers_given_directly(graph, answer_format):
+    agent = partial(UserAgent, graph=GRAPHS[graph], answer_format=answer_format)
+    episode = Episode(TURNS, agent)
+    assert driven(episode) == ASKED[graph] * len(TURNS)
+    assert episode.result == episode.steps == directly(agent)
+    assert episode.rewards == [step.reward for step in episode.steps]
+
+
+def test_the_executor_of_langgraph_makes_the_same_requests():
+    agent = partial(UserAgent, graph=planner, executor="langgraph")
+    episode = Episode(TURNS, agent)
+    assert driven(episode) == ASKED["planner"] * len(TURNS)
+    assert episode.steps == directly(partial(UserAgent, graph=planner))
+
+
+def test_a_reward_is_there_before_its_reflection_is_asked():
+    episode = Episode(TURNS)
+    assert (episode.start().task, episode.rewards) == ("rank", [])
+    assert episode.answer("1. none of them").task == "reflect"
+    assert episode.rewards == [-1.0] and not episode.steps
+    assert episode.mean_reward == -1.0
+    episode.close()
+    assert episode.ended
+
+
+def test_a_request_has_the_rewritten_memory_and_no_earlier_request():
+    episode = Episode(TURNS, partial(UserAgent, answer_format="labels"))
+    episode.start()
+    episode.answer("A B C")
+    again = episode.answer("Updated User description: Dotes on westerns.")
+    assert again.task == "rank" and len(again.messages) == 2
+    assert "Dotes on westerns." in again.messages[1]["content"] and "A B C" not in again.messages[1]["content"]
+    episode.close()
+
+
+async def test_it_runs_in_a_foreign_event_loop():
+    async def one():
+        episode, sampler = Episode(TURNS), ScriptedChat(scripted_user())
+        request = await episode.astart()
+        while request is not None:
+            request = await episode.aanswer(await sampler.complete(request.messages, **request.sampling))
+        return episode.steps
+
+    several = await asyncio.gather(*(one() for _ in range(3)))
+    assert several[0] == several[1] == several[2] and len(several[0]) == 3
+
+
+class Opinions(State, total=False):
+    opinions: Annotated[list[str], operator.add]
+
+
+def test_requests_of_parallel_branches_come_in_turn():
+    async def ask(kind, state, runtime):
+        call = await call_model(runtime.context, kind, [{"role": "user", "content": kind}])
+        return {"opinions": [call.completion]}
+
+    graph = StateGraph(Opinions, context_schema=Context)
+    for kind in ("first", "second"):
+        graph.add_node(kind, partial(ask, kind))
+        graph.add_edge(START, kind)
+        graph.add_edge(kind, END)
+    compiled = graph.compile()
+    session = Session(lambda llm: compiled.ainvoke({"opinions": []}, context=Context(llm)))
+    first = session.start()
+    second = session.answer(f"to {first.task}")
+    assert {first.task, second.task} == {"first", "second"}
+    assert session.answer(f"to {second.task}") is None
+    assert session.result["opinions"] == ["to first", "to second"]
+
+
+def test_what_the_work_raises_comes_out_of_the_answer():
+    async def work(llm):
+        await llm.complete([{"role": "user", "content": "hello"}])
+        raise EndpointError("no more", "server")
+
+    session = Session(work)
+    assert session.start().task == ""
+    with pytest.raises(EndpointError, match="no more"):
+        session.answer("hi")
+    with pytest.raises(EndpointError, match="no more"):
+        _ = session.result
+    with pytest.raises(InvalidOption, match="it has ended"):
+        session.answer("hi")
+
+
+def test_answers_out_of_turn_are_refused():
+    episode = Episode(TURNS)
+    with pytest.raises(InvalidOption, match="call start"):
+        episode.answer("hi")
+    with pytest.raises(InvalidOption, match="no result yet"):
+        _ = episode.result
+    episode.start()
+    with pytest.raises(InvalidOption, match="has begun"):
+        episode.start()
+    episode.close()
+    episode.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_session_that_is_dropped_is_given_up_without_a_word(caplog):
+    episode, ended = Episode(TURNS), threading.Event()
+    episode.start()
+    episode._task.add_done_callback(lambda task: ended.set())
+    del episode
+    gc.collect()
+    assert ended.wait(10) and not caplog.records
