@@ -28,7 +28,8 @@ from urllib.request import ProxyHandler, build_opener
 import click
 
 from starec_agents.llm.base import Endpoint
-from starec_agents.serving.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
+from starec_agents.serving.weights import NANO, NANO_CONTEXT, SMOLLM2, find_folder, find_gguf
+from starec_env.completion import names_completer
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
 
 ENGINES = ("llamacpp", "vllm")
@@ -169,6 +170,8 @@ def start_server(
         MissingExtra: The engine isn't installed.
     """
     check_choice("engine", engine, ENGINES)
+    if not hasattr(os, "killpg"):
+        raise InvalidOption(f"no server is started on {sys.platform}, which has no process groups to stop: use WSL")
     parallel = parallel or PARALLEL[engine]
     context = min(context, NANO_CONTEXT) if model == NANO else context
     if parallel < 1 or context < 1:
@@ -328,7 +331,12 @@ def _free_port(host: str, port: int) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=NANO, help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.")
+@click.option(
+    "--model",
+    default=NANO,
+    help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.",
+    shell_complete=names_completer([NANO, SMOLLM2], files=True),
+)
 @click.option("--engine", type=click.Choice(ENGINES), default="llamacpp", help="vllm: for GPUs, or its CPU build.")
 @click.option("--host", default="127.0.0.1", help="Address to bind.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 for a free one.")
