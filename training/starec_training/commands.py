@@ -59,7 +59,8 @@ def train() -> None:
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
-_OURS = {"teach": TeachArguments, "sft": SftArguments, "grpo": GrpoArguments}
+OPTIONS = {"teach": TeachArguments, "sft": SftArguments, "grpo": GrpoArguments}
+"""By stage, our own options beside TRL's."""
 _RENAMED = {
     "teach": {"user_turns": "turns", "sample_seed": "seed", "served_model": "model"},
     "sft": {},
@@ -70,7 +71,7 @@ _RENAMED = {
 
 def _old_flags(stage: str) -> dict[str, str]:
     """New flags by old: those of renamed options, and our own with underscores."""
-    ours = fields(_OURS[stage])
+    ours = fields(OPTIONS[stage])
     names = {each.name: each.name for each in ours} | _RENAMED[stage]
     names |= {f"no_{each.name}": f"no_{each.name}" for each in ours if each.default is True}
     pairs = {f"--{spelled}": _flag(new) for old, new in names.items() for spelled in (old, old.replace("_", "-"))}
@@ -89,7 +90,7 @@ class _Stage(click.Command):
 
 
 def _own_flags(stage: str) -> list[str]:
-    return [*(_flag(each.name) for each in fields(_OURS[stage])), *([] if stage == "teach" else _OUT)]
+    return [*(_flag(each.name) for each in fields(OPTIONS[stage])), *([] if stage == "teach" else _OUT)]
 
 
 def _stage(function: Any) -> Any:
