@@ -48,10 +48,11 @@ test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 docs: .venv-docs/.installed  ## the site of all pages, into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
-dist: install .venv-docs/.installed  ## wheel and sdist, into dist/, checked as a package index checks them
+dist: install .venv-docs/.installed  ## wheel and sdist, into dist/, checked as a package index checks them; the Dockerfile linted
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 	.venv-docs/bin/twine check --strict dist/*
+	if [ -x .venv-docs/bin/hadolint ]; then .venv-docs/bin/hadolint Dockerfile; fi
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
