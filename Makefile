@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo miniature test lint test-reproduce test-vllm test-studio test-adapters test-resolve bench clean
+.PHONY: help install demo miniature test lint docs dist test-reproduce test-vllm test-studio test-notebooks test-adapters test-resolve clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -12,18 +12,18 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 15) else f"starec needs Python 3.11 to 3.14, got {sys.version.split()[0]}: run `make PYTHON=python3.12 ...`")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,serve]'
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,serve]' -c constraints.txt
 	@touch $@
 
 # torch and TRL are large, and only the tests need them all: `make demo` does without.
-$(VENV)/.installed-train: pyproject.toml constraints-cpu.txt | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints-cpu.txt
+$(VENV)/.installed-train: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints.txt
 	@touch $@
 
 install: $(VENV)/.installed  ## create .venv and install starec into it
 
-demo: install  ## serve a small model, run a population of user agents, print its table and a story
+demo: install  ## serve a small model, run a population of user agents, print its table and one turn
 	$(BIN)/python -m starec_env.cli demo
 
 # The allocator keeps large tensors: a third of a step on a CPU was page faults of memory handed back and taken again.
@@ -42,6 +42,20 @@ test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 
 test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers
 	$(BIN)/pytest -m reproduce tests/test_reproduce.py
+
+.venv-docs/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
+
+docs: .venv-docs/.installed  ## the site of all pages, into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+dist: install .venv-docs/.installed  ## wheel and sdist, into dist/, checked as a package index checks them; the Dockerfile linted
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	.venv-docs/bin/twine check --strict dist/*
+	if [ -x .venv-docs/bin/hadolint ]; then .venv-docs/bin/hadolint Dockerfile; fi
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
@@ -81,4 +95,4 @@ test-resolve: install  ## resolve every extra on Python 3.11 to 3.14 with uv; no
 	$(BIN)/python tests/resolve/check.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-vllm .venv-studio .venv-adapters .venv-verifiers dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-docs .venv-vllm .venv-studio .venv-adapters .venv-verifiers site dist build .mypy_cache .ruff_cache .pytest_cache

@@ -145,7 +145,7 @@ READINGS: Mapping[str, Reading] = {
     "default": Reading(),
     "paper": Reading(negatives="target", targets="all", relevant="taken"),
 }
-"""Readings by name. "paper" is the one nearest to Table 4; docs/evaluation.md shows how near."""
+"""Readings by name. "paper" is the one nearest to Table 4; docs/results.md shows how near."""
 
 
 def sequences(

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,18 +79,3 @@ def test_a_module_that_moved_is_found_at_its_old_name_with_a_warning(old: str) -
     code = f"from {package} import {name}; print({name}.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == _MOVED[old] and f"DeprecationWarning: {old} is {_MOVED[old]} now" in done.stderr
-
-
-def test_the_wheel_holds_all_packages_and_the_bundled_data(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for package in PACKAGES:
-        assert f"{package}/__init__.py" in names
-        assert f"{package}/py.typed" in names
-    assert any(name.startswith("starec_env/data/bundled/ml-latest-small") for name in names)
-    assert any("LICENSE-ml-latest-small" in name for name in names)
-    assert not any(name.startswith(("tests/", "eval/", "agents/", "training/")) for name in names)
-    assert {"starec_agents/serving/nano/starec-nano.gguf", "starec_agents/serving/nano/model.safetensors"} <= set(names)
-    assert wheel.stat().st_size < 20_000_000

@@ -35,6 +35,7 @@ from starec_agents.runs.store import check_folder
 from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_env.completion import names_completer
 from starec_env.data.options import data_options, refuse, split_option
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, read_users
@@ -83,7 +84,13 @@ class _UsersFile(click.Path):
 @click.option("--turns", type=click.IntRange(min=1), help="The last T turns of each user's stream  [default: all]")
 @click.option("--base-url", "urls", required=True, multiple=True, help="As http://localhost:8000/v1; one a server.")
 @partial(endpoint_options, several=True)
-@click.option("--agent", default="starec", show_default=True, help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION")
+@click.option(
+    "--agent",
+    default="starec",
+    show_default=True,
+    help=f"{', '.join(GRAPHS)} or MODULE:FUNCTION",
+    shell_complete=names_completer(GRAPHS),
+)
 @click.option(
     "--executor",
     type=click.Choice(["auto", "direct", "langgraph"]),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from starec_agents.agent import UserAgent, _wait  # noqa: PLC2701
+from starec_agents.agent import UserAgent, wait_for  # noqa: PLC2701
 from starec_agents.llm import ChatModel, Completion, Message
 from starec_agents.llm.base import TASK
 from starec_agents.runs.rollout import Agent, take_turn
@@ -113,15 +113,15 @@ class Session(Generic[_T]):
 
     def start(self) -> Request | None:
         """`astart` from synchronous code."""
-        return _wait(self.astart())
+        return wait_for(self.astart())
 
     def answer(self, answer: str | Completion) -> Request | None:
         """`aanswer` from synchronous code."""
-        return _wait(self.aanswer(answer))
+        return wait_for(self.aanswer(answer))
 
     def close(self) -> None:
         """`aclose` from synchronous code."""
-        _wait(self.aclose())
+        wait_for(self.aclose())
 
     @property
     def ended(self) -> bool:

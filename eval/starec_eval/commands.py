@@ -30,6 +30,7 @@ from starec_agents.runs.plan import (
 from starec_agents.runs.rollout import Agent
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_env.completion import names_completer
 from starec_env.data import cache_dir
 from starec_env.data.options import data_options, explicit, reading_options, refuse, split_option
 from starec_env.data.spec import DataSpec
@@ -50,6 +51,8 @@ FAILED = 3
 RUN_METHODS = "random,pop,item-knn"
 """What a run is compared with unless --methods says."""
 
+_METHODS = (*BASELINES, "ensemble", *(f"{name}-full" for name in BASELINES), "ensemble-full", *LLM_METHODS)
+
 _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -66,6 +69,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
     "--methods",
     help=f"{', '.join(BASELINES)}, ensemble; NAME-full trains on all users; at an endpoint: {', '.join(LLM_METHODS)}; "
     f"METHOD@NAME at one of --config's; MODULE:FUNCTION for your own  [default: {RUN_METHODS}]",
+    shell_complete=names_completer(_METHODS, several=True),
 )
 @click.option(
     "--run",
@@ -103,6 +107,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
     default=",".join(SHOWN),
     show_default=True,
     help=f"Columns of the printed table, of {', '.join(METRICS)}; files hold all.",
+    shell_complete=names_completer(METRICS, several=True),
 )
 @click.option(
     "--against",

@@ -8,19 +8,8 @@ from typing import Any
 import numpy as np
 from tokenizer import SPECIAL
 
+from starec_agents.serving.gguf import LAYER, WHOLE
 from starec_env.errors import MissingExtra
-
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_gguf(model: Any, tokenizer: Any, path: str | Path, name: str, licence: str) -> None:
@@ -73,10 +62,10 @@ def write_gguf(model: Any, tokenizer: Any, path: str | Path, name: str, licence:
 def _tensor(key: str) -> str | None:
     if key == "lm_head.weight":
         return None  # tied: llama.cpp takes the embeddings
-    if key in ("model.embed_tokens.weight", "model.norm.weight"):
-        return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[key]
+    if key in WHOLE:
+        return WHOLE[key]
     number, part = key.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{number}.{_LAYER[part.removesuffix('.weight')]}.weight"
+    return f"blk.{number}.{LAYER[part.removesuffix('.weight')]}.weight"
 
 
 def _interleaved(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from starec_env.completion import names_completer
 from starec_env.data import NAMES, cached, prepare
 from starec_env.data.fetch import fetch as fetch_files
 from starec_env.data.options import data_options, reading_options, refuse
@@ -62,7 +63,7 @@ def _place(name: str) -> str:
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names_completer(NAMES))
 @click.option("--mirror", help="Take the files from this address instead of the official host.")
 def fetch(name: str, mirror: str | None) -> None:
     """Download a data set from its official place into the cache folder (STAREC_CACHE).
@@ -73,7 +74,7 @@ def fetch(name: str, mirror: str | None) -> None:
 
 
 @data.command()
-@click.argument("name", required=False, metavar="[NAME|FILE]")
+@click.argument("name", required=False, metavar="[NAME|FILE]", shell_complete=names_completer(NAMES, files=True))
 @data_options
 def check(name: str | None, data: DataSpec) -> None:
     """Load a data set and print its counts (the paper's Table 3), as loaded and as prepared, and what was met.

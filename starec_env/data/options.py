@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from starec_env.completion import names_completer
+from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption
@@ -20,7 +22,7 @@ HELP = {name: str(field.description) for name, field in DataSpec.model_fields.it
 
 _PATH = click.Path(exists=True, path_type=Path)
 _KINDS: dict[str, Any] = {
-    "dataset": {"metavar": "NAME|FILE"},
+    "dataset": {"metavar": "NAME|FILE", "shell_complete": names_completer(NAMES, files=True)},
     "data_dir": {"type": _PATH},
     "columns": {"multiple": True, "metavar": "ROLE=NAME,..."},
     "items": {"type": click.Path(exists=True, dir_okay=False, path_type=Path)},

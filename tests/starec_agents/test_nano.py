@@ -1,6 +1,9 @@
 """The model that comes with the package: its parts fit together, and it ranks users it has never seen."""
 
 import asyncio
+import hashlib
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +17,60 @@ from starec_agents.calibration import Calibration
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.responder import AgentResponder
 from starec_agents.runs.reading import read_steps
+from starec_agents.serving.gguf import read_gguf
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, find_folder, find_gguf, nano_users
 from starec_env import load_dataset, prepare
+from starec_env.errors import EndpointError
 from starec_env.metrics import ndcg
 from starec_env.replay.stream import Stream, judge
 
 
-def test_it_is_shipped_in_both_formats_with_its_card_under_15_mb():
+def test_llama_cpps_file_is_shipped_and_transformers_folder_is_made_of_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
     folder = Path(find_folder(NANO, "python"))
-    files = {file.name: file.stat().st_size for file in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "starec.json", "README.md", f"{NANO}.gguf"} <= set(
-        files
+    weights = folder / "model.safetensors"
+    # of the file that was trained and measured, before it was made of the GGUF
+    known = "74f6cd4cefa16d5e222ef5fc0f3400a6995a69fe6e8dfc941c109c28149e6367"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == known
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "starec.json", "README.md"} <= set(
+        os.listdir(folder)
     )
-    assert sum(files.values()) < 15e6
-    assert find_gguf(NANO).parent == folder
+    assert not list(folder.glob("*.gguf")) and find_gguf(NANO).parent != folder
+    weights.write_bytes(b"kept")
+    assert Path(find_folder(NANO, "python")) == folder and weights.read_bytes() == b"kept"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_file_that_is_no_gguf_of_float16_is_refused(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + struct.pack("<I", 2))
+    with pytest.raises(EndpointError, match="isn't a GGUF file of version 3"):
+        read_gguf(broken)
+    quantised = struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"a" + struct.pack("<IQIQ", 1, 8, 3, 0)
+    broken.write_bytes(b"GGUF" + quantised)
+    with pytest.raises(EndpointError, match="the tensor a is of GGUF's type 3, wanted float32"):
+        read_gguf(broken)
+
+
+def test_transformers_loads_what_llama_cpp_serves(tmp_path, monkeypatch):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
+    folder = find_folder(NANO, "python")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = [{"role": "user", "content": "User: Heat (1995) - liked"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    ours = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    pytest.importorskip("xllamacpp")
+    with local_server(NANO) as endpoint:
+
+        async def ask():
+            async with OpenAIChat(endpoint) as llm:
+                return (await llm.complete(asked, temperature=0.0, max_tokens=12)).text
+
+        assert asyncio.run(ask()).strip() == ours.strip() != ""
 
 
 def test_its_users_are_in_one_part_each_and_all_of_the_prepared_data_set():

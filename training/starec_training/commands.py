@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from starec_agents.commands import load_graph
 from starec_agents.llm.base import Endpoint
@@ -62,6 +63,8 @@ train.add_command(tiny)
 
 
 _OUT = {"--out": "--output-dir"}  # TRL's name for what every other command calls --out
+OPTIONS = {"teach": TeachArguments, "sft": SftArguments, "grpo": GrpoArguments}
+"""By stage, our own options beside TRL's."""
 _RENAMED = {
     "teach": {"user_turns": "turns", "sample_seed": "seed", "served_model": "model"},
     "sft": {},
@@ -72,7 +75,7 @@ _RENAMED = {
 
 def _old_flags(stage: str) -> dict[str, str]:
     """New flags by old: those of renamed options, and our own with underscores."""
-    ours = fields({"teach": TeachArguments, "sft": SftArguments, "grpo": GrpoArguments}[stage])
+    ours = fields(OPTIONS[stage])
     names = {each.name: each.name for each in ours} | _RENAMED[stage]
     names |= {f"no_{each.name}": f"no_{each.name}" for each in ours if each.default is True}
     pairs = {f"--{spelled}": _flag(new) for old, new in names.items() for spelled in (old, old.replace("_", "-"))}
@@ -83,6 +86,17 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+class _Stage(click.Command):
+    """A command that reads its arguments by itself; a shell completes our own options, not the hundreds of TRL's."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(flag) for flag in _own_flags(str(ctx.info_name)) if flag.startswith(incomplete)]
+
+
+def _own_flags(stage: str) -> list[str]:
+    return [*(_flag(each.name) for each in fields(OPTIONS[stage])), *([] if stage == "teach" else _OUT)]
+
+
 def _stage(function: Any) -> Any:
     options = {"ignore_unknown_options": True, "help_option_names": []}
 
@@ -90,7 +104,9 @@ def _stage(function: Any) -> Any:
     def called(args: Sequence[str]) -> Any:
         return function(renamed(args, _old_flags(function.__name__)))
 
-    return train.command(context_settings=options)(click.argument("args", nargs=-1, type=click.UNPROCESSED)(called))
+    return train.command(cls=_Stage, context_settings=options)(
+        click.argument("args", nargs=-1, type=click.UNPROCESSED)(called)
+    )
 
 
 def _parse(

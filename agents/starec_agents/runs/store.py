@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -181,7 +182,8 @@ class RunStore:
         failures: Users that can't go on, in this session.
 
     Raises:
-        RunError: The folder can't be written, is in use, holds a run and `resume` is False, or holds another run.
+        RunError: The folder can't be written, is in use, holds a run and `resume` is False, or holds another run; or
+            this is Windows.
     """
 
     def __init__(
@@ -193,6 +195,8 @@ class RunStore:
         data: Mapping[str, Any] | None = None,
         users: Sequence[Id] = (),
     ) -> None:
+        if not hasattr(os, "pwrite"):
+            raise RunError(f"a run can't be written on {sys.platform}, which lacks its locks and appends: use WSL")
         self.out = Path(out)
         self._settings = settings
         with writing(self.out):
@@ -213,8 +217,7 @@ class RunStore:
 
     def _take_lock(self) -> None:
         try:
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "unknown"
             raise RunError(f"{self.out} is in use by process {holder}: wait for it, or choose another folder") from None

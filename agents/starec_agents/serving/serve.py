@@ -29,7 +29,8 @@ from urllib.request import ProxyHandler, build_opener
 import click
 
 from starec_agents.llm.base import Endpoint
-from starec_agents.serving.weights import NANO, NANO_CONTEXT, find_folder, find_gguf
+from starec_agents.serving.weights import NANO, NANO_CONTEXT, SMOLLM2, find_folder, find_gguf
+from starec_env.completion import names_completer
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra, StarecWarning, check_choice
 
 ENGINES = ("llamacpp", "vllm", "transformers", "scripted")
@@ -174,6 +175,8 @@ def start_server(
         MissingExtra: The engine isn't installed.
     """
     check_choice("engine", engine, ENGINES)
+    if not hasattr(os, "killpg"):
+        raise InvalidOption(f"no server is started on {sys.platform}, which has no process groups to stop: use WSL")
     parallel = parallel or PARALLEL[engine]
     context = min(context, NANO_CONTEXT) if model == NANO else context
     if parallel < 1 or context < 1:
@@ -345,7 +348,12 @@ def _free_port(host: str, port: int) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=NANO, help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.")
+@click.option(
+    "--model",
+    default=NANO,
+    help="starec-nano, smollm2, a .gguf file (vLLM: a folder), or a hub id.",
+    shell_complete=names_completer([NANO, SMOLLM2], files=True),
+)
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from starec_agents.serving.card import NANO as NANO
 from starec_agents.serving.card import NANO_FOLDER, read_card
+from starec_agents.serving.gguf import gguf_to_safetensors
 from starec_env.data import cache_dir
 from starec_env.errors import EndpointError, InvalidOption, MissingExtra
 from starec_env.types import Id
@@ -86,7 +88,7 @@ def find_folder(model: str, python: str) -> str:
         EndpointError: "smollm2" can't be downloaded or converted.
     """
     if model == NANO:
-        return str(NANO_FOLDER)
+        return str(nano_folder())
     if model == SMOLLM2:
         return str(smollm2_folder(python))
     path = Path(model).expanduser()
@@ -107,6 +109,22 @@ def nano_users() -> dict[str, list[Id]]:
     card = read_card(NANO_FOLDER)
     assert card
     return {part: list(getattr(card.split, part)) for part in ("train", "validation", "test")}
+
+
+def nano_folder() -> Path:
+    """starec-nano in Hugging Face's format (float16), made of the shipped GGUF file in the cache folder at first."""
+    gguf = NANO_FOLDER / f"{NANO}.gguf"
+    folder = cache_dir() / "models" / f"{NANO}-{_sha256(gguf)[:12]}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        out = Path(scratch) / "out"
+        shutil.copytree(NANO_FOLDER, out, ignore=shutil.ignore_patterns("*.gguf"))
+        gguf_to_safetensors(gguf, out / "model.safetensors")
+        with suppress(OSError):  # another process was first
+            out.rename(folder)
+    return folder
 
 
 def smollm2_gguf() -> Path:
