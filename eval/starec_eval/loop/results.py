@@ -140,13 +140,17 @@ class LoopResults:
 
     def tables(self) -> list[TableData]:
         """Means over rounds, first and last round, and differences to the reference."""
-        return [self._means(), self._change(), *([self._compared()] if self.differences else [])]
+        found = [self._means()]
+        if self.config.rounds > 1:
+            found.append(self._change())
+        return [*found, self._compared()] if self.differences else found
 
     def _means(self) -> TableData:
         keys = list(next(iter(self.overall.values())))
         rows = [[name, *(cell(key, found[key]) for key in keys)] for name, found in self.overall.items()]
         config = self.config
-        title = f"Closed loop on {config.dataset.name}: means of {config.rounds} rounds ± standard error over users"
+        rounds = "one round" if config.rounds == 1 else f"means of {config.rounds} rounds"
+        title = f"Closed loop on {config.dataset.name}: {rounds} ± standard error over users"
         notes = [
             f"users: {config.user}, {config.users:,}; slates of {config.slate_size}, at most {config.horizon} a visit; "
             f"seed {config.seed}",
