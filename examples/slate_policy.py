@@ -168,7 +168,8 @@ class Weighing(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Show the items that the weights put first, of those that were neither met nor shown in this visit."""
         scores = self.policy.features(self.user, self.history)[0] @ action
         scores[self.barred] = -np.inf
-        slate = np.argsort(-scores, kind="stable")[:SLATE]
+        slate = np.argpartition(-scores, SLATE)[:SLATE]
+        slate = slate[np.argsort(-scores[slate])]
         self.barred[slate] = True
         observation, reward, *end = self.env.step(slate)
         return self._seen(observation), float(reward), *end  # type: ignore[return-value]
@@ -183,7 +184,7 @@ def main() -> None:
     """Train with each seed, and print the curves and the two comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=32_768, help="slates that are learned from")
+    parser.add_argument("--steps", type=int, default=65_536, help="slates that are learned from")
     options = parser.parse_args()
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
     twin = twin_of(dataset)
@@ -218,7 +219,7 @@ def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) 
     )
     weighing = Weighing(env, policy, twin)
     network = {"net_arch": [LAYERS], "log_std_init": -0.7}
-    settings: dict[str, Any] = {"n_steps": 1024, "batch_size": 256, "gamma": 0.0, "learning_rate": 5e-4}
+    settings: dict[str, Any] = {"n_steps": 2048, "batch_size": 512, "gamma": 0.0, "learning_rate": 1e-3}
     model = PPO("MlpPolicy", weighing, policy_kwargs=network, seed=seed, device="cpu", **settings)
     while True:
         policy.network = network_of(model)
@@ -226,7 +227,7 @@ def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) 
         show(f"seed {seed}, {model.num_timesteps:,} slates", found, "policy")
         if model.num_timesteps >= steps:
             return policy
-        model.learn(max(1024, model.num_timesteps), reset_num_timesteps=False)
+        model.learn(max(2048, model.num_timesteps), reset_num_timesteps=False)
 
 
 def before(twin: Twin) -> Dataset:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from loop_users import Fans, LoneFans, LoneFanVisits
 from small_twin import small_twin
 from support import make_dataset
@@ -25,6 +26,7 @@ from starec_env.metrics import entropy, gini
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Query, Ranking
+from starec_eval.loop.commands import loop_command
 from starec_eval.loop.record import Answers
 from starec_eval.loop.results import genre_table, visit_values
 from starec_eval.loop.run import run_loop
@@ -299,8 +301,35 @@ def test_users_whom_nothing_is_left_to_show_are_not_taken(dataset: Dataset, tmp_
 
 @pytest.mark.parametrize("names", ["popp", "pop,pop", "starec", "loop_users:fans", "loop_users:PATIENCE"])
 def test_names_of_what_cant_recommend_are_refused(names: str) -> None:
-    with pytest.raises((InvalidOption, UnknownName, TypeError)):
+    with pytest.raises((InvalidOption, UnknownName)):
         build_recommenders(names.split(","))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--user twine", "did you mean 'twin'"),
+        ("--base-url http://127.0.0.1:9/v1", "--base-url has no effect unless --user is agent"),
+        ("--user agent", "give --base-url"),
+        ("--user loop_users:PATIENCE", "is a int: wanted MODULE:FUNCTION"),
+        ("--recommenders pop,item-nn", "did you mean 'item-knn'"),
+        ("--against bpr", "pop"),
+        ("--users 99999", "670 users of ml-latest-small"),
+    ],
+)
+def test_options_that_cant_be_are_refused_before_anything_is_written(given: str, said: str, tmp_path: Path) -> None:
+    out = tmp_path / "loop"
+    done = CliRunner().invoke(loop_command, [*given.split(), "--quiet", "--out", str(out)])
+    assert said in str(done.exception) and not out.exists()
+
+
+def test_the_recommender_of_the_docs_recommends(dataset: Dataset, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loop.md").read_text()
+    named: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], named)
+    found = run_loop(Fans(dataset), {"newest": named["NewestFirst"]()}, out=tmp_path, **SIZES)
+    first = found.answers["newest"][0]
+    assert first.slate[first.step == 0].min() > 90
 
 
 @pytest.mark.parametrize("name", ["random", "pop", "item-knn", "markov", "ease", "next-id", "bpr", "sasrec", "gru4rec"])
