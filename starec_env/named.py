@@ -24,9 +24,6 @@ def load_function(name: str, option: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(import_module(module), function)
+        return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidOption(f"{option} {name}: {error}; wanted MODULE:FUNCTION") from None
-    if not callable(found):
-        raise InvalidOption(f"{option} {name} is a {type(found).__name__}: wanted MODULE:FUNCTION")
-    return found

@@ -114,10 +114,11 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
         return agent_responder(dataset, options, out=options["out"])
     if ":" not in user:
         raise unknown("user", user, [*USERS, "MODULE:FUNCTION"])
-    made: Responder = load_function(user, "--user")(dataset)
+    make = load_function(user, "--user")
+    made: Responder = make(dataset) if callable(make) else make
     if not all(hasattr(made, name) for name in ("open", "dataset", "stops")):
         raise InvalidOption(
-            f"--user {user} returned a {type(made).__name__}: wanted open(n, seed), dataset and stops, see "
+            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns open(n, seed), dataset and stops, see "
             "starec_env.recommend.responses.Responder"
         )
     return made
