@@ -184,7 +184,7 @@ def main() -> None:
     """Train with each seed, and print the curves and the two comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=65_536, help="slates that are learned from")
+    parser.add_argument("--steps", type=int, default=32_768, help="slates that are learned from")
     options = parser.parse_args()
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
     twin = twin_of(dataset)
@@ -218,7 +218,7 @@ def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) 
         "starec/Recommend-v0", responder=twin, users=train, seed=seed, slate_size=SLATE, horizon=HORIZON, reward="likes"
     )
     weighing = Weighing(env, policy, twin)
-    network = {"net_arch": [LAYERS], "log_std_init": -0.7}
+    network = {"net_arch": [LAYERS], "log_std_init": -1.5}
     settings: dict[str, Any] = {"n_steps": 2048, "batch_size": 512, "gamma": 0.0, "learning_rate": 1e-3}
     model = PPO("MlpPolicy", weighing, policy_kwargs=network, seed=seed, device="cpu", **settings)
     while True:

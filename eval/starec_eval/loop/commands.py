@@ -118,8 +118,8 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
     made: Responder = make(dataset) if callable(make) else make
     if not all(hasattr(made, name) for name in ("open", "dataset", "stops")):
         raise InvalidOption(
-            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns open(n, seed), dataset and stops, see "
-            "starec_env.recommend.responses.Responder"
+            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns something with "
+            "open(n, seed), dataset and stops, see starec_env.recommend.responses.Responder"
         )
     return made
 
