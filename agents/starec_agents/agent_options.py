@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from starec_agents._trial import answers_slates
@@ -18,10 +21,13 @@ from starec_agents.commands import load_graph
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options, named_models
 from starec_agents.responder import AgentResponder, Through
+from starec_agents.runs.store import temporary
 from starec_agents.serving.card import NANO, NANO_FOLDER, find_card
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
+from starec_agents.traits import traits_in_words
 from starec_agents.user_model import AgentModel, calibrate
+from starec_env.data import cache_dir
 from starec_env.errors import InvalidOption
 from starec_env.types import Dataset, Id
 
@@ -46,8 +52,9 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "response.",
         },
     ),
-    ("--calibration", {"type": _FILE, "help": "A file that an earlier run wrote, or starec_agents.calibrate()."}),
+    ("--calibration", {"type": _FILE, "help": "A file of starec_agents.calibrate()  [default: fitted and kept]"}),
     ("--reflect/--no-reflect", {"default": True, "help": "Whether agents learn from a visit at its end."}),
+    ("--traits/--no-traits", {"default": False, "help": "Whether agents begin with what sets their user apart."}),
     ("--concurrency", {"type": click.IntRange(min=1), "default": 64, "help": "Requests in flight."}),
 )
 
@@ -65,26 +72,22 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def agent_responder(
-    dataset: Dataset,
-    options: Mapping[str, Any],
-    *,
-    validation: Sequence[Id] = (),
-    out: Path | None = None,
-    needs_calibration: bool = False,
-    **more: Any,
+    dataset: Dataset, options: Mapping[str, Any], *, needs_calibration: bool = False, seed: int = 0, **more: Any
 ) -> AgentResponder:
     """The agents of a command's options, once their server has answered that it has the model.
+
+    Where a calibration is needed and none is given, it is fitted on some of the data set's users whom the model wasn't
+    trained on, and kept in the cache folder.
 
     Args:
         dataset: Whose users they are.
         options: As `agent_options` gives them to the command.
-        validation: Ids of users to calibrate on where there is no calibration and one is needed.
-        out: Folder where such a calibration is kept, and found again on resuming.
         needs_calibration: Whether one is needed whatever the agents answer by, as for the card.
-        more: Further arguments of `AgentResponder`: stops, traits.
+        seed: Of the users to calibrate on.
+        more: Further arguments of `AgentResponder`, as stops.
 
     Raises:
-        InvalidOption: An option is missing or wrong, or a calibration is needed and can't be had.
+        InvalidOption: An option is missing or wrong, or there are too few users to calibrate on.
         EndpointError: The server can't be reached, or lacks the model.
     """
     if not options["urls"]:
@@ -101,27 +104,31 @@ def agent_responder(
         models=models,
     )
     through = _through(model, agent(), options["answers"])
-    calibration = _known(model, options["calibration"], out)
+    calibration = _known(model, options["calibration"])
     if calibration is None and (needs_calibration or through == "ranking"):
-        calibration = _fitted(agent, dataset, validation, through, model, out)
-    return AgentResponder(agent, dataset, through=through, calibration=calibration, reflects=options["reflect"], **more)
+        users = _unseen(dataset, model, seed)
+        asked = {name: options[name] for name in ("temperature", "top_p", "max_tokens", "extra_body")}
+        calibration = _fitted(agent, dataset, users, through, {"model": model, **asked})
+    traits = traits_in_words(dataset, more.get("stops")) if options["traits"] else None
+    given = {"calibration": calibration, "reflects": options["reflect"], "traits": traits, **more}
+    return AgentResponder(agent, dataset, through=through, **given)
 
 
 def agent_model(options: Mapping[str, Any]) -> Callable[[Dataset, int], AgentModel]:
-    """What makes the report card's model of a command's options: of a data set and a seed.
-
-    A calibration is fitted, where there is none, on some of the data set's users whom the model wasn't trained on.
-    """
+    """What makes the report card's model of a command's options: of a data set and a seed."""
 
     def make(dataset: Dataset, seed: int) -> AgentModel:
-        model, _ = named_models(options["model"])
-        card = find_card(model)
-        ids = np.random.default_rng(seed).permutation(dataset.user_ids[np.diff(dataset.indptr) > 0]).tolist()
-        seen = set(card.seen(dataset.name, ids, choosing=True)) if card else set()
-        users = [user for user in ids if str(user) not in seen][:_CALIBRATED_ON]
-        return AgentModel(agent_responder(dataset, options, validation=users, needs_calibration=True), seed=seed)
+        return AgentModel(agent_responder(dataset, options, needs_calibration=True, seed=seed), seed=seed)
 
     return make
+
+
+def _unseen(dataset: Dataset, model: str, seed: int) -> list[Id]:
+    """Some users whom the model wasn't trained on, as far as its card says."""
+    card = find_card(model)
+    ids: list[Id] = np.random.default_rng(seed).permutation(dataset.user_ids[np.diff(dataset.indptr) > 0]).tolist()
+    seen = set(card.seen(dataset.name, ids, choosing=True)) if card else set()
+    return [user for user in ids if str(user) not in seen][:_CALIBRATED_ON]
 
 
 def _through(model: str, agent: UserAgent, given: str) -> Through:
@@ -137,35 +144,26 @@ def _through(model: str, agent: UserAgent, given: str) -> Through:
     )
 
 
-def _known(model: str, given: Path | None, out: Path | None) -> Calibration | None:
-    kept = out / "calibration.json" if out else None
-    for path in (given, kept, NANO_CALIBRATION if model == NANO else None):
-        if path is not None and path.exists():
-            return Calibration.load(path)
-    return None
+def _known(model: str, given: Path | None) -> Calibration | None:
+    path = NANO_CALIBRATION if given is None and model == NANO else given
+    return None if path is None else Calibration.load(path)
 
 
 def _fitted(
-    agent: Callable[[], UserAgent],
-    dataset: Dataset,
-    users: Sequence[Id],
-    through: Through,
-    model: str,
-    out: Path | None,
+    agent: Callable[[], UserAgent], dataset: Dataset, users: Sequence[Id], through: Through, asked: dict[str, Any]
 ) -> Calibration:
-    if not users:
-        raise InvalidOption(
-            f"agents of {model} need a calibration here and there is none: give --calibration, or validation users to "
-            "fit one on"
-        )
-    made_from = {"dataset": dataset.name, "data_hash": dataset.hash, "users": len(users), "model": model}
-    with Progress(transient=True) as progress:
+    made_from = {**agent().settings, **asked, "dataset": dataset.name, "data_hash": dataset.hash, "through": through}
+    key = blake2b(json.dumps([made_from, users], sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    path = cache_dir() / "calibrations" / f"{key}.json"
+    if path.exists():
+        return Calibration.load(path)
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
         bar = progress.add_task("calibrating the agents", total=None)
         told = partial(_tell, progress, bar)
         calibration = calibrate(agent, dataset, users, through=through, made_from=made_from, report=told)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        calibration.save(out / "calibration.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary(path) as new:
+        calibration.save(new)
     return calibration
 
 

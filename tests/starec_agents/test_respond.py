@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import click
+import gymnasium
 import jsonschema
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from starec_agents.memory import Event, Memory
 from starec_agents.responder import AgentResponder, levels_of
 from starec_agents.tasks import ANSWER_FORMATS, Response, Visit, respond_messages, response_format
 from starec_agents.tasks.wording import made_up_turn
+from starec_agents.traits import traits_in_words
 from starec_agents.user_model import AgentModel, calibrate
 from starec_env.cases import Cases
 from starec_env.errors import DataError, EndpointError, InvalidOption, RunError
 from starec_env.recommend.responses import NOTHING
+from starec_env.recommend.traits import traits_of
 from starec_env.types import Candidates, History, Item, Query, Ranking, Shown, SlateFeedback, User
 
 DATA = make_dataset()
@@ -503,6 +506,27 @@ def test_traits_are_in_the_memory_that_agents_begin_with_and_can_be_left_out():
         assert ("Is picky, number 0." in prompt) == found == agents.settings["traits"]
 
 
+def test_traits_are_what_sets_a_user_apart_in_the_log():
+    genres = ["Drama", "Comedy", "Horror", "Western", "War"]
+    items = [Item(i, f"Film {i}", {"genres": genres[i % 5]}) for i in range(60)]
+    taken = [*[list(range(0, 50, 5))] * 3, *[list(range(10))] * 3, *[list(range(30))] * 3]  # narrow, wide, active
+    ratings = [[5, 4, 5, 2, 3] * (len(of) // 5) for of in taken]
+    ratings[0], ratings[4] = [1] * 9 + [2], ratings[4][::-1]  # hard to please; against the others
+    data = replace(
+        DATA, items=items, user_ids=np.arange(9), demographics=None, indptr=np.cumsum([0, *map(len, taken)]),
+        item_indices=np.concatenate(taken).astype(np.int32), ratings=np.concatenate(ratings).astype(np.float32),
+        timestamps=np.arange(sum(map(len, taken))),
+    )  # fmt: skip
+    traits = traits_of(data)
+    assert traits.activity[6:].min() > traits.activity[:6].max() and traits.pickiness.argmax() == 0
+    assert traits.conformity.argmin() == 4 and traits.diversity[:3].max() < traits.diversity[3:].min()
+    said = traits_in_words(data)
+    assert said(0).startswith("Beside others, this user ") and "is hard to please" in said(0)
+    assert "keeps to a few kinds of movies" in said(0) and "takes many movies" in said(7)
+    fewer = traits_of(data, np.where(np.arange(9) == 7, data.indptr[:-1], data.indptr[1:]))
+    assert fewer.activity[7] == 0.5 and fewer.activity[6] > 0.8  # nothing is known of user 7
+
+
 def test_what_makes_the_users_themselves_is_in_their_settings():
     agents = responder(through="ranking", calibration=CALIBRATION)
     found = agents.settings
@@ -542,6 +566,23 @@ def test_ties_do_not_favour_the_slate():
             taken += visits.respond(np.arange(12), slates(visit, rows=12)).taken.tolist()
         places = np.bincount(np.array([place for place in taken if place >= 0]), minlength=5)
         assert 20 < places.sum() < 100 and places.max() < 3 * max(1, places.min()) + 5
+
+
+def test_the_environment_and_its_vector_form_put_agents_before_a_recommender():
+    agents = responder(stops=DATA.indptr[1:] - 2)
+    one = gymnasium.make("starec/Recommend-v0", dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0)
+    _, about = one.reset(seed=3, options={"user_id": 2})
+    slate = np.setdiff1d(np.arange(60), DATA.item_indices[14:28])[:5]
+    seen, reward, _, _, info = one.step(slate)
+    assert about["user_id"] == 2 and info["problem"] == "" and len(info["seen"]) == 5
+    assert reward == float(info["rewards"]["likes"]) and (info["item"] is None) == (info["said"] == "Nothing for me.")
+    many = gymnasium.make_vec(
+        "starec/Recommend-v0", num_envs=3, dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0
+    )
+    many.reset(seed=3)
+    for seed in range(6):
+        seen, *_ = many.step(slates(seed, rows=3))
+    assert seen["history"].shape[0] == 3 and agents.agent().llm.requests >= 15
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------
@@ -733,23 +774,23 @@ def run_options(*args, make=agent_responder, **more):
     return made[0]
 
 
-def test_the_options_of_a_command_make_agents_that_answer(tmp_path):
+def test_the_options_of_a_command_make_agents_that_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
     with FakeEndpoint(scripted(), models=("m", "starec-nano")) as server:
         agents = run_options("--base-url", server.url, "--model", "m", "--answer-format", "scores", "--no-reflect")
         assert agents.through == "response" and agents.calibration is None and not agents.reflects
-        assert opened(agents).respond(ROWS, slates()).problems == ("",) * 4
+        assert opened(agents).respond(ROWS, slates()).problems == ("",) * 4 and agents.traits is None
+        assert run_options("--base-url", server.url, "--model", "m", "--traits").traits(3).startswith("Beside others")
         nano = run_options("--base-url", server.url, "--model", "starec-nano")
         assert nano.through == "ranking" and nano.calibration == Calibration.load(NANO_CALIBRATION)
         assert opened(nano).respond(ROWS, slates()).seen.all()
         asked = ("--base-url", server.url, "--model", "m", "--answers", "ranking")
-        with pytest.raises(InvalidOption, match="--calibration"):
-            run_options(*asked)
-        users = DATA.user_ids.tolist()
-        fitted = run_options(*asked, validation=users, out=tmp_path / "run")
-        assert fitted.calibration.made_from["model"] == "m"
-        assert run_options(*asked, out=tmp_path / "run").calibration == fitted.calibration
-        model = run_options("--base-url", server.url, "--model", "m", "--answers", "ranking", make=card_model)
-        assert model.log_choice(cases()).shape == (3, 20) and model.calibration.made_from["users"] == 12
+        fitted = run_options(*asked).calibration
+        assert fitted.made_from["model"] == "m" and fitted.by_ranking.n == 60
+        requests = server.requests
+        model = run_options(*asked, make=card_model)  # the same is found again
+        assert model.calibration == fitted and server.requests - requests <= 2
+        assert model.log_choice(cases()).shape == (3, 20)
     with pytest.raises(InvalidOption, match="--base-url"):
         run_options("--model", "m")
 

@@ -11,10 +11,21 @@ from small_twin import small_twin
 
 from starec_env.errors import InvalidOption, InvalidSlate, UnknownName
 from starec_env.recommend.env import RecommendEnv
+from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.twin import Twin
 from starec_env.recommend.vector_env import RecommendVectorEnv
+from starec_env.recommend.wrappers import (
+    BiasedFeedback,
+    DelayedFeedback,
+    Drift,
+    MissingFeedback,
+    NoisyFeedback,
+    PickItem,
+    TopK,
+)
 
 K, N = 4, 6
 
@@ -279,3 +290,167 @@ def test_chances_of_answers_are_the_twins(twin):
     wanted = (twin.mean_stars(state, unmet[None])[0] * which).sum()
     assert abs(stars.mean() - wanted) < 4 * stars.std() / np.sqrt(len(stars))
     assert abs(given.left.mean() - twin.calibration.leave[0]) < 0.08
+
+
+def test_replay_takes_what_the_user_took_next_and_nothing_else(twin):
+    log = twin.dataset
+    replay = Replay(log)
+    visits = replay.open(2)
+    visits.begin(np.array([0, 1]), np.array([3, 5]), np.array([0, 0]))
+    later = [log.item_indices[replay.stops[user] : log.indptr[user + 1]] for user in (3, 5)]
+    known = log.item_indices[log.indptr[3] : replay.stops[3]]
+    slates = np.array([[known[0], later[0][2], later[0][1], known[1]], [*later[1][:4]]])
+    given = visits.respond(np.array([0, 1]), slates)
+    assert given.taken.tolist() == [2, 0] and given.seen.all() and not given.left.any()
+    assert given.stars.tolist() == [log.ratings[replay.stops[3] + 1], log.ratings[replay.stops[5]]]
+    again = visits.respond(np.array([0, 1]), slates)
+    assert again.taken.tolist() == [1, 1]
+    env = RecommendEnv(log, responder=replay, slate_size=K)
+    env.reset(seed=0, options={"user_id": log.user(3).id})
+    for item in later[0][:-1]:
+        *_, left, _, info = env.step([item, *known[:3]])
+        assert info["item"] == item and not left
+    *_, left, _, info = env.step([later[0][-1], *known[:3]])
+    assert left and info["item"] == later[0][-1]
+    with pytest.raises(InvalidOption, match="stops has shape"):
+        Replay(log, np.zeros(3, np.int64))
+
+
+def test_mixed_users_answer_as_their_kind_does_and_stay_so(twin):
+    other = SequenceUser.fit(twin.dataset)
+    mixed = Mixed(twin, other, 0.5)
+    n = twin.dataset.n_users
+    rows = users = np.arange(n)
+    slates = np.stack([np.random.default_rng(u).choice(twin.dataset.n_items, K, replace=False) for u in range(n)])
+    given = []
+    for kind in (mixed, twin, other, Mixed(twin, other, 1.0), Mixed(twin, other, 0.0)):
+        visits = kind.open(n, 3)
+        visits.begin(rows, users, np.zeros(n, np.int64))
+        given.append([visits.respond(rows, slates) for _ in range(3)])
+    as_first, as_second = (
+        np.all([m.taken == k.taken for m, k in zip(given[0], given[which], strict=True)], axis=0) for which in (1, 2)
+    )
+    assert (as_first | as_second).all() and 0.2 < as_first.mean() < 1 and not as_first.all() and not as_second.all()
+    for whole, part in ((3, 1), (4, 2)):
+        assert all(np.array_equal(a.taken, b.taken) for a, b in zip(given[whole], given[part], strict=True))
+    with pytest.raises(InvalidOption, match="share=2"):
+        Mixed(twin, other, 2)
+    with pytest.raises(InvalidOption, match="histories end elsewhere"):
+        Mixed(twin, Replay(twin.dataset), 0.5)
+
+
+def test_the_second_kind_of_user_likes_what_its_neighbours_liked(twin):
+    log = twin.dataset
+    user = SequenceUser.fit(log)
+    assert user.calibration.near > 0 and (user.stops == twin.stops).all()
+    env = RecommendEnv(log, responder=user, slate_size=K)
+    env.reset(seed=1)
+    for _ in range(5):
+        *_, left, late, _ = env.step(env.action_space.sample(mask=env.action_masks()))
+        if left or late:
+            env.reset()
+    rows = np.flatnonzero(np.arange(log.n_interactions) - log.indptr[log.owner] >= 15)
+    mean, like = user.rate(log, rows)
+    assert ((mean >= 1) & (mean <= 5)).all()  # that of a user, whose taste for one half of the items it can't know
+    assert ((like >= 0) & (like <= 1)).all() and set(user.draw_stars(log, rows, 0).tolist()) <= {1, 2, 3, 4, 5}
+    after = np.arange(log.n_interactions) >= user.stops[log.owner]
+    changed = replace(log, ratings=np.where(after, 6 - log.ratings, log.ratings).astype(np.float32))
+    again = SequenceUser.fit(changed, stops=user.stops)  # sees nothing of what is held out
+    assert np.array_equal(again.item_stars, user.item_stars) and again.calibration.near == user.calibration.near
+
+
+# Wrappers -------------------------------------------------------------------------------------------------------------
+
+
+def played(env, seed=0, steps=30):
+    rng, found = np.random.default_rng(seed), [env.reset(seed=seed)]
+    for _ in range(steps):
+        action = rng.choice(env.unwrapped.dataset.n_items, K, replace=False)
+        found.append(env.step(action))
+        if found[-1][2] or found[-1][3]:
+            found.append(env.reset())
+    return found
+
+
+def test_top_k_shows_the_highest_scores_not_met(twin):
+    env = TopK(made(twin))
+    env.reset(seed=0)
+    scores = np.linspace(1, 0, twin.dataset.n_items)
+    may = np.flatnonzero(env.unwrapped.action_masks())
+    observation, *_ = env.step(scores)
+    assert observation["slate"].tolist() == may[:K].tolist()
+    with pytest.raises(InvalidSlate, match="wanted 40 numbers, none NaN"):
+        env.step(scores * np.nan)
+    assert env.action_space.shape == (twin.dataset.n_items,)
+
+
+def test_one_item_is_picked_under_a_mask(twin):
+    env = PickItem(RecommendEnv(twin.dataset, responder=twin, slate_size=1))
+    env.reset(seed=0)
+    item = int(np.flatnonzero(env.action_masks())[0])
+    observation, *_ = env.step(item)
+    assert observation["slate"].tolist() == [item] and env.action_space.n == twin.dataset.n_items
+    with pytest.raises(InvalidOption, match="slate_size is 4"):
+        PickItem(made(twin))
+
+
+def test_delayed_feedback_comes_later_and_is_all_paid(twin):
+    plain, late = made(twin), DelayedFeedback(made(twin), 2)
+    truth, seen = played(plain), played(late)
+    sums = [0.0, 0.0]
+    for at, (a, b) in enumerate(zip(truth, seen, strict=True)):
+        if len(a) == 2:
+            begun = at
+            assert sums[0] == sums[1]
+            continue
+        sums = [sums[0] + a[1], sums[1] + b[1]]
+        before = truth[max(begun, at - 2)][0]
+        assert all(np.array_equal(b[0][name], before[name]) for name in ("history", "ratings", "taken", "slate"))
+        assert b[0]["step"] == a[0]["step"]
+    assert sums[0] > 0
+
+
+def test_missing_noisy_and_biased_ratings_are_what_is_seen_and_rewarded(twin):
+    truth = played(made(twin, reward="stars"))
+    for wrapper, good in (
+        (lambda env: MissingFeedback(env, 1.0), lambda said, real: said == 0),
+        (lambda env: BiasedFeedback(env, 1), lambda said, real: said == min(5, real + 1)),
+        (lambda env: NoisyFeedback(env, 1.0), lambda said, real: said in (1, 2, 3, 4, 5)),
+        (lambda env: NoisyFeedback(env, 0.0), lambda said, real: said == real),
+    ):
+        found = played(wrapper(made(twin, reward="stars")))
+        taken = 0
+        for a, b in zip(truth, found, strict=True):
+            if len(a) > 2 and a[4]["item"] is not None:
+                taken += 1
+                real = a[4]["rewards"]["stars"]
+                assert b[4]["rewards"] == a[4]["rewards"] and good(b[1], real)
+                last = int((b[0]["history"] >= 0).sum()) - 1
+                assert b[0]["ratings"][last] == b[1] == (b[4]["reported"] or 0)
+        assert taken > 3
+    likes = played(BiasedFeedback(made(twin, reward="likes"), 5))
+    assert all(step[1] == step[4]["rewards"]["clicks"] for step in likes if len(step) > 2)
+    with pytest.raises(InvalidOption, match="chance=2"):
+        NoisyFeedback(made(twin), 2)
+
+
+def test_after_a_drift_users_take_items_for_one_another(twin):
+    env = Drift(made(twin), visits=1, share=1.0)
+    plain = made(twin)
+    slate = np.arange(K)
+    for drifted in (False, True):
+        env.reset(seed=4)
+        plain.reset(seed=4)
+        assert env.drifted == drifted
+        there, *_, info = env.step(slate)
+        swapped = env.get_wrapper_attr("_answered_as")[slate] if drifted else slate
+        here, *_, known = plain.step(swapped)
+        assert there["slate"].tolist() == slate.tolist() and int(there["taken"]) == int(here["taken"])
+        assert info["rewards"] == known["rewards"]
+        if info["item"] is not None:
+            assert info["item"] == slate[int(there["taken"])] and info["item"] in there["history"]
+
+
+def test_wrappers_are_for_recommenders_alone(twin):
+    with pytest.raises(InvalidOption, match="this wraps starec/Recommend-v0"):
+        TopK(gymnasium.make("CartPole-v1"))

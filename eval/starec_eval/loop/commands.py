@@ -111,14 +111,14 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
     if user == "twin":
         return twin_of(dataset, report)
     if user == "agent":
-        return agent_responder(dataset, options, out=options["out"])
+        return agent_responder(dataset, options)
     if ":" not in user:
         raise unknown("user", user, [*USERS, "MODULE:FUNCTION"])
     make = load_function(user, "--user")
     made: Responder = make(dataset) if callable(make) else make
     if not all(hasattr(made, name) for name in ("open", "dataset", "stops")):
         raise InvalidOption(
-            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns something with "
+            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns what has "
             "open(n, seed), dataset and stops, see starec_env.recommend.responses.Responder"
         )
     return made
