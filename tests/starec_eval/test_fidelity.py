@@ -165,8 +165,9 @@ def test_steps_of_sittings_end_where_a_pause_follows_and_the_log_goes_on():
 
 
 def test_the_chance_to_leave_is_of_the_sittings_that_lasted_so_long():
-    # Of four all reach step 1, two end there; of two that reach step 3 one ends; nobody reaches step 9.
-    assert measures.leaving_chances([1, 1, 3, 5], [1, 2, 3, 5, 9]).tolist() == [0.5, 0, 0.5, 1, 1]
+    # Of 80 all reach step 1 and 40 end there; of the 40 that reach step 3 half end; nobody reaches step 9.
+    chances = measures.leaving_chances(np.repeat([1, 1, 3, 5], 20), [1, 2, 3, 5, 9])
+    assert chances[:4].tolist() == [0.5, 0, 0.5, 1] and np.isnan(chances[4])
 
 
 def test_means_by_user_are_a_row_a_recommender():

@@ -18,6 +18,7 @@ HALVINGS = 20
 """Of the users, for a floor."""
 _RESAMPLES = 200
 _PARTS = 20
+_FEWEST = 20
 
 
 # Errors over users ----------------------------------------------------------------------------------------------------
@@ -253,9 +254,9 @@ def sitting_steps(
 def leaving_chances(lengths: ArrayLike, steps: ArrayLike) -> Floats:
     """(rows,) chances that a sitting which lasted for (rows,) steps ends there, of (sittings,) lengths.
 
-    That is the share of sittings at least as long that are no longer; past the longest it is 1.
+    That is the share of sittings at least as long that are no longer; nan where fewer than 20 are as long.
     """
     found, asked = np.sort(np.asarray(lengths)), np.asarray(steps)
     longer = len(found) - np.searchsorted(found, asked, side="right")
     alive = len(found) - np.searchsorted(found, asked, side="left")
-    return np.where(alive > 0, 1 - longer / np.maximum(alive, 1), 1.0)
+    return np.where(alive >= _FEWEST, 1 - longer / np.maximum(alive, 1), np.nan)
