@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 
 from starec_agents.runs.store import temporary, write_text
-from starec_env.metrics import Difference, Estimate, entropy, estimate, gini, holm, jackknife, paired_difference
+from starec_env.metrics import Difference, Estimate, entropy, estimate, gini, holm, paired_difference
 from starec_env.recommend.responses import NOTHING
 from starec_env.types import Dataset
+from starec_eval.fidelity.measures import jackknifed
 from starec_eval.loop.record import Answers, LoopConfig
 from starec_eval.report.figures import FigureData, picture
 from starec_eval.report.page import LOOP
@@ -53,10 +54,10 @@ MEASURES = {
     "genres": Measure("genre bits", "entropy of the genres of a visit's first slate, of the same size for everybody"),
 }
 """By key; all but coverage and Gini are means over users."""
-_OF_CATALOGUE = {"coverage": lambda counts: float((counts > 0).mean()), "gini": gini}
+_OF_CATALOGUE: dict[str, Callable[[Any], float]] = {"coverage": lambda counts: float((counts > 0).mean()), "gini": gini}
 _COMPARED = ("clicks", "likes", "slates")
 _CHANGING = ("clicks", "likes", "slates", "coverage", "gini", "genres")
-_DRAWN = ("clicks", "likes", "stars", "slates", "coverage", "genres")
+_DRAWN = ("clicks", "likes", "slates", "coverage", "genres", "stars")
 
 
 @dataclass
@@ -90,17 +91,23 @@ class LoopResults:
     def _round(self, name: str, at: int) -> dict[str, Estimate]:
         everyone = np.arange(len(self.users))
         found = {key: estimate(at + 1, values[at], everyone) for key, values in self.values[name].items()}
-        answers = self.answers[name][at]
-        for key, of in _OF_CATALOGUE.items():
-            found[key] = jackknife(at + 1, lambda kept, of=of: of(self._shown(answers, kept)), len(self.users))  # type: ignore[misc]
+        found |= self._of_catalogue(str(at + 1), [self.answers[name][at]])
         return {key: found[key] for key in MEASURES if key in found}
 
-    def _shown(self, answers: Answers, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _of_catalogue(self, label: str, rounds: Sequence[Answers]) -> dict[str, Estimate]:
+        """Catalogue measures, in the mean over some rounds; the users who are left out for errors are so in all."""
+
+        def mean(of: Callable[[Any], float], kept: NDArray[np.intp]) -> float:
+            return float(np.mean([of(self._shown(answers, kept)) for answers in rounds]))
+
+        everyone = np.arange(len(self.users))
+        return {key: jackknifed(partial(mean, of), everyone, label) for key, of in _OF_CATALOGUE.items()}
+
+    def _shown(self, answers: Answers, kept: NDArray[np.intp]) -> NDArray[np.int64]:
         """(n_items,) how often each item was shown to the users kept."""
-        counts: NDArray[np.int64] = np.bincount(
-            answers.slate[kept[answers.row]].ravel(), minlength=self.dataset.n_items
-        )
-        return counts
+        among = np.isin(np.arange(len(self.users)), kept)
+        shown = answers.slate[among[answers.row]].ravel()
+        return np.bincount(shown, minlength=self.dataset.n_items)
 
     @cached_property
     def overall(self) -> dict[str, dict[str, Estimate]]:
@@ -110,12 +117,7 @@ class LoopResults:
     def _overall(self, name: str) -> dict[str, Estimate]:
         owners = np.tile(np.arange(len(self.users)), self.config.rounds)
         found = {key: estimate(name, values.ravel(), owners) for key, values in self.values[name].items()}
-        for key, of in _OF_CATALOGUE.items():
-
-            def mean(kept: NDArray[np.bool_], of: Any = of) -> float:
-                return float(np.mean([of(self._shown(answers, kept)) for answers in self.answers[name]]))
-
-            found[key] = jackknife(name, mean, len(self.users))
+        found |= self._of_catalogue(name, self.answers[name])
         return {key: found[key] for key in MEASURES if key in found}
 
     @cached_property
@@ -171,8 +173,32 @@ class LoopResults:
         return TableData(f"Compared with {self.config.against}", head, rows, [note])
 
     def figures(self) -> list[FigureData]:
-        """Measures over rounds, a series a recommender."""
-        return [self._figure(key) for key in _DRAWN if key in next(iter(self.overall.values()))]
+        """Measures over rounds, a series a recommender; and how far likes are from the reference's, paired."""
+        found = {key: self._figure(key) for key in _DRAWN if key in next(iter(self.overall.values()))}
+        above = [self._likes_above()] if len(self.answers) > 1 else []
+        return [found.pop("clicks"), found.pop("likes"), *above, *found.values()]
+
+    def _likes_above(self) -> FigureData:
+        likes, against = {name: values["likes"] for name, values in self.values.items()}, self.config.against
+        everyone = np.arange(len(self.users))
+        series = {
+            name: [
+                estimate(at + 1, mine - other, everyone)
+                for at, (mine, other) in enumerate(zip(found, likes[against], strict=True))
+            ]
+            for name, found in likes.items()
+            if name != against
+        }
+        note = f"Likes in a visit less {against}'s with the same user, so that errors are of the difference."
+        lines = {against: 0.0}
+        return FigureData(
+            f"Closed loop: likes above {against}",
+            note,
+            "round",
+            "likes above",
+            {**dict.fromkeys(likes, ()), **series},
+            lines=lines,
+        )
 
     def _figure(self, key: str) -> FigureData:
         about = MEASURES[key]
@@ -213,7 +239,7 @@ class LoopResults:
         title = f"starec: closed loop on {self.config.dataset.name}"
         pages = {
             "loop.html": page_html(title, self.tables(), self.figures(), [], timelines=False),
-            "loop.svg": picture(self.figures()),
+            "loop.svg": picture(self.figures()[:6]),
         }
         for name, text in pages.items():
             with temporary(out / name) as new:
