@@ -20,6 +20,7 @@ from starec_env.data.splits import read_users, sample
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
 from starec_env.recommend.responses import Responder
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin import twin_of
 from starec_env.types import Dataset, Id
 from starec_eval.loop.run import Report, run_loop
@@ -28,7 +29,7 @@ from starec_eval.recommenders import build_recommenders
 from starec_eval.report.page import LOOP
 
 RECOMMENDERS = "random,pop,item-knn"
-USERS = ("twin", "agent")
+USERS = ("twin", "sequence", "agent")
 _SIZES = ("rounds", "slate_size", "horizon", "seed", "against", "resume", "concurrency")
 
 
@@ -44,7 +45,8 @@ _SIZES = ("rounds", "slate_size", "horizon", "seed", "against", "resume", "concu
     "--user",
     default="twin",
     show_default=True,
-    help="Who answers: twin; agent, at --base-url; MODULE:FUNCTION for your own: a function of the data set.",
+    help="Who answers: twin; sequence, a statistical user of another kind; agent, at --base-url; MODULE:FUNCTION for "
+    "your own: a function of the data set.",
 )
 @click.option("--users", type=click.IntRange(min=1), default=100, show_default=True, help="Sampled by --seed.")
 @click.option(
@@ -110,6 +112,9 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
     user = options["user"]
     if user == "twin":
         return twin_of(dataset, report)
+    if user == "sequence":
+        report("fitting the sequence user", 0, 0)
+        return SequenceUser.fit(dataset)
     if user == "agent":
         return agent_responder(dataset, options)
     if ":" not in user:
