@@ -112,6 +112,16 @@ def test_users_go_on_from_where_the_responder_says(dataset: Dataset, tmp_path: P
     assert spy.asked[0].history.shape[1] == 8
 
 
+def test_users_may_begin_without_any_history(dataset: Dataset, tmp_path: Path) -> None:
+    fans = Fans(dataset, np.where(np.arange(24) < 20, dataset.indptr[:-1], dataset.indptr[1:]))
+    users = dataset.user_ids[:8].tolist()
+    names = ["pop", "item-knn", "markov", "ease", "sasrec"]
+    recommenders = build_recommenders(names)
+    recommenders["sasrec"].scorer.epochs = 1  # type: ignore[attr-defined]
+    found = run_loop(fans, recommenders, out=tmp_path, **{**SIZES, "users": users})
+    assert all(found.overall[name]["clicks"].mean > 0 for name in names)
+
+
 def test_each_recommender_has_a_world_of_its_own(dataset: Dataset, tmp_path: Path) -> None:
     together = loop(Fans(dataset), tmp_path / "two", "random,pop")
     alone = loop(Fans(dataset), tmp_path / "one", "pop")
@@ -437,7 +447,7 @@ def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) 
     difference, p = found.differences["random"]["likes"]
     means = {name: found.overall[name]["likes"].mean for name in ("random", "pop")}
     assert difference.gap == pytest.approx(means["random"] - means["pop"]) and p >= difference.p
-    assert found.write_pages(tmp_path) == ["loop.html", "loop.svg"]
+    assert found.write_pages(tmp_path) == ["loop.md", "loop.html", "loop.svg"]
     page = (tmp_path / "loop.html").read_text()
     report = write_report([tmp_path], tmp_path / "report.html").read_text()
     for text in (page, report):

@@ -231,16 +231,14 @@ class LoopResults:
         write_text(out / LOOP, json.dumps(self.to_json(), indent=1) + "\n")
 
     def write_pages(self, out: Path) -> list[str]:
-        """Write loop.html and loop.svg where what a report needs is installed; returns their names."""
-        if not all(map(find_spec, ("jinja2", "matplotlib"))):
-            return []
-        from starec_eval.report.page import page_html
+        """Write loop.md, and loop.html and loop.svg where what a report needs is installed; returns their names."""
+        pages = {"loop.md": "\n".join(table.to_markdown() for table in self.tables())}
+        if all(map(find_spec, ("jinja2", "matplotlib"))):
+            from starec_eval.report.page import page_html
 
-        title = f"starec: closed loop on {self.config.dataset.name}"
-        pages = {
-            "loop.html": page_html(title, self.tables(), self.figures(), [], timelines=False),
-            "loop.svg": picture(self.figures()[:6]),
-        }
+            title = f"starec: closed loop on {self.config.dataset.name}"
+            pages["loop.html"] = page_html(title, self.tables(), self.figures(), [], timelines=False)
+            pages["loop.svg"] = picture(self.figures()[:6])
         for name, text in pages.items():
             with temporary(out / name) as new:
                 new.write_text(text, encoding="utf-8", errors="replace")
