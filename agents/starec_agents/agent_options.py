@@ -53,6 +53,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     ("--calibration", {"type": _FILE, "help": "A file of starec_agents.calibrate()  [default: fitted and kept]"}),
+    ("--raw-stars", {"is_flag": True, "help": "Leave the stars that agents give as they are, not calibrated."}),
     ("--reflect/--no-reflect", {"default": True, "help": "Whether agents learn from a visit at its end."}),
     ("--traits/--no-traits", {"default": False, "help": "Whether agents begin with what sets their user apart."}),
     ("--concurrency", {"type": click.IntRange(min=1), "default": 64, "help": "Requests in flight."}),
@@ -76,8 +77,8 @@ def agent_responder(
 ) -> AgentResponder:
     """The agents of a command's options, once their server has answered that it has the model.
 
-    Where a calibration is needed and none is given, it is fitted on some of the data set's users whom the model wasn't
-    trained on, and kept in the cache folder.
+    Without --calibration, one is fitted on some of the data set's users whom the model wasn't trained on, and kept in
+    the cache folder; with --raw-stars only where it is needed for more than stars.
 
     Args:
         dataset: Whose users they are.
@@ -104,11 +105,13 @@ def agent_responder(
         models=models,
     )
     through = _through(model, agent(), options["answers"])
-    calibration = _known(model, options["calibration"])
-    if calibration is None and (needs_calibration or through == "ranking"):
+    calibration, raw = _known(model, options["calibration"]), options["raw_stars"]
+    if calibration is None and (needs_calibration or through == "ranking" or not raw):
         users = _unseen(dataset, model, seed)
         asked = {name: options[name] for name in ("temperature", "top_p", "max_tokens", "extra_body")}
-        calibration = _fitted(agent, dataset, users, through, {"model": model, **asked})
+        calibration = _fitted(agent, dataset, users, "ranking" if raw else through, {"model": model, **asked})
+    if calibration and raw:
+        calibration = calibration.model_copy(update={"by_response": None})
     traits = traits_in_words(dataset, more.get("stops")) if options["traits"] else None
     given = {"calibration": calibration, "reflects": options["reflect"], "traits": traits, **more}
     return AgentResponder(agent, dataset, through=through, **given)

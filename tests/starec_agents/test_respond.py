@@ -685,6 +685,13 @@ def test_calibrating_agents_that_respond_fits_their_own_stars_too():
     found = calibrate(agent, data, data.user_ids.tolist(), turns=5, through="response")
     assert found.by_response and found.by_response.n == 60 and abs(found.by_response.raw) < 0.5
 
+    def mute(messages, sampling):
+        return scripted_user()(messages, sampling) if "Candidate movies:" in messages[1]["content"] else "Four stars!"
+
+    agent = UserAgent.factory(ScriptedChat(mute), answer_format="scores")
+    with pytest.raises(InvalidOption, match="gave stars 0 of 60 times.*no_answer: 60.*--raw-stars"):
+        calibrate(agent, data, data.user_ids.tolist(), turns=5, through="response")
+
 
 # The card's model ----------------------------------------------------------------------------------------------------
 
@@ -777,10 +784,13 @@ def run_options(*args, make=agent_responder, **more):
 def test_the_options_of_a_command_make_agents_that_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("STAREC_CACHE", str(tmp_path))
     with FakeEndpoint(scripted(), models=("m", "starec-nano")) as server:
-        agents = run_options("--base-url", server.url, "--model", "m", "--answer-format", "scores", "--no-reflect")
+        here = ("--base-url", server.url, "--model", "m", "--answer-format", "scores")
+        agents = run_options(*here, "--no-reflect", "--raw-stars")
         assert agents.through == "response" and agents.calibration is None and not agents.reflects
+        assert run_options(*here).calibration.by_response and server.requests == 120
+        assert run_options(*here, "--raw-stars", make=card_model).calibration.by_response is None
         assert opened(agents).respond(ROWS, slates()).problems == ("",) * 4 and agents.traits is None
-        assert run_options("--base-url", server.url, "--model", "m", "--traits").traits(3).startswith("Beside others")
+        assert run_options(*here, "--traits").traits(3).startswith("Beside others")
         nano = run_options("--base-url", server.url, "--model", "starec-nano")
         assert nano.through == "ranking" and nano.calibration == Calibration.load(NANO_CALIBRATION)
         assert opened(nano).respond(ROWS, slates()).seen.all()

@@ -1,6 +1,7 @@
 """The report card: every quantity against hand-computed values, and cards of users whose fidelity is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
+from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
 from starec_eval.fidelity.synthetic import shuffled, simulated_log
@@ -136,11 +138,27 @@ def test_a_distance_of_real_from_itself_is_its_floor():
 def test_the_order_of_recommenders_is_kendalls_tau_and_a_mean_gap():
     real = np.tile([[0.1], [0.2], [0.3]], 6)
     swapped = np.tile([[0.1], [0.3], [0.2]], 6)
-    tau, gap = measures.order(real, swapped)
-    assert tau.mean == pytest.approx(1 / 3)  # two pairs of three in order
-    assert gap.mean == pytest.approx(0.2 / 3)
-    assert measures.order(real, real)[0].mean == pytest.approx(1)
-    assert (tau.se, gap.se) == pytest.approx((0, 0))
+    found = measures.order(real, swapped)
+    assert found["tau"].mean == pytest.approx(1 / 3)  # two pairs of three in order
+    assert found["told_apart"].mean == pytest.approx(1 / 3)  # users agree, so all pairs are told apart
+    assert found["gap"].mean == pytest.approx(0.2 / 3)
+    assert [found[name].se for name in ("tau", "told_apart", "gap")] == pytest.approx([0, 0, 0])
+    assert measures.order(real, real)["tau"].mean == pytest.approx(1)
+
+
+def test_pairs_that_real_lists_do_not_tell_apart_are_left_out():
+    noisy = np.array([[0.2, 0.4, 0.2, 0.4], [0.4, 0.2, 0.4, 0.21], [0.9, 0.9, 0.8, 0.9]])  # the first two are alike
+    swapped = noisy[[1, 0, 2]]
+    found = measures.order(noisy, swapped)
+    assert found["tau"].mean == pytest.approx(1 / 3) and found["told_apart"].mean == 1
+
+
+def test_the_floor_of_an_order_is_half_of_the_users_against_the_others():
+    alike = np.tile([[0.1], [0.2], [0.3]], 6)
+    floor = measures.order_floor(alike)
+    assert (floor["tau"].mean, floor["gap"].mean) == pytest.approx((1, 0))
+    noise = np.random.default_rng(0).random((5, 40))
+    assert measures.order_floor(noise)["tau"].mean < 0.6 and measures.order_floor(noise)["gap"].mean > 0.01
 
 
 def test_chance_is_a_random_order_and_shares_go_from_floor_to_top():
@@ -163,8 +181,9 @@ def test_steps_of_sittings_end_where_a_pause_follows_and_the_log_goes_on():
 
 
 def test_the_chance_to_leave_is_of_the_sittings_that_lasted_so_long():
-    # Of four all reach step 1, two end there; of two that reach step 3 one ends; nobody reaches step 9.
-    assert measures.leaving_chances([1, 1, 3, 5], [1, 2, 3, 5, 9]).tolist() == [0.5, 0, 0.5, 1, 1]
+    # Of 80 all reach step 1 and 40 end there; of the 40 that reach step 3 half end; nobody reaches step 9.
+    chances = measures.leaving_chances(np.repeat([1, 1, 3, 5], 20), [1, 2, 3, 5, 9])
+    assert chances[:4].tolist() == [0.5, 0, 0.5, 1] and np.isnan(chances[4])
 
 
 def test_means_by_user_are_a_row_a_recommender():
@@ -323,6 +342,44 @@ def test_choices_over_a_users_own_rows_alone_are_asked_for():
     assert np.exp(log_choice(PopularityUser(seen), cases)).sum() == pytest.approx(1)
 
 
+def paths(n_users=60, n_items=30, length=12):
+    """Users who walk along the catalogue in steps of one from anywhere, and like even items."""
+    starts = np.random.default_rng(0).integers(n_items, size=n_users)
+    items = (starts[:, None] + np.arange(length)) % n_items
+    stars = np.where(items % 2, 2.0, 4.0).astype(np.float32)
+    base = make_dataset(n_users=n_users, n_items=n_items, length=length)
+    return replace(base, item_indices=items.ravel().astype(np.int32), ratings=stars.ravel())
+
+
+def test_neighbours_take_what_others_took_next_and_like_what_others_liked():
+    data = paths()
+    model = NeighboursUser(data)
+    users = np.arange(data.n_users)
+    last = data.item_indices[data.indptr[1:] - 1]
+    shown = np.stack([(last + 1) % 30, (last + 10) % 30, (last + 15) % 30], axis=1).astype(np.int32)
+    cases = cases_of(data, users, shown)
+    taken, liked = model.log_choice(cases, "taken"), model.log_choice(cases)
+    assert np.exp(taken).sum(1) == pytest.approx(np.ones(len(users)))
+    assert (taken.argmax(1) == 0).mean() > 0.9
+    gained = (liked[:, 0] - liked[:, 1]) - (taken[:, 0] - taken[:, 1])  # of two items one is even
+    assert ((gained > 0) == (shown[:, 0] % 2 == 0)).all()
+    yes = model.accepts(cases)
+    assert yes[:, 0].min() > 0.5 > yes[:, 2].max()
+
+
+def test_neighbours_rate_by_item_and_by_what_the_user_gave_before():
+    data = paths()
+    model = NeighboursUser(data)
+    stars, like = model.rate(data, np.arange(24))
+    counts = np.bincount(data.item_indices, minlength=30)
+    rest = data.ratings - data.ratings.mean()
+    items = np.bincount(data.item_indices, rest, 30) / (counts + 5)
+    before = (rest[12:15] - items[data.item_indices[12:15]]).sum() / (3 + 10)
+    assert stars[15] == pytest.approx(np.clip(data.ratings.mean() + before + items[data.item_indices[15]], 2, 4))
+    assert (like > 0.5).tolist() == (data.ratings[:24] > 3).tolist()
+    assert set(model.draw_stars(data, np.arange(24), 0)) <= {2.0, 4.0}
+
+
 # Cards ----------------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +423,23 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     assert "Order of recommenders" in to_markdown(card)
     html = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
+    assert 'id="timelines"' not in html and "<script" not in html  # there is no run to look into
+
+
+def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):
+    class Few(PopularityUser):
+        most_candidates = 20
+        problems = {"missing": 2}
+
+    make = {"reading": SMALL, "users": 12, "recommenders": ("random", "pop", "item-knn"), "trained": ("pop",)}
+    card = fidelity(dataset(), Few, name="few", out=tmp_path, **make)
+    order = {measure.key: measure.values for measure in card.section("order").measures}
+    assert set(order["tau"]) == {"popularity", "floor"}
+    assert set(order["expected_tau"]) == {"model", "popularity", "floor"}
+    assert set(order["order:pop"]) == {"real", "popularity", "model, expected", "popularity, expected"}
+    assert card.left_out["tstr"] == "the user model chooses among 20 items at most, not from all 80"
+    assert card.problems == {"missing": 4}  # it is made twice
+    assert "problems of answers: missing 4" in to_markdown(card)
 
 
 def test_a_card_says_what_it_is_of_and_is_made_anew_to_the_same_numbers(tmp_path):
@@ -424,6 +498,13 @@ def test_the_user_model_of_the_docs_gets_a_card(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     choice = Card.read(tmp_path / "card" / "card.json").section("choice")
     assert choice.value("ndcg@10").mean < choice.value("ndcg@10", "popularity").mean
+
+
+def test_agents_are_not_asked_about_users_they_were_trained_on(tmp_path):
+    options = ["--user", "agent", "--model", "starec-nano", "--base-url", "http://127.0.0.1:9/v1", "--quiet"]
+    done = CliRunner().invoke(fidelity_command, [*options, "--out", str(tmp_path)], standalone_mode=False)
+    assert isinstance(done.exception, InvalidOption) and "--split-file FOLDER/starec.json" in str(done.exception)
+    assert not (tmp_path / "card.json").exists()
 
 
 def test_the_command_writes_the_card_and_names_what_it_does_not_know(tmp_path):

@@ -25,13 +25,14 @@ from starec_env.recommend.model import UserModelMaker
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
+from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import RECOMMENDERS
 from starec_eval.fidelity.page import tables
 from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
 
 AGENT = "agent"
-USERS: dict[str, UserModelMaker] = {"twin": TwinModel.made, "popularity": PopularityUser}
+USERS: dict[str, UserModelMaker] = {"twin": TwinModel.made, "neighbours": NeighboursUser, "popularity": PopularityUser}
 """User models by name, besides agents."""
 
 
@@ -57,8 +58,6 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
 
 
 _KEPT = ("seed", "repetitions", "most_ratings", "quick", "out", "resume")
-
-
 _OF_AGENTS = ("model", "agent", "answer_format", "answers", "max_history", "temperature", "top_p", "max_tokens")
 
 

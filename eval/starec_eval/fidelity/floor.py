@@ -50,7 +50,7 @@ class PopularityUser:
 
     def rate(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
         """The mean of the user's earlier rows, and their share of likes drawn to the overall one."""
-        first = _first(dataset, rows)
+        first = first_rows(dataset, rows)
         n = rows - first
         stars, likes = (
             (total := np.append(0.0, column.astype(np.float64).cumsum()))[rows] - total[first]
@@ -61,7 +61,7 @@ class PopularityUser:
 
     def draw_stars(self, dataset: Dataset, rows: NDArray[np.integer[Any]], seed: int) -> Floats:
         """Any of the user's earlier ratings; of a user without one the mean rating."""
-        first = _first(dataset, rows)
+        first = first_rows(dataset, rows)
         drawn = first + (np.random.default_rng(seed).random(len(rows)) * (rows - first)).astype(np.int64)
         return np.where(rows > first, dataset.ratings[drawn], self.mean)
 
@@ -71,7 +71,7 @@ class PopularityUser:
         return found
 
 
-def _first(dataset: Dataset, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """The first row of each row's user."""
+def first_rows(dataset: Dataset, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """(n,) the first row of the user of each of (n,) rows."""
     found: NDArray[np.int64] = dataset.indptr[np.searchsorted(dataset.indptr, rows, side="right") - 1]
     return found

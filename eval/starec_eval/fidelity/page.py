@@ -16,6 +16,11 @@ _SIGNS = {"percent": " %", "stars": "", "nats": "", "share": "", "points": "", "
 _GROUPED = ("ndcg@10", "log_likelihood", "accuracy@1:1", "rmse", "surplus", "like_rate")
 _DRAWN = {"ndcg@10": "NDCG@10, percent", "rmse": "RMSE, stars"}
 
+_ORDER = (
+    "Recommenders trained on real rows: on real lists, on lists whose target the user model drew, and on real lists as "
+    "the model expects."
+)
+
 
 def tables(card: Card) -> list[TableData]:
     """A table a section, and one of groups of users."""
@@ -32,11 +37,12 @@ def figures(card: Card) -> list[FigureData]:
     ordered = [measure for key, measure in measures.items() if key.startswith("order:")]
     if ordered:
         series = {
-            column: [_point(measure.name.removeprefix("NDCG@10 of "), measure.values[column]) for measure in ordered]
-            for column in (REAL, MODEL)
+            column: [
+                _point(m.name.removeprefix("NDCG@10 of "), m.values[column]) for m in ordered if column in m.values
+            ]
+            for column in (REAL, MODEL, f"{MODEL}, expected")
         }
-        note = "Recommenders trained on real rows, on real lists and on lists whose target the user model drew."
-        found.append(FigureData("Order of recommenders", note, "", "NDCG@10, percent", series, bars=True))
+        found.append(FigureData("Order of recommenders", _ORDER, "", "NDCG@10, percent", series, bars=True))
     return found
 
 
