@@ -4,14 +4,14 @@
     python examples/slate_policy.py --seeds 0 1                     # learn, print the curves, write slate_policy.npz
     cd examples && starec loop --recommenders pop,item-knn,slate_policy:policy --out ../runs/loop
 
-A slate is ten of thousands of items, too many actions to try one by one. So the policy's action is what each of five
+A slate is ten of thousands of items, too many actions to try one by one. So the policy's action is what each of six
 features of an item weighs for this user; the slate is the ten best of the items that the user hasn't met. It begins
 with no weights at all, a random order, and is rewarded by likes on `starec/Recommend-v0`, whose users are the twin.
 
-A fifth of the users is kept for the curve: each of its points is a visit of each of them, by `starec loop`'s own rules
-and beside popularity, which is the floor to clear, and item-kNN. At the end the policies rank the protocol's real
-leave-one-out lists (`starec eval`), of which neither the twin nor the features have seen a target. Takes some minutes
-on one core of a CPU.
+Half of the users are kept for the curve: at each of its points every one of them visits three times, by
+`starec loop`'s own rules and beside popularity, which is the floor to clear, paired over users. At the end the policies
+rank the protocol's real leave-one-out lists (`starec eval`) beside item-kNN; neither the twin nor the features have
+seen a target of these. Takes some minutes on one core of a CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ from starec_eval.rankers import ItemKNN, Pop, Random, Scorer
 from starec_eval.rankers.scorer import TrainOn
 from starec_eval.recommenders import ScorerRecommender
 
-FEATURES = ("popular", "well rated", "like the last few", "like all of them", "of the same genres")
+FEATURES = (
+    "popular",
+    "well rated",
+    "like the last few",
+    "like all of them",
+    "of the same genres",
+    "to the user's taste",
+)
 CONTEXT = ("popularity of what was taken", "its ratings", "its likeness", "its number", "its variety of genres")
 LAYERS, SAVED = 16, Path(__file__).with_name("slate_policy.npz")
 SLATE, HORIZON, RANK = 10, 20, 32
@@ -66,18 +73,28 @@ class SlatePolicy(Scorer):
         """Count what the features need; the network stays as it is."""
         n = train.n_items
         counts = np.bincount(train.item_indices, minlength=n)
-        stars = np.bincount(train.item_indices, weights=train.ratings, minlength=n)
-        mean = float(train.ratings.mean())
-        self.items = _standard(np.stack([np.log1p(counts), (stars + 5 * mean) / (counts + 5)]))
+        self.items = _standard(np.stack([np.log1p(counts), _shrunk(train.ratings, train.item_indices, n)]))
         taken = csr_array((np.ones(train.n_interactions), (train.owner, train.item_indices)), (train.n_users, n))
         rank = min(RANK, *(side - 1 for side in taken.shape))
         _, _, vectors = svds(taken.multiply(1 / np.sqrt(1.0 + counts)).tocsr(), k=rank, v0=np.ones(min(taken.shape)))
         self.vectors = vectors.T / np.maximum(np.linalg.norm(vectors.T, axis=1, keepdims=True), 1e-9)
         genres = genre_table(train)
         self.genres = np.zeros((n, 1)) if genres is None else genres
+        self._fit_taste(train)
         return self
 
-    def features(self, history: Indices) -> Floats:
+    def _fit_taste(self, train: Dataset) -> None:
+        """What users rated above the mean of item and user, and what like users did: a factorisation of the rest."""
+        item, owner = train.item_indices, train.owner
+        rest = train.ratings - _shrunk(train.ratings, item, train.n_items)[item]
+        rest -= _shrunk(rest, owner, train.n_users)[owner]
+        table = csr_array((rest.astype(float), (owner, item)), (train.n_users, train.n_items))
+        left, sizes, self.rated = svds(
+            table, k=min(RANK // 2, *(side - 1 for side in table.shape)), v0=np.ones(min(table.shape))
+        )
+        self.tastes = {user: taste for user, taste in zip(train.user_ids.tolist(), left * sizes, strict=True)}
+
+    def features(self, users: Sequence[Id], history: Indices) -> Floats:
         """(n, n_items, features) of the catalogue for (n, longest) histories, each of mean 0 and deviation 1."""
         real = history != PAD
         ages = np.where(real, np.cumsum(real[:, ::-1], axis=1)[:, ::-1] - 1, 0)
@@ -85,7 +102,9 @@ class SlatePolicy(Scorer):
         alike = [np.einsum("nh,nhr->nr", w, self.vectors[history]) @ self.vectors.T for w in (lately, ever)]
         genres = np.einsum("nh,nhg->ng", ever, self.genres[history]) @ self.genres.T
         own = np.broadcast_to(self.items[:, None], (2, *genres.shape))
-        return np.moveaxis(np.concatenate([own, _standard(np.stack([*alike, genres]))]), 0, -1)
+        nothing = np.zeros(len(self.rated))
+        taste = np.stack([self.tastes.get(user, nothing) for user in users]) @ self.rated
+        return np.moveaxis(np.concatenate([own, _standard(np.stack([*alike, genres, taste]))]), 0, -1)
 
     def context(self, history: Indices) -> Floats:
         """(n, context) what the network reads of (n, longest) histories."""
@@ -105,7 +124,7 @@ class SlatePolicy(Scorer):
 
     def every_score(self, users: Sequence[Id], history: Indices, n_items: int) -> Floats:
         """(n, n_items) scores of the catalogue."""
-        return np.einsum("nif,nf->ni", self.features(history), self.weights(self.context(history)))
+        return np.einsum("nif,nf->ni", self.features(users, history), self.weights(self.context(history)))
 
     def scores(self, batch: Batch) -> Floats:
         """Scores of the candidates."""
@@ -115,6 +134,12 @@ class SlatePolicy(Scorer):
             np.take_along_axis(self.every_score(part.users, part.history, n), part.candidates, 1) for part in parts
         ]
         return np.concatenate(every)
+
+
+def _shrunk(values: Floats, groups: Indices, n: int) -> Floats:
+    """(n,) means of groups, drawn towards the mean of all as by five values more."""
+    sums, counts = np.bincount(groups, weights=values, minlength=n), np.bincount(groups, minlength=n)
+    return (sums + 5 * values.mean()) / (counts + 5)
 
 
 def _standard(values: Floats) -> Floats:
@@ -135,14 +160,16 @@ class Weighing(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Begin a visit."""
         observation, info = self.env.reset(**options)
         user = np.array([observation["user"]])
+        self.user = [info["user_id"]]
         self.barred = met_before(self.twin.dataset, self.twin.stops, user)[0]
         return self._seen(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Show the items that the weights put first, of those that were neither met nor shown in this visit."""
-        scores = self.policy.features(self.history)[0] @ action
+        scores = self.policy.features(self.user, self.history)[0] @ action
         scores[self.barred] = -np.inf
-        slate = np.argsort(-scores, kind="stable")[:SLATE]
+        slate = np.argpartition(-scores, SLATE)[:SLATE]
+        slate = slate[np.argsort(-scores[slate])]
         self.barred[slate] = True
         observation, reward, *end = self.env.step(slate)
         return self._seen(observation), float(reward), *end  # type: ignore[return-value]
@@ -157,22 +184,18 @@ def main() -> None:
     """Train with each seed, and print the curves and the two comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=40_960, help="slates that are learned from")
-    parser.add_argument("--points", type=int, default=10, help="of the curve")
+    parser.add_argument("--steps", type=int, default=32_768, help="slates that are learned from")
     options = parser.parse_args()
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
     twin = twin_of(dataset)
     ids = np.random.default_rng(0).permutation(dataset.user_ids).tolist()
-    kept, train = ids[: len(ids) // 5], ids[len(ids) // 5 :]
+    kept, train = ids[: len(ids) // 2], ids[len(ids) // 2 :]
     print(f"{dataset!r}: {len(train)} users to train on, {len(kept)} for the curve")
-    floors = visits(twin, {"random": Random(), "pop": Pop(), "item-knn": ItemKNN()}, kept)
-    learned = [learn(twin, train, kept, seed, options.steps, options.points) for seed in options.seeds]
+    learned = [learn(twin, train, kept, seed, options.steps) for seed in options.seeds]
     policies = {f"seed {seed}": policy for seed, policy in zip(options.seeds, learned, strict=True)}
-    compared = visits(twin, {"pop": Pop(), "item-knn": ItemKNN(), **policies}, kept)
-    for name in floors.answers:
-        show(name, floors, name)
-    for name, found in compared.differences.items():
-        print(f"{name} less pop, likes a visit: {found['likes'][0].gap:+.2f} ± {found['likes'][0].se:.2f}")
+    found = visits(twin, {"random": Random(), "pop": Pop(), "item-knn": ItemKNN(), **policies}, kept)
+    for name in found.answers:
+        show(name, found, name)
     rankers: list[Any] = [(f"{s.name}-full", s) for s in (Pop(train="full"), ItemKNN(train="full"))]
     table = evaluate([Random(), *rankers, *policies.items()], Protocol(dataset))
     for row in table.rows:
@@ -182,8 +205,8 @@ def main() -> None:
     save(learned[0])
 
 
-def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int, points: int) -> SlatePolicy:
-    """A policy of PPO after some steps; prints likes a visit on the users kept as it goes on."""
+def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) -> SlatePolicy:
+    """A policy of PPO after some steps; prints what it does with the users kept, at points that are ever rarer."""
     import torch
     from stable_baselines3 import PPO
 
@@ -195,15 +218,16 @@ def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int, 
         "starec/Recommend-v0", responder=twin, users=train, seed=seed, slate_size=SLATE, horizon=HORIZON, reward="likes"
     )
     weighing = Weighing(env, policy, twin)
-    network = {"net_arch": [LAYERS], "log_std_init": -0.7}
-    settings: dict[str, Any] = {"n_steps": 1024, "batch_size": 256, "gamma": 0.9, "learning_rate": 1e-3}
+    network = {"net_arch": [LAYERS], "log_std_init": -1.5}
+    settings: dict[str, Any] = {"n_steps": 2048, "batch_size": 512, "gamma": 0.0, "learning_rate": 1e-3}
     model = PPO("MlpPolicy", weighing, policy_kwargs=network, seed=seed, device="cpu", **settings)
-    for point in range(points + 1):
-        if point:
-            model.learn(steps // points, reset_num_timesteps=False)
+    while True:
         policy.network = network_of(model)
-        show(f"seed {seed}, {model.num_timesteps:,} slates", visits(twin, {"policy": policy}, kept), "policy")
-    return policy
+        found = visits(twin, {"pop": Pop(), "policy": policy}, kept)
+        show(f"seed {seed}, {model.num_timesteps:,} slates", found, "policy")
+        if model.num_timesteps >= steps:
+            return policy
+        model.learn(max(2048, model.num_timesteps), reset_num_timesteps=False)
 
 
 def before(twin: Twin) -> Dataset:
@@ -220,19 +244,21 @@ def network_of(model: Any) -> Network:
 
 
 def visits(twin: Twin, scorers: dict[str, Scorer], users: list[Any]) -> LoopResults:
-    """One visit of each user, by the closed loop."""
+    """Three visits of each user, by the closed loop."""
     recommenders: dict[str, Any] = {name: ScorerRecommender(scorer) for name, scorer in scorers.items()}
-    sizes: dict[str, Any] = {"rounds": 1, "slate_size": SLATE, "horizon": HORIZON, "seed": 100}
+    sizes: dict[str, Any] = {"rounds": 3, "slate_size": SLATE, "horizon": HORIZON, "seed": 100}
     with TemporaryDirectory() as folder:
         return run_loop(twin, recommenders, out=folder, users=users, **sizes)
 
 
 def show(label: str, results: LoopResults, name: str) -> None:
-    """Print a recommender's likes and clicks a visit."""
+    """Print a recommender's likes and clicks a visit, and its likes above popularity's."""
     found = results.overall[name]
     likes, clicks = found["likes"], found["clicks"]
     text = f"likes a visit {likes.mean:.2f} ± {likes.se:.2f}, clicks {clicks.mean:.2f} ± {clicks.se:.2f}"
-    print(f"{label:>24}: {text}", flush=True)
+    if above := results.differences.get(name):
+        text += f"; likes above pop {above['likes'][0].gap:+.2f} ± {above['likes'][0].se:.2f}"
+    print(f"{label:>22}: {text}", flush=True)
 
 
 def save(policy: SlatePolicy) -> None:

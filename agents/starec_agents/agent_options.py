@@ -109,7 +109,7 @@ def agent_responder(
     if calibration is None and (needs_calibration or through == "ranking" or not raw):
         users = _unseen(dataset, model, seed)
         asked = {name: options[name] for name in ("temperature", "top_p", "max_tokens", "extra_body")}
-        calibration = _fitted(agent, dataset, users, through, {"model": model, **asked})
+        calibration = _fitted(agent, dataset, users, "ranking" if raw else through, {"model": model, **asked})
     if calibration and raw:
         calibration = calibration.model_copy(update={"by_response": None})
     traits = traits_in_words(dataset, more.get("stops")) if options["traits"] else None

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 _SHRUNK = 5.0
 """So many ratings of the mean rating are added to a user's own before their mean is taken."""
-_FEWEST = 20
+FEWEST = 20
 """Interactions that a fit needs."""
 _SITTING_S = 1800
 """A sitting ends where the next interaction is further away than these seconds."""
@@ -185,8 +185,8 @@ def fit_choice(
     from scipy.optimize import minimize, minimize_scalar
 
     cases = len(found)
-    if cases < _FEWEST:
-        raise InvalidOption(f"{cases} liked interactions are too few to calibrate on: wanted at least {_FEWEST}")
+    if cases < FEWEST:
+        raise InvalidOption(f"{cases} liked interactions are too few to calibrate on: wanted at least {FEWEST}")
     logs = np.log(found)
     right = logs[np.arange(cases), targets]
 
@@ -226,8 +226,8 @@ def fit_stars(own: Floats, raw: Floats, ratings: Floats) -> StarsLine:
         ratings: (n,) what the users really rated.
     """
     n = len(ratings)
-    if n < _FEWEST:
-        raise InvalidOption(f"{n} ratings are too few to calibrate stars on: wanted at least {_FEWEST}")
+    if n < FEWEST:
+        raise InvalidOption(f"{n} ratings are too few to calibrate stars on: wanted at least {FEWEST}")
     columns = np.stack([np.ones_like(own), own, raw], axis=1)
     weights, *_ = np.linalg.lstsq(columns, ratings, rcond=None)
     noise = float(np.sqrt(np.mean((ratings - columns @ weights) ** 2)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import (
+    FEWEST,
     Calibration,
     StarsLine,
     fit_choice,
@@ -32,7 +33,7 @@ from starec_env.cases import Cases
 from starec_env.errors import EndpointError, InvalidOption
 from starec_env.metrics import Relevant
 from starec_env.replay.stream import Seen, Stream, sample_negatives
-from starec_env.types import Candidates, Dataset, History, Id, Query, Ranking
+from starec_env.types import Candidates, Dataset, History, Id, Query, Ranking, Turn
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T")
@@ -263,37 +264,44 @@ def calibrate(
     stream = Stream(dataset, n_candidates=RANKED, seed=seed, split="test", targets="all", turns=turns)
     indices = np.array([dataset.user_index(user) for user in users], np.int64)
     able = indices[np.isin(indices, stream.users)]
-    asked = [turn for turns_of in stream.turns_of(able) for turn in turns_of]
-    asker = _Asker(agent, report)
+    asked, asker = [turn for turns_of in stream.turns_of(able) for turn in turns_of], _Asker(agent, report)
     rankings = asker.rank([turn.query for turn in asked])
-    usable = np.array([bool(ranking.order) for ranking in rankings], bool)
-    found = np.array([ranks(ranking, RANKED) for ranking in rankings]).reshape(-1, RANKED)
-    targets = np.array([turn.target for turn in asked], np.int64)
-    liked = usable & np.array([turn.liked for turn in asked], bool)
-    temperature, (slope, length, outside) = fit_choice(found[liked], targets[liked], seed)
-    ratings = np.array([turn.rating for turn in asked], np.float64)
-    rows = [slice(int(dataset.starts[user]), int(dataset.indptr[user + 1])) for user in able.tolist()]
+    ranked = [(turn, ranks(ranking, RANKED)) for turn, ranking in zip(asked, rankings, strict=True) if ranking.order]
+    liked = [(found, turn.target) for turn, found in ranked if turn.liked]
+    found, targets = np.array([found for found, _ in liked]), np.array([target for _, target in liked], np.int64)
+    temperature, (slope, length, outside) = fit_choice(found, targets, seed)
     mean = float(dataset.ratings.mean())
-    own = np.array([shrunk_mean(turn.query.history.ratings, mean) for turn in asked])
-    scores = -np.log(found[np.arange(len(asked)), targets] / RANKED)
-    by_response = None
-    if through == "response":
-        taken = [_narrowed(turn.query, turn.target, dataset) for turn in asked]
-        raw = asker.stars(taken, levels_of(dataset))
-        given = ~np.isnan(raw)
-        by_response = fit_stars(own[given], raw[given], ratings[given])
+    scores = np.array([-math.log(found[turn.target] / RANKED) for turn, found in ranked])
     return Calibration(
         temperature=temperature,
         slope=slope,
         length=length,
         outside=outside,
-        leave=leaving_rate([dataset.timestamps[part] for part in rows]),
+        leave=leaving_rate([dataset.timestamps[dataset.starts[user] : dataset.indptr[user + 1]] for user in able]),
         mean_rating=mean,
-        n=int(liked.sum()),
-        by_ranking=fit_stars(own[usable], scores[usable], ratings[usable]),
-        by_response=by_response,
+        n=len(liked),
+        by_ranking=_line([turn for turn, _ in ranked], scores, mean),
+        by_response=_line_of_stars(asker, asked, dataset) if through == "response" else None,
         made_from=made_from or {},
     )
+
+
+def _line_of_stars(asker: _Asker, turns: Sequence[Turn], dataset: Dataset) -> StarsLine:
+    """The line of the stars that agents give what their users took."""
+    raw = asker.stars([_narrowed(turn.query, turn.target, dataset) for turn in turns], levels_of(dataset))
+    given = np.flatnonzero(~np.isnan(raw))
+    if len(given) < FEWEST:
+        wrong = ", ".join(f"{problem}: {n}" for problem, n in asker.problems.most_common(5))
+        raise InvalidOption(
+            f"the agents gave stars {len(given)} of {len(turns)} times, too few to calibrate them "
+            f"({wrong or 'no users'}): ask a model that can, or leave stars as they are (--raw-stars)"
+        )
+    return _line([turns[place] for place in given.tolist()], raw[given], float(dataset.ratings.mean()))
+
+
+def _line(turns: Sequence[Turn], raw: Floats, mean: float) -> StarsLine:
+    own = np.array([shrunk_mean(turn.query.history.ratings, mean) for turn in turns])
+    return fit_stars(own, raw, np.array([turn.rating for turn in turns], np.float64))
 
 
 def _before(dataset: Dataset, user: int, row: int) -> Query:

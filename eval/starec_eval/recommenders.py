@@ -148,7 +148,7 @@ def build_recommenders(names: Iterable[str], seed: int = 0) -> dict[str, Recomme
 def _build(name: str, seed: int) -> Recommender:
     if ":" in name:
         make = load_function(name, "--recommenders")
-        if signature(make).parameters:
+        if not callable(make) or signature(make).parameters:
             raise InvalidOption(f"--recommenders {name}: wanted a function without parameters")
         return _as_recommender(make(), name)
     if name in ASKING:

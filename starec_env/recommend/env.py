@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -18,6 +19,7 @@ from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
 from starec_env.recommend.responses import Responder, Responses
 from starec_env.recommend.sessions import REWARDS, Sessions, observation_space
 from starec_env.recommend.slates import Slates
+from starec_env.recommend.traits import Traits, traits_of
 from starec_env.recommend.twin import twin_of
 from starec_env.replay.env import check_whole, list_of_ids, open_dataset, reset_option
 from starec_env.replay.render import RENDER_MODES, describe_visit, picture
@@ -75,6 +77,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     |----------------|--------------------------------------------------------------------------------------|
     | "user_id"      | the data set's own id of the user                                                    |
     | "demographics" | what the data set says of the user, as text                                          |
+    | "traits"       | activity, pickiness, conformity and diversity as ranks among the users, 0 to 1       |
     | "item"         | after a step: catalogue index of the item taken, None for none                       |
     | "seen"         | after a step: (k,) whether the user looked at each place                             |
     | "rewards"      | after a step: all rewards by name                                                    |
@@ -188,6 +191,11 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         self._begin(self._next_user() if named is None else named)
         return self._answer(None)
 
+    @cached_property
+    def traits(self) -> Traits:
+        """What kind of user each is, by the rows that a recommender knows at the beginning."""
+        return traits_of(self.dataset, self.responder.stops)
+
     def sessions(self, n: int, seed: int) -> Sessions:
         """Room for n users under a seed."""
         return Sessions(self.responder, n, seed, self.max_history, self.slate_size)
@@ -220,7 +228,8 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     def _answer(self, given: Responses | None) -> tuple[Observation, dict[str, Any]]:
         observation = {name: column[0] for name, column in self._sessions.observe().items()}
         user = self.dataset.user(self._user)
-        info: dict[str, Any] = {"user_id": user.id, "demographics": dict(user.demographics)}
+        traits = {name: float(ranks[self._user]) for name, ranks in vars(self.traits).items()}
+        info: dict[str, Any] = {"user_id": user.id, "demographics": dict(user.demographics), "traits": traits}
         if given is not None:
             place = int(given.taken[0])
             info |= {

@@ -1,9 +1,9 @@
-"""Which items soon follow which: the pairs that a low rank forgets, in one hash table of 32-bit words.
+"""Which items soon follow which: the pairs that a low rank forgets, in one hash table of 32 bits a place.
 
     share(h, j) = sum over rows of h with j at most 10 rows later, 1 / lag each, over (count of h + 20)
 
-The greatest 64 shares of each h are kept. A word holds 16 bits of the key and the share as a float16; a look-up reads
-one word, and where two pairs want the same word the greater share has it.
+The greatest 64 shares of each h are kept. A place holds 16 bits of the key and the share as a float16; a look-up reads
+one place, and where two pairs want the same one the greater share has it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ RECENT = 3
 _FADES = 0.85
 _GAIN = 100.0
 _KEPT, _WINDOW, _SHRINK, _SPARE = 64, 10, 20.0, 4
+_PLACE = np.dtype([("share", np.float16), ("tag", np.uint16)])
+_CELLS = 1 << 14
+"""Pairs looked up together, which stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Followers:
     """Shares of pairs of items, by one probe.
 
     Attributes:
-        table: (2**bits,) words: 16 bits of the key, then the share as float16 bits; 0 where there is none.
+        table: (2**bits,) of "share", 0 where there is none, and "tag", 16 bits of the key.
         n_items: Items in the catalogue.
     """
 
-    table: NDArray[np.uint32]
+    table: NDArray[Any]
     n_items: int
 
     @classmethod
@@ -64,37 +67,40 @@ class Followers:
 
     @classmethod
     def _packed(cls, before: Ints, after: Ints, share: Floats, n_items: int) -> Followers:
-        table = np.zeros(1 << max(4, int(np.ceil(np.log2(max(1, len(share)) * _SPARE)))), np.uint32)
+        table = np.zeros(1 << max(4, int(np.ceil(np.log2(max(1, len(share)) * _SPARE)))), _PLACE)
         made = cls(table, n_items)
         order = np.argsort(share, kind="stable")  # of equal places the last one written stays: the greatest
         places, tags = made._hashed(before[order], after[order])
-        table[places] = (tags << np.uint32(16)) | share[order].astype(np.float16).view(np.uint16)
+        table["share"][places], table["tag"][places] = share[order], tags
         return made
 
-    def _hashed(self, before: NDArray[Any], after: NDArray[Any]) -> tuple[Ints, NDArray[np.uint32]]:
-        key = before.astype(np.uint64) * np.uint64(self.n_items) + after.astype(np.uint64)
+    def _hashed(self, before: NDArray[Any], after: NDArray[Any]) -> tuple[Ints, NDArray[np.uint16]]:
+        key = (before * self.n_items + after).view(np.uint64)
         key *= GOLDEN
-        places = (key >> np.uint64(64 - (len(self.table).bit_length() - 1))).view(np.int64)
-        return places, (key >> np.uint64(16)).astype(np.uint32) & np.uint32(0xFFFF)
+        places = (key >> np.uint64(65 - len(self.table).bit_length())).view(np.int64)
+        key >>= np.uint64(16)
+        return places, key.astype(np.uint16)
 
-    def shares(self, before: NDArray[np.integer[Any]], after: NDArray[np.integer[Any]]) -> Floats:
+    def shares(self, before: Ints, after: Ints) -> Floats:
         """(...) shares of pairs, broadcast together; 0 for a pair that isn't kept."""
         places, tags = self._hashed(before, after)
-        words = self.table[places]
-        found = (words & np.uint32(0xFFFF)).astype(np.uint16).view(np.float16).astype(F)
-        found *= (words >> np.uint32(16)) == tags
+        words = self.table.take(places)
+        found: Floats = words["share"].astype(F)
+        found *= words["tag"] == tags
         return found
 
-    def near(self, recent: NDArray[np.integer[Any]], candidates: NDArray[np.integer[Any]]) -> Floats:
+    def near(self, recent: Ints, candidates: NDArray[np.integer[Any]]) -> Floats:
         """(n, k) log(1 + 100 sum_l 0.85^l share(recent_l, candidate)): what the last items add to a utility.
 
         Args:
             recent: (n, m) catalogue indices, newest first, -1 where there is none.
             candidates: (n, k) catalogue indices.
         """
-        found = np.zeros(candidates.shape, F)
-        for age in range(recent.shape[1]):
-            before = recent[:, age, None]
-            weight = np.where(before < 0, F(0), F(_GAIN * _FADES**age))
-            found += weight * self.shares(np.maximum(before, 0), candidates)
+        found, after = np.empty(candidates.shape, F), candidates.astype(np.int64, copy=False)
+        weights = np.where(recent < 0, F(0), (_GAIN * _FADES ** np.arange(recent.shape[1])).astype(F))
+        before = np.maximum(recent, 0)
+        step = max(1, _CELLS // max(1, recent.shape[1] * after.shape[1]))
+        for part in (slice(at, at + step) for at in range(0, len(after), step)):
+            shares = self.shares(before[part, :, None], after[part, None])
+            found[part] = np.matmul(weights[part, None], shares)[:, 0]
         return np.log1p(found, out=found)

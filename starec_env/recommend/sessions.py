@@ -20,7 +20,7 @@ F = np.float32
 REWARDS: dict[str, Callable[[Responses], NDArray[np.float64]]] = {
     "clicks": lambda given: (given.taken >= 0).astype(np.float64),
     "likes": lambda given: given.liked.astype(np.float64),
-    "stars": lambda given: np.nan_to_num(given.stars.astype(np.float64)),
+    "stars": lambda given: np.where(np.isnan(given.stars), 0, given.stars).astype(np.float64),
     "stay": lambda given: (~given.left).astype(np.float64),
 }
 """What a step is rewarded for, by name; all of them are in an environment's info."""
@@ -43,8 +43,8 @@ class Sessions:
         self.users, self.step = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.met = Met(n, self.dataset.n_items)
         self._length = np.zeros(n, np.int64)
-        self._history, self._places, self._when = (np.full((n, width), -1, np.int32) for _ in range(3))
-        self._ratings = np.zeros((n, width), F)
+        self._events = np.full((n, 4, width), -1, np.int32)
+        self._history, self._places, self._when, self._ratings = _columns(self._events)
         self._slate, self._taken = np.full((n, k), -1, np.int64), np.full(n, -1, np.int64)
 
     def begin(self, rows: Ints, users: Ints, visits: Ints) -> None:
@@ -77,28 +77,32 @@ class Sessions:
 
     def _note(self, rows: Ints, items: Ints, stars: NDArray[np.float32], places: Ints) -> None:
         full = rows[self._length[rows] == self._history.shape[1]]
-        for column in (self._history, self._ratings, self._places, self._when):
-            column[full, :-1] = column[full, 1:]
+        self._events[full, :, :-1] = self._events[full, :, 1:]
         self._length[full] -= 1
         at = rows, self._length[rows]
-        self._history[at], self._ratings[at] = items, np.nan_to_num(stars)
+        self._history[at], self._ratings[at] = items, np.where(np.isnan(stars), 0, stars)
         self._places[at], self._when[at] = places, self.step[rows]
         self._length[rows] += 1
         self.met.add(rows, items)
 
     def observe(self) -> dict[str, NDArray[Any]]:
         """What a recommender could know, one row a user; see `RecommendEnv`. No arrays are shared with later ones."""
-        ages = np.where(self._when >= 0, self.step[:, None] - self._when, -1).astype(np.int32)
+        history, places, when, ratings = _columns(self._events.copy())
         return {
             "user": self.users.copy(),
-            "history": self._history.copy(),
-            "ratings": self._ratings.copy(),
-            "places": self._places.copy(),
-            "ages": ages,
+            "history": history,
+            "ratings": ratings,
+            "places": places,
+            "ages": np.where(when >= 0, self.step.astype(np.int32)[:, None] - when, np.int32(-1)),
             "slate": self._slate.copy(),
             "taken": self._taken.copy(),
             "step": self.step.copy(),
         }
+
+
+def _columns(events: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Views of (n, 4, width) events: items, places, steps, and ratings, which are the bits of float32."""
+    return events[:, 0], events[:, 1], events[:, 2], events[:, 3].view(F)
 
 
 def observation_space(dataset: Dataset, width: int, k: int, horizon: int) -> spaces.Dict:

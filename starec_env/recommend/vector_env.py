@@ -35,8 +35,9 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
     An integer array of shape (N, slate_size).
 
     ## Information
-    Arrays with a first axis of N, each `key` with a mask `_key` of the environments that have it: "user_id", and after
-    a step "item" (-1 for none), "seen", "left", each reward by its name, and "said" and "problem" where users write.
+    Arrays with a first axis of N, each `key` with a mask `_key` of the environments that have it: "user_id" and each
+    trait by its name, and after a step "item" (-1 for none), "seen", "left", each reward by its name, and "said" and
+    "problem" where users write.
 
     ## Starting State
     `reset(seed=s)` with one seed for all: environment i takes the users i, i + N, i + 2N, ... of the order in which a
@@ -172,8 +173,9 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
 
     def _answer(self, given: Responses | None, stepped: Flags) -> tuple[dict[str, Any], dict[str, Any]]:
         observation = self._sessions.observe()
-        info: dict[str, Any] = {"user_id": self.dataset.user_ids[observation["user"]]}
-        info["_user_id"] = np.ones(self.num_envs, np.bool_)
+        known = {"user_id": self.dataset.user_ids, **vars(self._single.traits)}
+        info: dict[str, Any] = {name: column[observation["user"]] for name, column in known.items()}
+        info |= {f"_{name}": np.ones(self.num_envs, np.bool_) for name in known}
         if given is not None:
             places = np.maximum(given.taken, 0)
             items = np.where(given.taken >= 0, observation["slate"][self._each, places], NOTHING)

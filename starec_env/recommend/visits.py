@@ -27,10 +27,10 @@ Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 F = np.float32
 
-_LOOK, _TAKE, _RADIUS, _ANGLE, _LEAVE = range(5)
-"""What a number is drawn for."""
-_SALTS = np.arange(1, 6, dtype=np.uint64) * GOLDEN
-_DRAWS = 8
+_SALTS = (np.arange(1, 6, dtype=np.uint64) * GOLDEN)[:, None]
+"""One for each number of a step: looking, taking, two for the stars, leaving."""
+_NEXT = GOLDEN << np.uint64(3)
+"""From a step's key to the next's."""
 _NEVER = F(-1e4)
 """Utility of an item that can't be taken; its odds are 0 exactly."""
 _BLOCK = 512
@@ -76,60 +76,63 @@ class Steps:
 
     def respond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
         """See `Visits`."""
-        key = self._key[rows] + (self._step[rows] * _DRAWS).astype(np.uint64) * GOLDEN
-        looked = self._looked(key, slates.shape[1])
-        taken = self._take(key, rows, slates, looked)
-        who = np.flatnonzero(taken >= 0)
-        at, items = rows[who], slates[who, taken[who]]
-        stars = np.full(len(rows), np.nan, F)
-        stars[who] = self._rate(key[who], at, items)
-        self._move(at, items)
-        self._met.add(at, items)
-        left = self._leave(key, rows)
-        self._step[rows] += 1
+        key = self._key[rows]
+        self._key[rows] = key + _NEXT
+        look, take, radius, angle, leave = _uniform(key)
+        looked = self._looked(look, slates.shape[1])
         seen = np.arange(slates.shape[1]) < looked[:, None]
+        taken = self._take(take, rows, slates, looked, seen)
+        stars = np.full(len(rows), np.nan, F)
+        who = np.flatnonzero(taken >= 0)
+        if len(who):
+            at, items = rows[who], slates[who, taken[who]]
+            stars[who] = self._rate(_normal(radius[who], angle[who]), at, items)
+            self._move(at, items)
+            self._met.add(at, items)
+        left = self._leave(leave, rows)
+        self._step[rows] += 1
         return Responses(seen, taken, stars, stars > self._known.liked_above, left)
 
     async def arespond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
         """See `Visits`; a statistical model answers at once."""
         return self.respond(rows, slates)
 
-    def _looked(self, key: Words, k: int) -> Ints:
+    def _looked(self, drawn: Floats, k: int) -> Ints:
         """(n,) how many places of a slate of k each user looks at, at least one."""
         look = self._known.look
         if look >= 1:
-            return np.full(len(key), k)
-        further = np.log(_uniform(key, _LOOK)) / F(np.log(look))
-        return 1 + np.minimum(further, k - 1).astype(np.int64)
+            return np.full(len(drawn), k)
+        return 1 + np.minimum(np.log(drawn) / F(np.log(look)), k - 1).astype(np.int64)
 
-    def _take(self, key: Words, rows: NDArray[Any], slates: NDArray[Any], looked: Ints) -> Ints:
+    def _take(
+        self, drawn: Floats, rows: NDArray[Any], slates: NDArray[Any], looked: Ints, seen: NDArray[np.bool_]
+    ) -> Ints:
         """(n,) places of what is taken, NOTHING where nothing is."""
         z = self._utilities(rows, slates)
-        z[(np.arange(slates.shape[1]) >= looked[:, None]) | self._met.has(rows, slates)] = _NEVER
+        z[self._met.has(rows, slates) | ~seen] = _NEVER
         top = z.max(axis=1)
         odds = np.exp(z - top[:, None], out=z).cumsum(axis=1)
         inclusive = np.log(odds[:, -1]) + top
         against = self._sizes[looked - 1] + self._level[rows]
         against -= F(self._known.slope) * inclusive
         # One number says whether, and if so which: u < p, and then u / p is uniform again.
-        which = _uniform(key, _TAKE) * (1 + np.exp(np.minimum(against, F(80))))
+        which = drawn * (1 + np.exp(np.minimum(against, F(80))))
         place = (odds <= (which * odds[:, -1])[:, None]).sum(axis=1)
         return np.where((which < 1) & (top > _NEVER), np.minimum(place, looked - 1), NOTHING)
 
-    def _rate(self, key: Words, rows: NDArray[Any], items: Ints) -> Floats:
+    def _rate(self, normal: Floats, rows: NDArray[Any], items: Ints) -> Floats:
         """(n,) stars for items taken; the moods move."""
         known, mood = self._known, self._mood[rows]
         mean, deviation = self._ratings(rows, items)
-        normal = np.sqrt(F(-2) * np.log(_uniform(key, _RADIUS))) * np.cos(F(2 * np.pi) * _uniform(key, _ANGLE))
         given = known.on_scale(mean + F(known.mood_stars) * mood + deviation * normal)
         self._mood[rows] = F(known.mood_decay) * mood + F(1 - known.mood_decay) * (given - mean)
         return given
 
-    def _leave(self, key: Words, rows: NDArray[Any]) -> NDArray[np.bool_]:
+    def _leave(self, drawn: Floats, rows: NDArray[Any]) -> NDArray[np.bool_]:
         known = self._known
         chance = known.leave[np.minimum(self._step[rows], len(known.leave) - 1)]
         odds = chance * np.exp(F(-known.mood_leaves) * self._mood[rows])
-        left: NDArray[np.bool_] = _uniform(key, _LEAVE) * (1 - chance + odds) < odds
+        left: NDArray[np.bool_] = drawn * (1 - chance + odds) < odds
         return left
 
     def _utilities(self, rows: NDArray[Any], slates: NDArray[Any]) -> Floats:
@@ -203,7 +206,13 @@ class TwinVisits(Steps):
         self._recent[rows, 0] = items
 
 
-def _uniform(key: Words, what: int) -> Floats:
-    """(n,) numbers in (0, 1) for one purpose."""
-    words = splitmix64(key + _SALTS[what])
+def _uniform(key: Words) -> Floats:
+    """(5, n) numbers in (0, 1), of a step of n users."""
+    words = splitmix64(key + _SALTS)
     return ((words >> np.uint64(40)).astype(F) + F(0.5)) * F(2**-24)
+
+
+def _normal(radius: Floats, angle: Floats) -> Floats:
+    """Standard normal numbers of two uniform ones each (Box and Muller 1958)."""
+    found: Floats = np.sqrt(F(-2) * np.log(radius)) * np.cos(F(2 * np.pi) * angle)
+    return found

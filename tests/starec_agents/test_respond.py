@@ -685,6 +685,13 @@ def test_calibrating_agents_that_respond_fits_their_own_stars_too():
     found = calibrate(agent, data, data.user_ids.tolist(), turns=5, through="response")
     assert found.by_response and found.by_response.n == 60 and abs(found.by_response.raw) < 0.5
 
+    def mute(messages, sampling):
+        return scripted_user()(messages, sampling) if "Candidate movies:" in messages[1]["content"] else "Four stars!"
+
+    agent = UserAgent.factory(ScriptedChat(mute), answer_format="scores")
+    with pytest.raises(InvalidOption, match="gave stars 0 of 60 times.*no_answer: 60.*--raw-stars"):
+        calibrate(agent, data, data.user_ids.tolist(), turns=5, through="response")
+
 
 # The card's model ----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
+from starec_env.recommend.traits import traits_of
 from starec_env.recommend.twin import Twin
 from starec_env.recommend.vector_env import RecommendVectorEnv
 from starec_env.recommend.wrappers import (
@@ -138,6 +139,7 @@ def test_the_vector_environment_equals_the_single_one_step_for_step(twin):
         alone, known = env.reset(seed=11, options={"user_id": twin.dataset.user(int(order[i])).id})
         assert_row(observation, alone, i)
         assert info["user_id"][i] == known["user_id"]
+        assert {name: info[name][i] for name in known["traits"]} == known["traits"] and len(known["traits"]) == 4
     over, visited = np.zeros(N, bool), np.arange(N)
     for _ in range(40):
         slates = np.stack([rng.choice(twin.dataset.n_items, K, replace=False) for _ in range(N)])
@@ -454,3 +456,13 @@ def test_after_a_drift_users_take_items_for_one_another(twin):
 def test_wrappers_are_for_recommenders_alone(twin):
     with pytest.raises(InvalidOption, match="this wraps starec/Recommend-v0"):
         TopK(gymnasium.make("CartPole-v1"))
+
+
+def test_traits_are_those_of_the_rows_that_a_recommender_knows(twin):
+    log, env = twin.dataset, made(twin)
+    known = traits_of(log, twin.stops)
+    for user in range(4):
+        _, info = env.reset(seed=0, options={"user_id": log.user(user).id})
+        assert info["traits"] == {name: ranks[user] for name, ranks in vars(known).items()}
+    liked = np.array([log.liked[log.indptr[u] : twin.stops[u]].mean() for u in range(log.n_users)])
+    assert known.pickiness[liked.argmin()] > known.pickiness[liked.argmax()]

@@ -138,11 +138,27 @@ def test_a_distance_of_real_from_itself_is_its_floor():
 def test_the_order_of_recommenders_is_kendalls_tau_and_a_mean_gap():
     real = np.tile([[0.1], [0.2], [0.3]], 6)
     swapped = np.tile([[0.1], [0.3], [0.2]], 6)
-    tau, gap = measures.order(real, swapped)
-    assert tau.mean == pytest.approx(1 / 3)  # two pairs of three in order
-    assert gap.mean == pytest.approx(0.2 / 3)
-    assert measures.order(real, real)[0].mean == pytest.approx(1)
-    assert (tau.se, gap.se) == pytest.approx((0, 0))
+    found = measures.order(real, swapped)
+    assert found["tau"].mean == pytest.approx(1 / 3)  # two pairs of three in order
+    assert found["told_apart"].mean == pytest.approx(1 / 3)  # users agree, so all pairs are told apart
+    assert found["gap"].mean == pytest.approx(0.2 / 3)
+    assert [found[name].se for name in ("tau", "told_apart", "gap")] == pytest.approx([0, 0, 0])
+    assert measures.order(real, real)["tau"].mean == pytest.approx(1)
+
+
+def test_pairs_that_real_lists_do_not_tell_apart_are_left_out():
+    noisy = np.array([[0.2, 0.4, 0.2, 0.4], [0.4, 0.2, 0.4, 0.21], [0.9, 0.9, 0.8, 0.9]])  # the first two are alike
+    swapped = noisy[[1, 0, 2]]
+    found = measures.order(noisy, swapped)
+    assert found["tau"].mean == pytest.approx(1 / 3) and found["told_apart"].mean == 1
+
+
+def test_the_floor_of_an_order_is_half_of_the_users_against_the_others():
+    alike = np.tile([[0.1], [0.2], [0.3]], 6)
+    floor = measures.order_floor(alike)
+    assert (floor["tau"].mean, floor["gap"].mean) == pytest.approx((1, 0))
+    noise = np.random.default_rng(0).random((5, 40))
+    assert measures.order_floor(noise)["tau"].mean < 0.6 and measures.order_floor(noise)["gap"].mean > 0.01
 
 
 def test_chance_is_a_random_order_and_shares_go_from_floor_to_top():
@@ -165,8 +181,9 @@ def test_steps_of_sittings_end_where_a_pause_follows_and_the_log_goes_on():
 
 
 def test_the_chance_to_leave_is_of_the_sittings_that_lasted_so_long():
-    # Of four all reach step 1, two end there; of two that reach step 3 one ends; nobody reaches step 9.
-    assert measures.leaving_chances([1, 1, 3, 5], [1, 2, 3, 5, 9]).tolist() == [0.5, 0, 0.5, 1, 1]
+    # Of 80 all reach step 1 and 40 end there; of the 40 that reach step 3 half end; nobody reaches step 9.
+    chances = measures.leaving_chances(np.repeat([1, 1, 3, 5], 20), [1, 2, 3, 5, 9])
+    assert chances[:4].tolist() == [0.5, 0, 0.5, 1] and np.isnan(chances[4])
 
 
 def test_means_by_user_are_a_row_a_recommender():
@@ -417,7 +434,8 @@ def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):
     make = {"reading": SMALL, "users": 12, "recommenders": ("random", "pop", "item-knn"), "trained": ("pop",)}
     card = fidelity(dataset(), Few, name="few", out=tmp_path, **make)
     order = {measure.key: measure.values for measure in card.section("order").measures}
-    assert set(order["tau"]) == {"popularity"} and set(order["expected_tau"]) == {"model", "popularity"}
+    assert set(order["tau"]) == {"popularity", "floor"}
+    assert set(order["expected_tau"]) == {"model", "popularity", "floor"}
     assert set(order["order:pop"]) == {"real", "popularity", "model, expected", "popularity, expected"}
     assert card.left_out["tstr"] == "the user model chooses among 20 items at most, not from all 80"
     assert card.problems == {"missing": 4}  # it is made twice

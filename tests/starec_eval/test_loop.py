@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from loop_users import Fans, LoneFans, LoneFanVisits
 from small_twin import small_twin
 from support import make_dataset
@@ -25,6 +26,7 @@ from starec_env.metrics import entropy, gini
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Query, Ranking
+from starec_eval.loop.commands import loop_command
 from starec_eval.loop.record import Answers
 from starec_eval.loop.results import genre_table, visit_values
 from starec_eval.loop.run import run_loop
@@ -108,6 +110,16 @@ def test_users_go_on_from_where_the_responder_says(dataset: Dataset, tmp_path: P
     run_loop(Fans(dataset, dataset.indptr[1:] - 4), {"spy": spy}, out=tmp_path, **{**SIZES, "rounds": 1})
     assert spy.fitted[0].n_interactions == dataset.n_interactions - 4 * dataset.n_users
     assert spy.asked[0].history.shape[1] == 8
+
+
+def test_users_may_begin_without_any_history(dataset: Dataset, tmp_path: Path) -> None:
+    fans = Fans(dataset, np.where(np.arange(24) < 20, dataset.indptr[:-1], dataset.indptr[1:]))
+    users = dataset.user_ids[:8].tolist()
+    names = ["pop", "item-knn", "markov", "ease", "sasrec"]
+    recommenders = build_recommenders(names)
+    recommenders["sasrec"].scorer.epochs = 1  # type: ignore[attr-defined]
+    found = run_loop(fans, recommenders, out=tmp_path, **{**SIZES, "users": users})
+    assert all(found.overall[name]["clicks"].mean > 0 for name in names)
 
 
 def test_each_recommender_has_a_world_of_its_own(dataset: Dataset, tmp_path: Path) -> None:
@@ -299,8 +311,35 @@ def test_users_whom_nothing_is_left_to_show_are_not_taken(dataset: Dataset, tmp_
 
 @pytest.mark.parametrize("names", ["popp", "pop,pop", "starec", "loop_users:fans", "loop_users:PATIENCE"])
 def test_names_of_what_cant_recommend_are_refused(names: str) -> None:
-    with pytest.raises((InvalidOption, UnknownName, TypeError)):
+    with pytest.raises((InvalidOption, UnknownName)):
         build_recommenders(names.split(","))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--user twine", "did you mean 'twin'"),
+        ("--base-url http://127.0.0.1:9/v1", "--base-url has no effect unless --user is agent"),
+        ("--user agent", "give --base-url"),
+        ("--user loop_users:PATIENCE", "gave a int: wanted a function of the data set"),
+        ("--recommenders pop,item-nn", "did you mean 'item-knn'"),
+        ("--against bpr", "pop"),
+        ("--users 99999", "670 users of ml-latest-small"),
+    ],
+)
+def test_options_that_cant_be_are_refused_before_anything_is_written(given: str, said: str, tmp_path: Path) -> None:
+    out = tmp_path / "loop"
+    done = CliRunner().invoke(loop_command, [*given.split(), "--quiet", "--out", str(out)])
+    assert said in str(done.exception) and not out.exists()
+
+
+def test_the_recommender_of_the_docs_recommends(dataset: Dataset, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loop.md").read_text()
+    named: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], named)
+    found = run_loop(Fans(dataset), {"newest": named["NewestFirst"]()}, out=tmp_path, **SIZES)
+    first = found.answers["newest"][0]
+    assert first.slate[first.step == 0].min() > 90
 
 
 @pytest.mark.parametrize("name", ["random", "pop", "item-knn", "markov", "ease", "next-id", "bpr", "sasrec", "gru4rec"])
@@ -408,7 +447,7 @@ def test_tables_and_figures_are_in_the_report(dataset: Dataset, tmp_path: Path) 
     difference, p = found.differences["random"]["likes"]
     means = {name: found.overall[name]["likes"].mean for name in ("random", "pop")}
     assert difference.gap == pytest.approx(means["random"] - means["pop"]) and p >= difference.p
-    assert found.write_pages(tmp_path) == ["loop.html", "loop.svg"]
+    assert found.write_pages(tmp_path) == ["loop.md", "loop.html", "loop.svg"]
     page = (tmp_path / "loop.html").read_text()
     report = write_report([tmp_path], tmp_path / "report.html").read_text()
     for text in (page, report):

@@ -18,6 +18,7 @@ HALVINGS = 20
 """Of the users, for a floor."""
 _RESAMPLES = 200
 _PARTS = 20
+_FEWEST = 20
 
 
 # Errors over users ----------------------------------------------------------------------------------------------------
@@ -183,24 +184,61 @@ def kendall(one: ArrayLike, other: ArrayLike) -> float:
     return float(kendalltau(one, other).statistic)
 
 
-def order(real: Floats, simulated: Floats) -> tuple[Estimate, Estimate]:
-    """Kendall's tau and mean absolute gap of recommenders' means, with bootstrap standard errors over users.
+def order(real: Floats, simulated: Floats) -> dict[str, Estimate]:
+    """How far recommenders' means on simulated lists are from those on real ones, with bootstrap errors over users.
 
     Args:
         real: (recommenders, users) each user's mean of a metric on real lists.
         simulated: (recommenders, users) on simulated ones.
+
+    Returns:
+        "tau", Kendall's over all pairs; "told_apart", Kendall's over the pairs that real lists tell apart, i.e. whose
+        mean paired difference is over two of its standard errors; and "gap", the mean absolute difference of means.
     """
-    n = real.shape[1]
+    n, apart = real.shape[1], _told_apart(real)
 
-    def both(weights: Floats) -> tuple[float, float]:
+    def all_three(weights: Floats) -> tuple[float, float, float]:
         one, other = real @ weights, simulated @ weights
-        return kendall(one, other), float(np.abs(one - other).mean())
+        signs = (_signs(one) * _signs(other))[apart]
+        return kendall(one, other), float(signs.mean()) if len(signs) else np.nan, float(np.abs(one - other).mean())
 
-    whole = both(np.full(n, 1 / n))
+    whole = all_three(np.full(n, 1 / n))
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
-    spread = np.array([both(weights) for weights in drawn]).std(axis=0, ddof=1)
-    tau, gap = (Estimate("", value, float(se), n) for value, se in zip(whole, spread, strict=True))
-    return tau, gap
+    spread = np.array([all_three(weights) for weights in drawn]).std(axis=0, ddof=1)
+    names = ("tau", "told_apart", "gap")
+    return {name: Estimate("", value, se, n) for name, value, se in zip(names, whole, spread.tolist(), strict=True)}
+
+
+def order_floor(real: Floats, seed: int = 0) -> dict[str, Estimate]:
+    """The same of real lists against real ones: means over halvings of the users, with their standard deviations.
+
+    Half the users tell less apart than all of them, so that this is a low bar, not what could be reached.
+    """
+    rng, n = np.random.default_rng(seed), real.shape[1]
+    found = []
+    for _ in range(HALVINGS):
+        half = rng.permutation(n) < n // 2
+        one, other = real[:, half].mean(1), real[:, ~half].mean(1)
+        found.append((kendall(one, other), np.abs(one - other).mean()))
+    values = np.array(found)
+    return {
+        name: Estimate("", float(of.mean()), float(of.std(ddof=1)), n)
+        for name, of in zip(("tau", "gap"), values.T, strict=True)
+    }
+
+
+def _signs(means: Floats) -> Floats:
+    """(pairs,) which of two recommenders is ahead."""
+    first, second = np.triu_indices(len(means), 1)
+    return np.sign(means[first] - means[second])
+
+
+def _told_apart(values: Floats) -> NDArray[np.bool_]:
+    """(pairs,) whether (recommenders, users) values differ by over two standard errors of the paired difference."""
+    first, second = np.triu_indices(len(values), 1)
+    gaps = values[first] - values[second]
+    found: NDArray[np.bool_] = np.abs(gaps.mean(1)) > 2 * gaps.std(1, ddof=1) / np.sqrt(gaps.shape[1])
+    return found
 
 
 def share_above(value: float, floor: float, top: float) -> float:
@@ -253,9 +291,9 @@ def sitting_steps(
 def leaving_chances(lengths: ArrayLike, steps: ArrayLike) -> Floats:
     """(rows,) chances that a sitting which lasted for (rows,) steps ends there, of (sittings,) lengths.
 
-    That is the share of sittings at least as long that are no longer; past the longest it is 1.
+    That is the share of sittings at least as long that are no longer; nan where fewer than 20 are as long.
     """
     found, asked = np.sort(np.asarray(lengths)), np.asarray(steps)
     longer = len(found) - np.searchsorted(found, asked, side="right")
     alive = len(found) - np.searchsorted(found, asked, side="left")
-    return np.where(alive > 0, 1 - longer / np.maximum(alive, 1), 1.0)
+    return np.where(alive >= _FEWEST, 1 - longer / np.maximum(alive, 1), np.nan)

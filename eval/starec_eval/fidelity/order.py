@@ -22,7 +22,7 @@ from starec_eval.evaluate import score_ranks
 from starec_eval.fidelity import measures
 from starec_eval.fidelity.answers import Columns, Floats, over_catalogue
 from starec_eval.fidelity.asked import Asked
-from starec_eval.fidelity.card import REAL, Measure, Section, measured, plain
+from starec_eval.fidelity.card import REAL, Measure, Section, Unit, measured, plain
 from starec_eval.rankers import build
 from starec_eval.rankers.scorer import Scorer, check_scores
 
@@ -39,8 +39,15 @@ _ABOUT = (
     "{recommenders} recommenders trained on real rows, by NDCG@10 on real lists and on lists whose target the model "
     "drew from all unmet items by its chances of what is liked next. Expected: on the real lists, in the mean over the "
     "model's chances of which candidate is the target; free of draws, but those lists hold the real target, which "
-    "flatters. Errors of tau and gap are bootstrapped over users; recommenders within an error of each other change "
-    "places by chance."
+    "flatters. Errors are bootstrapped over users. Recommenders within an error of each other change places by chance: "
+    "pairs that real lists tell apart differ by over two standard errors of their paired difference. The floor is real "
+    "lists of half the users against those of the other half."
+)
+
+_COMPARED: tuple[tuple[str, str, Unit], ...] = (
+    ("tau", "Kendall's tau", "share"),
+    ("told_apart", "of pairs that real lists tell apart", "share"),
+    ("gap", "mean gap", "percent"),
 )
 
 Report = Callable[[str, int, int], None]
@@ -160,10 +167,11 @@ def order(asked: Asked, columns: Columns, recommenders: Recommenders, report: Re
 
 
 def _compared(key: str, name: str, real: Floats, made: Mapping[str, Floats], users: Ints) -> list[Measure]:
-    """Kendall's tau and the mean gap, by column."""
+    """Kendall's tau, of all pairs and of those told apart, and the mean gap, by column."""
     one = measures.by_user(real, users)
-    pairs = {column: measures.order(one, measures.by_user(each, users)) for column, each in made.items()}
+    found = {column: measures.order(one, measures.by_user(each, users)) for column, each in made.items()}
+    found["floor"] = measures.order_floor(one)
     return [
-        plain(f"{key}tau", f"Kendall's tau, {name}", "share", **{column: tau for column, (tau, _) in pairs.items()}),
-        plain(f"{key}gap", f"mean gap, {name}", "percent", **{column: gap for column, (_, gap) in pairs.items()}),
+        plain(f"{key}{what}", f"{words}, {name}", unit, **{c: of[what] for c, of in found.items() if what in of})
+        for what, words, unit in _COMPARED
     ]

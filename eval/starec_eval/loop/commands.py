@@ -20,6 +20,7 @@ from starec_env.data.splits import read_users, sample
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
 from starec_env.recommend.responses import Responder
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin import twin_of
 from starec_env.types import Dataset, Id
 from starec_eval.loop.run import Report, run_loop
@@ -28,7 +29,7 @@ from starec_eval.recommenders import build_recommenders
 from starec_eval.report.page import LOOP
 
 RECOMMENDERS = "random,pop,item-knn"
-USERS = ("twin", "agent")
+USERS = ("twin", "sequence", "agent")
 _SIZES = ("rounds", "slate_size", "horizon", "seed", "against", "resume", "concurrency")
 
 
@@ -44,7 +45,8 @@ _SIZES = ("rounds", "slate_size", "horizon", "seed", "against", "resume", "concu
     "--user",
     default="twin",
     show_default=True,
-    help="Who answers: twin; agent, at --base-url; MODULE:FUNCTION for your own: a function of the data set.",
+    help="Who answers: twin; sequence, a statistical user of another kind; agent, at --base-url; MODULE:FUNCTION for "
+    "your own: a function of the data set.",
 )
 @click.option("--users", type=click.IntRange(min=1), default=100, show_default=True, help="Sampled by --seed.")
 @click.option(
@@ -110,15 +112,19 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
     user = options["user"]
     if user == "twin":
         return twin_of(dataset, report)
+    if user == "sequence":
+        report("fitting the sequence user", 0, 0)
+        return SequenceUser.fit(dataset)
     if user == "agent":
         return agent_responder(dataset, options)
     if ":" not in user:
         raise unknown("user", user, [*USERS, "MODULE:FUNCTION"])
-    made: Responder = load_function(user, "--user")(dataset)
+    make = load_function(user, "--user")
+    made: Responder = make(dataset) if callable(make) else make
     if not all(hasattr(made, name) for name in ("open", "dataset", "stops")):
         raise InvalidOption(
-            f"--user {user} returned a {type(made).__name__}: wanted open(n, seed), dataset and stops, see "
-            "starec_env.recommend.responses.Responder"
+            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns what has "
+            "open(n, seed), dataset and stops, see starec_env.recommend.responses.Responder"
         )
     return made
 

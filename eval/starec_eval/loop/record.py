@@ -3,7 +3,7 @@
 run.json                       the settings, which resuming compares
 NAME/round-001.parquet         a row a slate: who, the step, the slate, what was looked at, taken, rated
 NAME/visits-001.jsonl          for users who are asked one by one: a line a finished visit, with what they go on from
-loop.json, loop.html, loop.svg what came of it
+loop.json, .md, .html, .svg    what came of it
 """
 
 from __future__ import annotations

@@ -140,13 +140,17 @@ class LoopResults:
 
     def tables(self) -> list[TableData]:
         """Means over rounds, first and last round, and differences to the reference."""
-        return [self._means(), self._change(), *([self._compared()] if self.differences else [])]
+        found = [self._means()]
+        if self.config.rounds > 1:
+            found.append(self._change())
+        return [*found, self._compared()] if self.differences else found
 
     def _means(self) -> TableData:
         keys = list(next(iter(self.overall.values())))
         rows = [[name, *(cell(key, found[key]) for key in keys)] for name, found in self.overall.items()]
         config = self.config
-        title = f"Closed loop on {config.dataset.name}: means of {config.rounds} rounds ± standard error over users"
+        rounds = "one round" if config.rounds == 1 else f"means of {config.rounds} rounds"
+        title = f"Closed loop on {config.dataset.name}: {rounds} ± standard error over users"
         notes = [
             f"users: {config.user}, {config.users:,}; slates of {config.slate_size}, at most {config.horizon} a visit; "
             f"seed {config.seed}",
@@ -227,16 +231,14 @@ class LoopResults:
         write_text(out / LOOP, json.dumps(self.to_json(), indent=1) + "\n")
 
     def write_pages(self, out: Path) -> list[str]:
-        """Write loop.html and loop.svg where what a report needs is installed; returns their names."""
-        if not all(map(find_spec, ("jinja2", "matplotlib"))):
-            return []
-        from starec_eval.report.page import page_html
+        """Write loop.md, and loop.html and loop.svg where what a report needs is installed; returns their names."""
+        pages = {"loop.md": "\n".join(table.to_markdown() for table in self.tables())}
+        if all(map(find_spec, ("jinja2", "matplotlib"))):
+            from starec_eval.report.page import page_html
 
-        title = f"starec: closed loop on {self.config.dataset.name}"
-        pages = {
-            "loop.html": page_html(title, self.tables(), self.figures(), [], timelines=False),
-            "loop.svg": picture(self.figures()[:6]),
-        }
+            title = f"starec: closed loop on {self.config.dataset.name}"
+            pages["loop.html"] = page_html(title, self.tables(), self.figures(), [], timelines=False)
+            pages["loop.svg"] = picture(self.figures()[:6])
         for name, text in pages.items():
             with temporary(out / name) as new:
                 new.write_text(text, encoding="utf-8", errors="replace")

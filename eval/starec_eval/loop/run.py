@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +17,6 @@ from starec_agents.runs.config import DataConfig, ids_hash
 from starec_env.data.splits import sample
 from starec_env.errors import InvalidOption, RunError, unknown
 from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits
-from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset, Id
 from starec_eval.evaluate import file_name
 from starec_eval.loop.record import Answers, Journal, LoopConfig, open_folder
@@ -162,14 +161,28 @@ def _described(recommender: Recommender) -> str:
 
 
 def describe(responder: Responder) -> dict[str, Any]:
-    """What a responder says of itself (`settings`), or a digest of a twin's parameters; else its class."""
-    if isinstance(responder, Twin):
-        digest = blake2b(np.ascontiguousarray(responder.stops).tobytes(), digest_size=8)
-        for part in (responder.choice, responder.stars, responder.calibration):
-            for name, value in sorted(vars(part).items()):
-                digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
-        return {"data_hash": responder.data_hash, "parameters": digest.hexdigest()}
-    return dict(getattr(responder, "settings", {"class": type(responder).__name__}))
+    """What a responder says of itself (`settings`), or a digest of a fitted one's parameters; else its class."""
+    if found := getattr(responder, "settings", None):
+        return dict(found)
+    known: dict[str, Any] = {"class": type(responder).__name__, "data_hash": responder.dataset.hash}
+    model: object = responder
+    if is_dataclass(model):
+        digest = blake2b(digest_size=8)
+        _digest(model, digest.update)
+        known["parameters"] = digest.hexdigest()
+    return known
+
+
+def _digest(value: Any, add: Callable[[bytes], None]) -> None:
+    """Digest a fitted model: arrays by their bytes, parts by theirs, and all else as it prints; the data has a hash."""
+    if isinstance(value, np.ndarray):
+        add(f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif is_dataclass(value) and not isinstance(value, Dataset):
+        for field in fields(value):
+            add(field.name.encode())
+            _digest(getattr(value, field.name), add)
+    elif not isinstance(value, Dataset):
+        add(repr(value).encode())
 
 
 @dataclass(frozen=True)

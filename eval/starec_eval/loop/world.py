@@ -57,7 +57,7 @@ class World:
         Raises:
             InvalidOption: It shows something else than k distinct allowed items to each.
         """
-        longest = int(self._length[rows].max())
+        longest = max(1, int(self._length[rows].max()))
         begins = self._length[rows, None] - longest + np.arange(longest)
         history = np.where(begins >= 0, self._history[rows[:, None], np.maximum(begins, 0)], PAD)
         ids = [self.ids[row] for row in rows.tolist()]
