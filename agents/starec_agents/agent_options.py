@@ -97,6 +97,8 @@ def agent_responder(
     llm, models = _chat(model, options), {name: _chat(other, options) for name, other in named.items()}
     for each in (llm, *models.values()):
         wait_for(each.check())
+        if context := click.get_current_context(silent=True):
+            context.call_on_close(partial(_close, each))
     agent = UserAgent.factory(
         llm,
         graph=load_graph(options["agent"]),
@@ -172,6 +174,10 @@ def _fitted(
 
 def _tell(progress: Progress, bar: Any, done: int, total: int) -> None:
     progress.update(bar, completed=done, total=total)
+
+
+def _close(llm: OpenAIChat) -> None:
+    wait_for(llm.aclose())
 
 
 def _chat(model: str, options: Mapping[str, Any]) -> OpenAIChat:
