@@ -135,7 +135,7 @@ def picture(figures: Sequence[FigureData], columns: int = 3) -> str:
         canvas.legend(*places[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(figures[0].series))
         drawn = StringIO()
         canvas.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date")))
-    return drawn.getvalue()
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", drawn.getvalue())  # hundredths of a point are enough
 
 
 def _draw_bars(axes: Any, figure: FigureData, draw: Any, set_ticks: Any) -> None:
