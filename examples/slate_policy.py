@@ -185,15 +185,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=32_768, help="slates that are learned from")
+    parser.add_argument("--visits-seed", type=int, default=100, help="of the visits that are judged")
     options = parser.parse_args()
     dataset = starec_env.prepare(starec_env.load_dataset("ml-latest-small"))
     twin = twin_of(dataset)
     ids = np.random.default_rng(0).permutation(dataset.user_ids).tolist()
     kept, train = ids[: len(ids) // 2], ids[len(ids) // 2 :]
     print(f"{dataset!r}: {len(train)} users to train on, {len(kept)} for the curve")
-    learned = [learn(twin, train, kept, seed, options.steps) for seed in options.seeds]
+    learned = [learn(twin, train, kept, seed, options.steps, options.visits_seed) for seed in options.seeds]
     policies = {f"seed {seed}": policy for seed, policy in zip(options.seeds, learned, strict=True)}
-    found = visits(twin, {"random": Random(), "pop": Pop(), "item-knn": ItemKNN(), **policies}, kept)
+    found = visits(
+        twin, {"random": Random(), "pop": Pop(), "item-knn": ItemKNN(), **policies}, kept, options.visits_seed
+    )
     for name in found.answers:
         show(name, found, name)
     rankers: list[Any] = [(f"{s.name}-full", s) for s in (Pop(train="full"), ItemKNN(train="full"))]
@@ -205,7 +208,7 @@ def main() -> None:
     save(learned[0])
 
 
-def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) -> SlatePolicy:
+def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int, visits_seed: int) -> SlatePolicy:
     """A policy of PPO after some steps; prints what it does with the users kept, at points that are ever rarer."""
     import torch
     from stable_baselines3 import PPO
@@ -223,7 +226,7 @@ def learn(twin: Twin, train: list[Any], kept: list[Any], seed: int, steps: int) 
     model = PPO("MlpPolicy", weighing, policy_kwargs=network, seed=seed, device="cpu", **settings)
     while True:
         policy.network = network_of(model)
-        found = visits(twin, {"pop": Pop(), "policy": policy}, kept)
+        found = visits(twin, {"pop": Pop(), "policy": policy}, kept, visits_seed)
         show(f"seed {seed}, {model.num_timesteps:,} slates", found, "policy")
         if model.num_timesteps >= steps:
             return policy
@@ -243,10 +246,10 @@ def network_of(model: Any) -> Network:
     return [(one.weight.detach().numpy().T.astype(float), one.bias.detach().numpy().astype(float)) for one in layers]
 
 
-def visits(twin: Twin, scorers: dict[str, Scorer], users: list[Any]) -> LoopResults:
+def visits(twin: Twin, scorers: dict[str, Scorer], users: list[Any], seed: int) -> LoopResults:
     """Three visits of each user, by the closed loop."""
     recommenders: dict[str, Any] = {name: ScorerRecommender(scorer) for name, scorer in scorers.items()}
-    sizes: dict[str, Any] = {"rounds": 3, "slate_size": SLATE, "horizon": HORIZON, "seed": 100}
+    sizes: dict[str, Any] = {"rounds": 3, "slate_size": SLATE, "horizon": HORIZON, "seed": seed}
     with TemporaryDirectory() as folder:
         return run_loop(twin, recommenders, out=folder, users=users, **sizes)
 
