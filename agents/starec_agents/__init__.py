@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from starec_agents.llm.base import Endpoint as Endpoint
     from starec_agents.llm.client import Balanced as Balanced
     from starec_agents.llm.client import OpenAIChat as OpenAIChat
-    from starec_agents.outside import Episode as Episode
     from starec_agents.outside import Session as Session
+    from starec_agents.outside import play_turns as play_turns
+    from starec_agents.outside import play_visit as play_visit
     from starec_agents.responder import AgentResponder as AgentResponder
     from starec_agents.runs.population import arun_population as arun_population
     from starec_agents.runs.population import run_population as run_population
@@ -40,8 +41,9 @@ _HOMES = {
     "calibrate": "user_model",
     "Balanced": "llm.client",
     "Context": "graph",
-    "Episode": "outside",
     "Session": "outside",
+    "play_turns": "outside",
+    "play_visit": "outside",
     "State": "graph",
     "build_graph": "graph",
     "LangChainChat": "llm",
