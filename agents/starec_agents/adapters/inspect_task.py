@@ -64,7 +64,7 @@ def user_agent(episodes: Episodes) -> Any:
 
 @scorer(metrics=[mean(), stderr()])
 def reward() -> Any:
-    """An episode's mean reward, with its standard error over users: of rankings the paper's (4.2.2), of slates likes."""
+    """An episode's mean reward, with its standard error over users."""
 
     async def score(state: Any, target: Any) -> Any:
         return Score(value=state.store.get("reward"), answer=state.output.completion)

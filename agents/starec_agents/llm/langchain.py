@@ -35,6 +35,8 @@ class LangChainChat:
             what is called.
     """
 
+    traces_itself = True  # LangChain tells the callbacks of its own models' calls
+
     def __init__(self, model: BaseChatModel | Runnable[Any, Any]) -> None:
         self.model: Any = _without_streaming(model)
 
