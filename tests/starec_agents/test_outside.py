@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import operator
+import re
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -129,6 +131,13 @@ def test_a_visit_wants_as_many_candidates_as_a_slate():
     twin = twin_of(open_dataset("ml-latest-small", None))
     with pytest.raises(InvalidOption, match="a slate of 5"):
         play_visit(RecommendEnv(twin.dataset, responder=twin, slate_size=5), 42, n_candidates=4)
+
+
+def test_the_code_of_the_page_on_neighbours_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "neighbours.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/neighbours.md", "exec", dont_inherit=True), {"__name__": "docs"})
+    assert len(eval(capsys.readouterr().out)) == 2
 
 
 class Opinions(State, total=False):

@@ -10,7 +10,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.tracers import context
 from support import make_dataset
 
-from starec_agents import LangChainChat, ScriptedChat, UserAgent, play_turns, scripted_user
+from starec_agents import Endpoint, LangChainChat, OpenAIChat, ScriptedChat, UserAgent, play_turns, scripted_user
 from starec_agents.llm import Completion
 from starec_agents.llm.base import Usage
 from starec_agents.planner import planner
@@ -107,3 +107,12 @@ async def test_nothing_is_traced_where_nobody_listens():
     agent = UserAgent(ScriptedChat(answer))
     await play_turns(TURNS, lambda llm: agent, on_step=steps.append).play(ScriptedChat(answer))
     assert agent.executor == "direct" and len(steps) == 1
+
+
+def test_what_a_trace_may_show_prints_as_itself_and_without_keys(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    endpoint = Endpoint(base_url="http://me:hidden@localhost:8000/v1?key=x", model="m", headers={"k": "env:MY_KEY"})
+    agent = UserAgent(OpenAIChat(endpoint))
+    assert repr(agent) == "UserAgent('reflect-always', OpenAIChat('m' at http://localhost:8000/v1))"
+    shown = [agent, ScriptedChat("x"), LangChainChat(FakeListChatModel(responses=[])), Stream(make_dataset()), TURNS[0]]
+    assert not any(" object at 0x" in repr(thing) or "secret" in repr(thing) for thing in shown)

@@ -40,6 +40,9 @@ class LangChainChat:
     def __init__(self, model: BaseChatModel | Runnable[Any, Any]) -> None:
         self.model: Any = _without_streaming(model)
 
+    def __repr__(self) -> str:
+        return f"LangChainChat({_chat_model(self.model)})"
+
     async def complete(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a prompt; whatever the wrapped model raises becomes an EndpointError. See ChatModel."""
         known = {name: sampling[name] for name in sampling if name not in ("schema", "logprobs")}

@@ -24,7 +24,7 @@ async def complete(llm: ChatModel, task: str, messages: Sequence[Message], sampl
     if listeners is None:
         return await llm.complete(messages, **sampling)
     (span,) = await listeners.on_chat_model_start(
-        {"name": type(llm).__name__, "id": ["starec", type(llm).__name__]},
+        {"name": type(llm).__name__, "id": ["starec", type(llm).__name__], "kwargs": {"model": _model(llm)}},
         [convert_to_messages([dict(message) for message in messages])],
         name=task,
         invocation_params={"model": _model(llm), **_sampling(llm, sampling)},
