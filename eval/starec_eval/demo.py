@@ -1,7 +1,7 @@
 """`starec demo`: the whole cycle in one command, on this machine, with a real (small) model and real users.
 
 It serves a model on loopback, runs a small population of user agents on the bundled ml-latest-small, prints the
-table beside random, popularity and item-kNN on the same candidates, tells one user's story, and stops the server.
+table beside random, popularity and item-kNN on the same candidates, shows one user's trace, and stops the server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starec_agents.agent import UserAgent
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import run_population
 from starec_agents.runs.reading import read_steps
-from starec_agents.runs.story import metrics_table, story
+from starec_agents.runs.show import metrics_table, trace
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, SMOLLM2, nano_users
 from starec_env import load_dataset, prepare
@@ -35,7 +35,7 @@ _LOOPING = {"temperature": 0.7, "seed": 0, "max_tokens": 250}
 @click.option("--turns", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: a new one under runs/]")
 def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
-    """Serve a small model, run a population of user agents, print its table and one user's story.
+    """Serve a small model, run a population of user agents, print its table and one user's trace.
 
     Example: starec demo --users 4 --turns 2
     """
@@ -59,5 +59,5 @@ def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
         console.print("(SmolLM2-135M was never taught this task: its rankings are no better than chance.)")
     console.print(compare_run(run.out, dataset))
     first = next(read_steps(run.out), None)
-    for panel in story(run.out, str(first.user_id)) if first else ():
+    for panel in trace(run.out, str(first.user_id)) if first else ():
         console.print(panel)
