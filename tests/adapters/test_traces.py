@@ -73,9 +73,10 @@ def test_gen_ai_conventions_are_kept(exported):
         assert json.loads(told["gen_ai.output.messages"])[0]["parts"][0]["content"] == call.completion
 
 
-def test_mlflow_autolog_shows_a_chat_model_span_within_its_node(tmp_path):
+def test_mlflow_autolog_shows_a_chat_model_span_within_its_node(tmp_path, monkeypatch):
     import mlflow
 
+    monkeypatch.chdir(tmp_path)  # MLflow keeps artifacts in the current folder
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.langchain.autolog()
     try:
