@@ -76,7 +76,7 @@ test-studio: install .venv-studio/.installed  ## drive `langgraph dev`: the sche
 # verifiers and inspect_ai want different openai packages, hence two environments. starec itself is installed as a user
 # does, from a wheel, each time: inspect_ai finds tasks of installed packages alone.
 ADAPTERS := 'openenv-core>=0.3,<0.5' 'inspect-ai>=0.3.285,<0.4' 'openai>=3.4' duckdb polars pandas datasets
-TRACERS := opentelemetry-sdk openinference-instrumentation-langchain opentelemetry-instrumentation-langchain mlflow-skinny
+TRACERS := opentelemetry-sdk openinference-instrumentation-langchain opentelemetry-instrumentation-langchain 'mlflow>=3,<4'
 .venv-adapters/.installed .venv-verifiers/.installed: pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check . 'pytest>=9,<10' 'pytest-asyncio>=1.2' \

@@ -15,8 +15,9 @@ from .llm.client import OpenAIChat as OpenAIChat
 from .llm.langchain import LangChainChat as LangChainChat
 from .llm.scripted import ScriptedChat as ScriptedChat
 from .llm.scripted import scripted_user as scripted_user
-from .outside import Episode as Episode
 from .outside import Session as Session
+from .outside import play_turns as play_turns
+from .outside import play_visit as play_visit
 from .responder import AgentResponder as AgentResponder
 from .runs.population import arun_population as arun_population
 from .runs.population import run_population as run_population

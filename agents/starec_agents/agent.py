@@ -99,6 +99,9 @@ class UserAgent:
         self._kept: dict[str, Any] = {}
         self._ranked: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.graph_name!r}, {self.llm!r})"
+
     @classmethod
     def factory(cls, llm: ChatModel, **options: Any) -> Callable[[], UserAgent]:
         """What a population makes its agents with: a function that gives a new agent with these options each time.

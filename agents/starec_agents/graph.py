@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
 from starec_agents.llm.base import TASK, Call
+from starec_agents.llm.traced import complete
 from starec_agents.memory import Event, Memory
 from starec_agents.tasks import (
     MAX_HISTORY,
@@ -132,7 +133,7 @@ async def call_model(
     """
     token = TASK.set(kind)
     try:
-        answer = await context.chat(model).complete(messages, **{**context.sampling, **sampling})
+        answer = await complete(context.chat(model), kind, messages, {**context.sampling, **sampling})
     finally:
         TASK.reset(token)
     return Call(

@@ -1,10 +1,10 @@
 """A graph that is driven from outside: a foreign loop samples the answers; graph, memory and prompts run unchanged.
 
-    episode = Episode(turns, partial(UserAgent, graph=planner))
+    episode = play_turns(turns, partial(UserAgent, graph=planner))
     request = episode.start()
     while request is not None:
         request = episode.answer(sample(request.messages))
-    episode.steps, episode.rewards
+    episode.rewards
 
 The graph asks a chat model that parks each request until its answer comes; `start` and `answer` return the next one.
 """
@@ -16,18 +16,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from starec_agents.agent import UserAgent, wait_for  # noqa: PLC2701
+import numpy as np
+
+from starec_agents.agent import UserAgent, wait_for
 from starec_agents.llm import ChatModel, Completion, Message
 from starec_agents.llm.base import TASK
 from starec_agents.runs.rollout import Agent, take_turn
 from starec_agents.runs.steps import Step
 from starec_env.errors import InvalidOption
-from starec_env.types import Turn
+from starec_env.replay.stream import feedback_on
+from starec_env.types import Candidates, History, Id, Indices, Query, Turn
+
+if TYPE_CHECKING:
+    from starec_env.recommend.env import RecommendEnv
 
 _T = TypeVar("_T")
+Earn = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -152,47 +158,114 @@ def _cancel(task: asyncio.Task[Any]) -> None:
         task.get_loop().call_soon_threadsafe(task.cancel)
 
 
-class Episode(Session[list[Step]]):
-    """A user's turns with an agent whose model is asked outside; or, by `play`, with a chat model.
+class Episode(Session[None]):
+    """Work that earns rewards: `play_turns` and `play_visit` make such. `play` does it with a chat model that answers.
+
+    Args:
+        work: Begins the work with the model that it shall ask, and calls its other argument with each reward.
+        length: How many rewards there can be.
+        missing: What counts for each that isn't earned.
+
+    Attributes:
+        rewards: There as soon as they are earned: the reflection on a ranking is asked after its reward.
+    """
+
+    def __init__(
+        self, work: Callable[[ChatModel, Earn], Coroutine[Any, Any, None]], length: int, missing: float
+    ) -> None:
+        self.rewards: list[float] = []
+        self.length, self.missing = length, missing
+        earn = self.rewards.append
+        super().__init__(lambda llm: work(llm, earn))
+
+    @property
+    def mean_reward(self) -> float:
+        """The mean over the whole length."""
+        return (sum(self.rewards) + self.missing * (self.length - len(self.rewards))) / self.length
+
+    async def play(self, llm: ChatModel) -> None:
+        """Do the work with a model that answers, once."""
+        await self._work(llm)
+
+
+def play_turns(
+    turns: Sequence[Turn],
+    agent: Callable[[ChatModel], Agent] = UserAgent,
+    *,
+    learn_last: bool = True,
+    on_step: Callable[[Step], object] = id,
+) -> Episode:
+    """A user's turns: the agent ranks, is rewarded (paper 4.2.2), and learns from what the user did.
 
     Args:
         turns: The user's turns in order.
         agent: Makes the agent, given its model.
         learn_last: Whether the agent learns from the last turn too.
+        on_step: Called with each turn's step as it ends.
 
-    Attributes:
-        rewards: A ranking's reward each (paper 4.2.2), there as soon as it is judged: the reflection on it is asked
-            after that.
-        steps: Turns that have ended.
+    Returns:
+        The episode; a turn without a ranking counts -1, as a ranking without the target does.
     """
 
-    def __init__(
-        self, turns: Sequence[Turn], agent: Callable[[ChatModel], Agent] = UserAgent, *, learn_last: bool = True
-    ) -> None:
-        self.rewards: list[float] = []
-        self.steps: list[Step] = []
-        self._n = len(turns)
-        super().__init__(partial(_play, agent, turns, learn_last, self.steps, self.rewards.append))
+    async def work(llm: ChatModel, earn: Earn) -> None:
+        user = agent(llm)
+        for turn in turns:
+            on_step(await take_turn(user, turn, learn_last or turn is not turns[-1], earn))
 
-    @property
-    def mean_reward(self) -> float:
-        """The mean over all turns; one without a ranking counts -1, as a ranking without the target does."""
-        return (sum(self.rewards) - self._n + len(self.rewards)) / self._n
-
-    async def play(self, llm: ChatModel) -> list[Step]:
-        """Go through the turns with a model that answers, once."""
-        return await self._work(llm)
+    return Episode(work, len(turns), -1.0)
 
 
-async def _play(
-    agent: Callable[[ChatModel], Agent],
-    turns: Sequence[Turn],
-    learn_last: bool,
-    steps: list[Step],
-    rewarded: Callable[[float], object],
-    llm: ChatModel,
-) -> list[Step]:
-    user = agent(llm)
-    for turn in turns:
-        steps.append(await take_turn(user, turn, learn_last or turn is not turns[-1], rewarded))
-    return steps
+def play_visit(
+    env: RecommendEnv,
+    user_id: Id,
+    agent: Callable[[ChatModel], Agent] = UserAgent,
+    *,
+    n_candidates: int = 20,
+    seed: int = 0,
+) -> Episode:
+    """A visit of starec/Recommend-v0 with the agent as the recommender of one user.
+
+    At each step it ranks items that the user hasn't met, drawn by popularity; the first of them are the slate, and it
+    learns from what the simulated user takes. What it knows of the user it writes into its memory, as a user agent.
+
+    Args:
+        env: The environment, which the episode alone uses.
+        user_id: Who comes.
+        agent: Makes the agent, given its model.
+        n_candidates: Items to rank at a step; at least a slate.
+        seed: Of the items and of the user's answers.
+
+    Returns:
+        The episode; its rewards are the environment's, and a step after the user left counts 0.
+    """
+    if n_candidates < env.slate_size:
+        raise InvalidOption(f"n_candidates={n_candidates}: wanted at least a slate of {env.slate_size}")
+
+    async def work(llm: ChatModel, earn: Earn) -> None:
+        recommender, over = agent(llm), False
+        env.reset(seed=seed, options={"user_id": user_id})
+        index = env.dataset.user_index(user_id)
+        history = History(env.dataset, index, int(env.dataset.starts[index]), int(env.responder.stops[index]))
+        while not over:
+            shown = _retrieved(env, n_candidates, (seed, index, len(history)))
+            query = Query(env.dataset.user(index), history, Candidates(env.dataset.items, shown), env.dataset.domain)
+            ranking = await recommender.arank(query)
+            order = [*ranking.order, *(place for place in range(len(shown)) if place not in ranking.order)]
+            _, reward, left, late, info = env.step(shown[order[: env.slate_size]])
+            earn(reward)
+            over = left or late
+            if info["item"] is not None:
+                place, liked = shown.tolist().index(info["item"]), info["rewards"]["likes"] > 0
+                stars = info["rewards"]["stars"]
+                history = history.extended([info["item"]], [stars], [liked], [history.timestamps[-1] + 1])
+                await recommender.alearn(feedback_on(query.candidates[place].id, ranking.rank_of(place), liked, stars))
+
+    return Episode(work, env.horizon, 0.0)
+
+
+def _retrieved(env: RecommendEnv, n: int, seed: tuple[int, ...]) -> Indices:
+    """Catalogue indices of up to n items that may be shown and aren't met, drawn by how many users took them."""
+    weights = np.bincount(env.dataset.item_indices, minlength=env.dataset.n_items) * env.action_masks()
+    n = min(n, int(np.count_nonzero(weights)))
+    drawn = np.random.default_rng(seed).choice(len(weights), n, replace=False, p=weights / weights.sum())
+    return drawn.astype(np.int32)

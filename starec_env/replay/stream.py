@@ -138,6 +138,9 @@ class Stream:
         )
         return (f"{note}: {_fewer(most)} to ask more of them" if most else note,)
 
+    def __repr__(self) -> str:
+        return f"Stream({self.dataset!r}, {len(self.users):,} users with a turn)"
+
     def require(self, users: NDArray[np.integer]) -> None:
         """Raise InvalidOption, naming the first, if one of users of (n,) 0-based indices can't be asked.
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from adapters.common import TASKS, directly, scripted_server
+from adapters.common import BOTH, MISSING, directly, scripted_server
 
 from starec_agents.adapters import Episodes
 
@@ -15,30 +15,30 @@ pytestmark = pytest.mark.adapters
 pytest.importorskip("inspect_ai", reason="make test-adapters installs inspect_ai")
 
 
-@pytest.mark.parametrize("agent", ["starec", "planner"])
-def test_inspect_eval_from_the_shell(agent, tmp_path):
+@pytest.mark.parametrize(("env", "agent"), BOTH)
+def test_inspect_eval_from_the_shell(env, agent, tmp_path):
     from inspect_ai.log import list_eval_logs, read_eval_log
 
     inspect = Path(sys.executable).with_name("inspect")
     options = ["-T", f"agent={agent}", "-T", "users=3", "-T", "turns=2", "--display", "none", "--log-dir", tmp_path]
     with scripted_server() as server:
         environment = {**os.environ, "LOCAL_BASE_URL": server.url, "LOCAL_API_KEY": "none"}
-        command = [inspect, "eval", "starec_agents/rank", "--model", "openai-api/local/fake", *options]
+        command = [inspect, "eval", f"starec_agents/{env}", "--model", "openai-api/local/fake", *options]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert server.requests == 3 * 2 * len(TASKS[agent])
+        requests = server.requests
     log = read_eval_log(list_eval_logs(str(tmp_path))[0])
     assert log.status == "success"
-    episodes = Episodes(agent=agent, users=3, turns=2, split="test")
+    split = {"split": "test"} if env == "rank" else {}
+    episodes = Episodes(env=env, agent=agent, users=3, turns=2, **split)
     expected = {str(user): directly(episodes, user) for user in episodes.user_ids}
+    assert requests == sum(len(one.prompts) for one in expected.values())
     assert {sample.id for sample in log.samples} == expected.keys()
+    means = {user: one.mean(2, MISSING[env]) for user, one in expected.items()}
     for sample in log.samples:
-        steps = expected[sample.id]
-        assert sample.scores["ranking"].value == pytest.approx(sum(step.reward for step in steps) / 2)
-        assert json.loads(sample.scores["ranking"].answer.replace("None", "null")) == [s.feedback.rank for s in steps]
-        assert sample.output.completion == steps[-1].memory.profile
-    rewards = [sum(step.reward for step in steps) / 2 for steps in expected.values()]
-    assert log.results.scores[0].metrics["mean"].value == pytest.approx(sum(rewards) / 3)
+        assert sample.scores["reward"].value == pytest.approx(means[sample.id])
+        assert json.loads(sample.output.completion) == expected[sample.id].rewards
+    assert log.results.scores[0].metrics["mean"].value == pytest.approx(sum(means.values()) / 3)
 
 
 async def test_the_chat_model_passes_schemas_thoughts_and_cut_offs():

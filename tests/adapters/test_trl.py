@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from adapters.common import TASKS, directly
+from adapters.common import BOTH, MISSING, directly
 
 from starec_agents import scripted_user
 from starec_agents.adapters import Episodes
@@ -13,24 +13,23 @@ pytestmark = pytest.mark.adapters
 trl = pytest.importorskip("trl", reason="make test-adapters installs TRL")
 
 
-class PlannerTools(UserTools):
-    episodes = Episodes(agent="planner", turns=1)
+@pytest.mark.parametrize(("env", "agent"), BOTH)
+def test_the_tool_goes_through_an_episode_of_any_graph(env, agent):
+    class Tools(UserTools):
+        episodes = Episodes(env=env, agent=agent, turns=2)
 
-
-@pytest.mark.parametrize("tools", [UserTools, PlannerTools])
-def test_the_tool_goes_through_an_episode_of_any_graph(tools):
-    say, environment, episodes = scripted_user(), tools(), tools.episodes
+    say, environment, prompts = scripted_user(), Tools(), []
     environment.reset(user_id=7)
-    assert environment.get_reward() == -1.0
-    environment.reset(user_id=42)
-    request, answered = environment._episode, 0
-    while not request.ended:
-        waiting = environment._episode.request
-        shown = environment.answer(say(waiting.messages, {}))
-        answered += 1
-    assert answered == len(TASKS[episodes.agent]) * episodes.turns
+    assert environment.get_reward() == MISSING[env]
+    shown = environment.reset(user_id=42)
+    while request := environment._episode.request:
+        prompts.append(list(map(dict, request.messages)))
+        assert shown.endswith(request.messages[-1]["content"])
+        shown = environment.answer(say(request.messages, {}))
+    expected = directly(Tools.episodes, 42)
+    assert prompts == expected.prompts
     assert shown == environment.answer("more") == "That was the last task."
-    assert environment.get_reward() == sum(step.reward for step in directly(episodes, 42)) / episodes.turns
+    assert environment.get_reward() == expected.mean(2, MISSING[env])
 
 
 def tiny_model(texts):

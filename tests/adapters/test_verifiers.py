@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from adapters.common import TASKS, directly, scripted_server
+from adapters.common import BOTH, MISSING, directly, scripted_server
 
 from starec_agents.adapters import Episodes
 
@@ -28,11 +28,12 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("my_users", None)
 
 
-@pytest.mark.parametrize("agent", ["starec", "planner"])
-def test_vf_eval_from_the_shell(agent, folder):
+@pytest.mark.parametrize(("env", "agent"), BOTH)
+def test_vf_eval_from_the_shell(env, agent, folder):
     vf_eval = Path(sys.executable).with_name("vf-eval")
     with scripted_server() as server:
         options = {
+            "--env.taskset.env": env,
             "--env.taskset.agent": agent,
             "--env.taskset.users": "3",
             "--env.taskset.turns": "2",
@@ -48,22 +49,20 @@ def test_vf_eval_from_the_shell(agent, folder):
         environment = {**os.environ, "PYTHONPATH": path, "NO_KEY": "none"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert server.requests == 3 * 2 * 2 * len(TASKS[agent])
+        requests = server.requests
     lines = (folder / "run" / "traces.jsonl").read_text().splitlines()
     traces = [trace for line in lines for trace in vf.WireEpisode.model_validate_json(line).traces]
-    episodes = Episodes(agent=agent, users=3, turns=2)
+    episodes = Episodes(env=env, agent=agent, users=3, turns=2)
     assert sorted(trace.task.data.user_id for trace in traces) == sorted(2 * episodes.user_ids)
+    expected = {user: directly(episodes, user) for user in episodes.user_ids}
+    assert requests == 2 * sum(len(one.prompts) for one in expected.values())
     for trace in traces:
-        steps = directly(episodes, trace.task.data.user_id)
-        assert trace.reward == pytest.approx(sum(step.reward for step in steps) / 2)
+        played = expected[trace.task.data.user_id]
+        assert trace.reward == pytest.approx(played.mean(2, MISSING[env]))
         # A branch, and so a sample to train on, is one prompt with its answer: nothing of earlier prompts is in it.
-        calls = [call for step in steps for call in step.calls]
-        assert [[message.role for message in branch.messages] for branch in trace.branches] == [
-            ["system", "user", "assistant"]
-        ] * len(calls)
-        assert [branch.messages[1].content for branch in trace.branches] == [
-            call.messages[1]["content"] for call in calls
-        ]
+        said = [[(m.role, m.content) for m in branch.messages] for branch in trace.branches]
+        assert [one[:-1] for one in said] == [[(m["role"], m["content"]) for m in prompt] for prompt in played.prompts]
+        assert {one[-1][0] for one in said} == {"assistant"}
 
 
 def test_load_environment_has_the_users_and_the_options(folder):

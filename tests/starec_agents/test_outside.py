@@ -3,18 +3,33 @@
 import asyncio
 import gc
 import operator
+import re
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from langgraph.graph import END, START, StateGraph
 from support import make_dataset
 
-from starec_agents import Context, Episode, ScriptedChat, Session, State, UserAgent, graphs, scripted_user
+from starec_agents import (
+    Context,
+    ScriptedChat,
+    Session,
+    State,
+    UserAgent,
+    graphs,
+    play_turns,
+    play_visit,
+    scripted_user,
+)
 from starec_agents.graph import call_model
 from starec_agents.planner import planner
 from starec_env.errors import EndpointError, InvalidOption
+from starec_env.recommend.env import RecommendEnv
+from starec_env.recommend.twin import twin_of
+from starec_env.replay.env import open_dataset
 from starec_env.replay.stream import Stream
 
 TURNS = Stream(make_dataset(), turns=3).turns(0)
@@ -27,7 +42,10 @@ ASKED = {
 
 
 def directly(agent):
-    return asyncio.run(Episode(TURNS, agent).play(ScriptedChat(scripted_user())))
+    """The steps to which the scripted user's answers lead without anything between."""
+    steps = []
+    asyncio.run(play_turns(TURNS, agent, on_step=steps.append).play(ScriptedChat(scripted_user())))
+    return steps
 
 
 def driven(episode):
@@ -44,31 +62,32 @@ def driven(episode):
 @pytest.mark.parametrize("answer_format", ["paper", "scores"])
 def test_the_record_is_that_of_the_same_answers_given_directly(graph, answer_format):
     agent = partial(UserAgent, graph=GRAPHS[graph], answer_format=answer_format)
-    episode = Episode(TURNS, agent)
+    steps = []
+    episode = play_turns(TURNS, agent, on_step=steps.append)
     assert driven(episode) == ASKED[graph] * len(TURNS)
-    assert episode.result == episode.steps == directly(agent)
-    assert episode.rewards == [step.reward for step in episode.steps]
+    assert steps == directly(agent)
+    assert episode.rewards == [step.reward for step in steps]
 
 
 def test_the_executor_of_langgraph_makes_the_same_requests():
     agent = partial(UserAgent, graph=planner, executor="langgraph")
-    episode = Episode(TURNS, agent)
-    assert driven(episode) == ASKED["planner"] * len(TURNS)
-    assert episode.steps == directly(partial(UserAgent, graph=planner))
+    steps = []
+    assert driven(play_turns(TURNS, agent, on_step=steps.append)) == ASKED["planner"] * len(TURNS)
+    assert steps == directly(partial(UserAgent, graph=planner))
 
 
 def test_a_reward_is_there_before_its_reflection_is_asked():
-    episode = Episode(TURNS)
+    episode = play_turns(TURNS)
     assert (episode.start().task, episode.rewards) == ("rank", [])
     assert episode.answer("1. none of them").task == "reflect"
-    assert episode.rewards == [-1.0] and not episode.steps
+    assert episode.rewards == [-1.0]
     assert episode.mean_reward == -1.0
     episode.close()
     assert episode.ended
 
 
 def test_a_request_has_the_rewritten_memory_and_no_earlier_request():
-    episode = Episode(TURNS, partial(UserAgent, answer_format="labels"))
+    episode = play_turns(TURNS, partial(UserAgent, answer_format="labels"))
     episode.start()
     episode.answer("A B C")
     again = episode.answer("Updated User description: Dotes on westerns.")
@@ -79,14 +98,46 @@ def test_a_request_has_the_rewritten_memory_and_no_earlier_request():
 
 async def test_it_runs_in_a_foreign_event_loop():
     async def one():
-        episode, sampler = Episode(TURNS), ScriptedChat(scripted_user())
+        steps, sampler = [], ScriptedChat(scripted_user())
+        episode = play_turns(TURNS, on_step=steps.append)
         request = await episode.astart()
         while request is not None:
             request = await episode.aanswer(await sampler.complete(request.messages, **request.sampling))
-        return episode.steps
+        return steps
 
     several = await asyncio.gather(*(one() for _ in range(3)))
     assert several[0] == several[1] == several[2] and len(several[0]) == 3
+
+
+def test_a_graph_recommends_to_a_simulated_user_and_learns_from_what_is_taken():
+    twin = twin_of(open_dataset("ml-latest-small", None))
+
+    def visit(agent):
+        env = RecommendEnv(twin.dataset, responder=twin, slate_size=5, horizon=6)
+        return play_visit(env, 42, agent, n_candidates=12)
+
+    for agent, asked in ((UserAgent, ASKED["default"]), (partial(UserAgent, graph=planner), ASKED["planner"])):
+        episode, again = visit(agent), visit(agent)
+        tasks = driven(episode)
+        assert 1 <= len(episode.rewards) <= 6 and set(episode.rewards) <= {0.0, 1.0}
+        assert tasks.count("reflect") >= sum(episode.rewards)  # what is taken is learned from, liked or not
+        assert tasks.count(asked[0]) >= len(episode.rewards)
+        asyncio.run(again.play(ScriptedChat(scripted_user())))
+        assert episode.rewards == again.rewards
+        assert episode.mean_reward == sum(episode.rewards) / 6
+
+
+def test_a_visit_wants_as_many_candidates_as_a_slate():
+    twin = twin_of(open_dataset("ml-latest-small", None))
+    with pytest.raises(InvalidOption, match="a slate of 5"):
+        play_visit(RecommendEnv(twin.dataset, responder=twin, slate_size=5), 42, n_candidates=4)
+
+
+def test_the_code_of_the_page_on_neighbours_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "neighbours.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/neighbours.md", "exec", dont_inherit=True), {"__name__": "docs"})
+    assert len(eval(capsys.readouterr().out)) == 2
 
 
 class Opinions(State, total=False):
@@ -128,7 +179,7 @@ def test_what_the_work_raises_comes_out_of_the_answer():
 
 
 def test_answers_out_of_turn_are_refused():
-    episode = Episode(TURNS)
+    episode = play_turns(TURNS)
     with pytest.raises(InvalidOption, match="call start"):
         episode.answer("hi")
     with pytest.raises(InvalidOption, match="no result yet"):
@@ -142,7 +193,7 @@ def test_answers_out_of_turn_are_refused():
 
 @pytest.mark.filterwarnings("error")
 def test_a_session_that_is_dropped_is_given_up_without_a_word(caplog):
-    episode, ended = Episode(TURNS), threading.Event()
+    episode, ended = play_turns(TURNS), threading.Event()
     episode.start()
     episode._task.add_done_callback(lambda task: ended.set())
     del episode

@@ -10,28 +10,33 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from starec_agents.agent import UserAgent
 from starec_agents.commands import load_graph
-from starec_agents.outside import Episode
+from starec_agents.outside import Episode, play_turns, play_visit
 from starec_env.data.splits import sample
+from starec_env.recommend.env import RecommendEnv
+from starec_env.recommend.twin import Twin, twin_of
 from starec_env.replay.env import open_dataset, user_with_turns
 from starec_env.replay.stream import Stream
 from starec_env.types import Id
 
 
 class Episodes(BaseModel):
-    """Whose turns are gone through, and by which agent: what each adapter's options are."""
+    """Which episodes there are, and by which agent they are played: what each adapter's options are."""
 
     model_config = ConfigDict(frozen=True)
 
+    env: Literal["rank", "recommend"] = "rank"
+    """"rank": a user's turns (`play_turns`); "recommend": a user's visit to the agent as recommender (`play_visit`)."""
     dataset: str = "ml-latest-small"
     """A name that `load_dataset` knows."""
     users: int | None = Field(default=None, ge=1)
     """How many users, sampled by `seed`; None for all who have a turn."""
     turns: int | None = Field(default=3, ge=1)
-    """The last so many turns of each user."""
+    """The last so many turns of each user; or the most slates of a visit."""
     split: Literal["train", "test"] = "train"
     """"test" goes on to each user's held-out last turn."""
     seed: int = 0
     n_candidates: int = 20
+    slate_size: int = 5
     agent: str = "starec"
     """The graph, as `starec simulate --agent` names it: a ready one, or MODULE:FUNCTION."""
     answer_format: str = "paper"
@@ -49,7 +54,7 @@ class Episodes(BaseModel):
         return Random(seed).choice(self.user_ids)
 
     def episode(self, user_id: Id) -> Episode:
-        """That user's turns, with an agent that is new to the user.
+        """That user's episode, with an agent that is new to the user.
 
         Raises:
             UnknownName: There is no such user, or no such agent.
@@ -57,7 +62,11 @@ class Episodes(BaseModel):
         stream = self._stream
         user = user_with_turns(stream, user_id)
         agent = partial(UserAgent, graph=load_graph(self.agent), answer_format=self.answer_format)
-        return Episode(stream.turns(user), agent)
+        if self.env == "rank":
+            return play_turns(stream.turns(user), agent)
+        twin, horizon = _twin(self.dataset), self.turns or 50
+        env = RecommendEnv(twin.dataset, responder=twin, slate_size=self.slate_size, horizon=horizon)
+        return play_visit(env, user_id, agent, n_candidates=self.n_candidates, seed=self.seed)
 
     @property
     def _stream(self) -> Stream:
@@ -67,3 +76,8 @@ class Episodes(BaseModel):
 @lru_cache(maxsize=4)
 def _open(dataset: str, turns: int | None, split: Literal["train", "test"], seed: int, n_candidates: int) -> Stream:
     return Stream(open_dataset(dataset, None), turns=turns, split=split, seed=seed, n_candidates=n_candidates)
+
+
+@lru_cache(maxsize=4)
+def _twin(dataset: str) -> Twin:
+    return twin_of(open_dataset(dataset, None))

@@ -54,28 +54,36 @@ def user_agent(episodes: Episodes) -> Any:
 
     async def solve(state: Any, generate: Any) -> Any:
         episode = episodes.episode(state.metadata["user_id"])
-        steps = await episode.play(InspectChat())
-        state.store.set("ranks", [step.feedback.rank for step in steps])
+        await episode.play(InspectChat())
         state.store.set("reward", episode.mean_reward)
-        state.output.completion = steps[-1].memory.profile
+        state.output.completion = str(episode.rewards)
         return state
 
     return solve
 
 
 @scorer(metrics=[mean(), stderr()])
-def ranking() -> Any:
-    """The rankings' mean position reward (paper 4.2.2), with its standard error over users."""
+def reward() -> Any:
+    """An episode's mean reward, with its standard error over users."""
 
     async def score(state: Any, target: Any) -> Any:
-        return Score(value=state.store.get("reward"), answer=str(state.store.get("ranks")))
+        return Score(value=state.store.get("reward"), answer=state.output.completion)
 
     return score
 
 
 @task
 def rank(**options: Any) -> Task:
-    """Options are those of `Episodes`."""
-    episodes = Episodes(**{"split": "test", **options})
+    """Users' turns; the options are those of `Episodes`."""
+    return _task(Episodes(**{"split": "test", **options}))
+
+
+@task
+def recommend(**options: Any) -> Task:
+    """Visits to the agent as recommender; the options are those of `Episodes`."""
+    return _task(Episodes(env="recommend", **options))
+
+
+def _task(episodes: Episodes) -> Task:
     users = [Sample(input=f"User {user}", id=str(user), metadata={"user_id": user}) for user in episodes.user_ids]
-    return Task(dataset=users, solver=user_agent(episodes), scorer=ranking())
+    return Task(dataset=users, solver=user_agent(episodes), scorer=reward())

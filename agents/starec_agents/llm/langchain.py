@@ -35,8 +35,13 @@ class LangChainChat:
             what is called.
     """
 
+    traces_itself = True  # LangChain tells the callbacks of its own models' calls
+
     def __init__(self, model: BaseChatModel | Runnable[Any, Any]) -> None:
         self.model: Any = _without_streaming(model)
+
+    def __repr__(self) -> str:
+        return f"LangChainChat({_chat_model(self.model)})"
 
     async def complete(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a prompt; whatever the wrapped model raises becomes an EndpointError. See ChatModel."""

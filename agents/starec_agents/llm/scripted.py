@@ -36,6 +36,9 @@ class ScriptedChat:
     def __init__(self, reply: Reply, *, latency: float = 0.0) -> None:
         self.reply, self.latency, self.requests = reply, latency, 0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.requests} requests)"
+
     async def complete(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer as scripted; see ChatModel."""
         number, self.requests = self.requests, self.requests + 1
