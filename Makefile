@@ -54,6 +54,14 @@ dist: install .venv-docs/.installed  ## wheel and sdist, into dist/, checked as 
 	.venv-docs/bin/twine check --strict dist/*
 	if [ -x .venv-docs/bin/hadolint ]; then .venv-docs/bin/hadolint Dockerfile; fi
 
+.venv-notebooks/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv .venv-notebooks
+	.venv-notebooks/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve,report,notebooks]' -c constraints.txt
+	@touch $@
+
+test-notebooks: .venv-notebooks/.installed  ## execute examples/notebooks, each from a fresh kernel (3 minutes)
+	for notebook in examples/notebooks/*.ipynb; do .venv-notebooks/bin/jupyter execute --timeout=300 $$notebook || exit 1; done
+
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
 	.venv-vllm/bin/python tests/real_vllm/install.py
@@ -71,4 +79,4 @@ test-studio: install .venv-studio/.installed  ## drive `langgraph dev`: the sche
 	$(BIN)/pytest -m studio tests/langgraph_dev
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-docs .venv-vllm .venv-studio site dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-docs .venv-notebooks .venv-vllm .venv-studio site dist build .mypy_cache .ruff_cache .pytest_cache

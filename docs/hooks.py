@@ -22,6 +22,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "examples/README.md": "examples.md",
     "examples/nano/README.md": "nano.md",
 }
 """Files outside this folder that are pages of the site, by their names there."""

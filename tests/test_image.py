@@ -1,4 +1,4 @@
-"""The Dockerfile and compose.yaml fit the repository: what they copy is there, and their commands are commands of ours."""
+"""The Dockerfile and compose.yaml fit the repository: what they copy is there, and they call commands of ours."""
 
 import re
 import shlex
