@@ -30,7 +30,7 @@ _MOVED = {
     "starec_agents.scripted": "starec_agents.llm.scripted",
     "starec_agents.serve": "starec_agents.serving.serve",
     "starec_agents.store": "starec_agents.runs.store",
-    "starec_agents.story": "starec_agents.runs.story",
+    "starec_agents.story": "starec_agents.runs.show",
     "starec_agents.titles": "starec_agents.tasks.titles",
     "starec_agents.variants": "starec_agents.graphs",
     "starec_agents.weights": "starec_agents.serving.weights",

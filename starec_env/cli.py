@@ -14,7 +14,7 @@ COMMANDS = {
     "data": ("starec_env.data.commands:data", "List, fetch and check data sets."),
     "serve": ("starec_agents.serving.serve:serve_command", "Serve a model on this machine, OpenAI-compatible."),
     "simulate": ("starec_agents.commands:simulate", "Run a population of user agents through their streams."),
-    "show": ("starec_agents.commands:show", "Print one user's story from a run."),
+    "show": ("starec_agents.commands:show", "Print one user's trace from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
     "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' timelines."),

@@ -1,4 +1,4 @@
-"""Every error starec raises on purpose; each message says what was got, what was wanted and how to mend it."""
+"""Every error starec raises on purpose; each message says what was got, what was wanted and what to do."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches

@@ -1,6 +1,6 @@
 """Readings of what the paper's section 5 leaves open, which training and evaluation share.
 
-Each choice is worth up to ten points of NDCG@10. Each is a field of `Reading`, with a default and the reason for it,
+Each choice moves up to ten points of NDCG@10. Each is a field of `Reading`, with a default and the reason for it,
 and every table prints the reading it was made under.
 """
 
@@ -48,12 +48,12 @@ class Reading:
     time_ties: Literal["auto", "file", "shuffled"] = "auto"
     """Order of one user's rows of equal time (77 % of ML-1M's): as the data set was loaded, which is the file's order
     unless that follows item ids, and then a seeded one, because an order by id tells which item comes next; always
-    the file's; or shuffled by the protocol's seed, which is worth up to 2 points."""
+    the file's; or shuffled by the protocol's seed, which moves up to 2 points."""
     training: Literal["all", "past"] = "all"
     """What is learned from: everything, as leave-one-out has it (5.1.1), so that counts hold the future of other users,
     what they did later than the target; or only what was done before the earliest test target. With "past", test users
     are sampled from those whose target lies in the later half of time, so that a past is left. On the same test users
-    the future is worth, in NDCG@10 of Pop, item-kNN and Markov, 1.4, 2.6 and 2.0 points on half of ML-1M, and 14, 23
+    the future adds, in NDCG@10 of Pop, item-kNN and Markov, 1.4, 2.6 and 2.0 points on half of ML-1M, and 14, 23
     and 23 on ml-latest-small, where training then ends in 2004 and targets are of up to 2016."""
     transductive: bool = False
     """Whether the sampled training set takes in the test users' interactions before their targets (2 points more).

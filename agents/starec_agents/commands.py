@@ -27,8 +27,8 @@ from starec_agents.runs.plan import (
     refuse_without_plan,
 )
 from starec_agents.runs.population import resolve, run_population
+from starec_agents.runs.show import metrics_table, overview, trace
 from starec_agents.runs.store import check_folder
-from starec_agents.runs.story import metrics_table, overview, story
 from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_agents.tasks import MAX_HISTORY
 from starec_agents.tasks.options import format_options
@@ -253,10 +253,10 @@ async def _check(llms: Iterable[OpenAIChat]) -> None:
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--user", help="A user's id  [default: list the users]")
 def show(run: Path, user: str | None) -> None:
-    """Print one user's story: ranking, feedback, reflection, memory before and after.
+    """Print one user's trace: ranking, feedback, reflection, memory before and after.
 
     Example: starec show runs/first --user 42
     """
     console = Console()
-    for part in overview(run) if user is None else story(run, user):
+    for part in overview(run) if user is None else trace(run, user):
         console.print(part)

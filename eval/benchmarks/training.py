@@ -156,10 +156,10 @@ def main() -> None:
             found[name] = found["tokens"] / found[f"{kind}_s"]
         print(json.dumps(found))
         return
-    told = [f"--{name}={getattr(args, name)}" for name in ("steps", "batch", "tokens", "history", "threads", "beta")]
+    given = [f"--{name}={getattr(args, name)}" for name in ("steps", "batch", "tokens", "history", "threads", "beta")]
     for model in args.models:
         for part in args.parts:
-            command = [sys.executable, __file__, "--model", model, "--parts", part, *told]
+            command = [sys.executable, __file__, "--model", model, "--parts", part, *given]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{model}, {part}: {done.stderr[-2000:]}")

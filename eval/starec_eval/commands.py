@@ -100,7 +100,7 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Requests in flight.")
 @click.option(
-    "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Told in prompts."
+    "--max-history", type=click.IntRange(min=1), default=MAX_HISTORY, show_default=True, help="Shown in prompts."
 )
 @click.option(
     "--metrics",

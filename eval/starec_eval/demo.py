@@ -23,7 +23,7 @@ from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import Run, run_population
 from starec_agents.runs.reading import read_steps
 from starec_agents.runs.records import read_titles
-from starec_agents.runs.story import step_panel
+from starec_agents.runs.show import step_panel
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import NANO, SMOLLM2, nano_users
 from starec_env import load_dataset, prepare

@@ -27,7 +27,7 @@ from starec_eval.rankers.scorer import Scorer, check_scores, ranks_of
 from starec_eval.table import Results, Scored
 
 Report = Callable[[str, int, int], None]
-"""Told of progress: method, cases done, cases in all."""
+"""Called with progress: method, cases done, cases in all."""
 
 
 class AsyncRanker(Typed):

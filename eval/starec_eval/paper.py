@@ -137,7 +137,7 @@ def run_section5(
         tables: Of "4", "5" and "6".
         figures: Of "2a" and "2b".
         resume: Go on with what `out` holds.
-        report: Told of progress.
+        report: Called with progress.
 
     Raises:
         UnknownName: A table, figure, method, endpoint or data set isn't known or isn't in the configuration.

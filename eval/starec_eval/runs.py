@@ -16,7 +16,7 @@ from starec_agents.runs.steps import Step
 from starec_agents.serving.card import ModelCard, find_card, say_seen
 from starec_env.data import NAMES
 from starec_env.data.spec import DataSpec
-from starec_env.data.ties import file_rows
+from starec_env.data.ties import as_recorded
 from starec_env.errors import InvalidOption, RunError
 from starec_env.types import Dataset, Id
 from starec_eval.evaluate import AnyRanker, Report, evaluate, judged
@@ -125,7 +125,7 @@ def evaluate_runs(
             candidates differ between runs.
     """
     first = runs[0]
-    dataset, reordered = _as_recorded(first, dataset)
+    dataset, reordered = _as_recorded(runs, dataset)
     protocol, planned_turns = shared_protocol(runs, dataset)
     shared = _keys(protocol.cases.user_ids, protocol.cases.turns)
     results = evaluate(rankers, protocol, **options)
@@ -182,14 +182,19 @@ def _keys(users: Sequence[Id], turns: NDArray[Any]) -> list[Key]:
     return [(str(user), turn) for user, turn in zip(users, turns.tolist(), strict=True)]
 
 
-def _as_recorded(run: FinishedRun, dataset: Dataset) -> tuple[Dataset, list[str]]:
+def _as_recorded(runs: Sequence[FinishedRun], dataset: Dataset) -> tuple[Dataset, list[str]]:
     """The data set, and a note if its equal times are in the file's order, as starec 0.1 had them in its runs."""
-    if dataset.file_order is None or dataset.hash == run.about["dataset"]["hash"]:
-        return dataset, []
-    by_file = dataset.with_rows(file_rows(dataset), file_order=None)
-    if by_file.hash != run.about["dataset"]["hash"]:
-        return dataset, []
-    return by_file, ["equal times are in the order of the file, as they were in the run"]
+    hashes = [run.about["dataset"]["hash"] for run in runs]
+    found = [as_recorded(dataset, recorded) for recorded in hashes]
+    by_file = [run for run, data in zip(runs, found, strict=True) if data is not dataset]
+    by_hash = [run for run, recorded in zip(runs, hashes, strict=True) if recorded == dataset.hash]
+    if by_file and by_hash:
+        raise RunError(
+            f"{by_file[0].folder} has rows of equal time in the order of the file, as starec 0.1 had them, and "
+            f"{by_hash[0].folder} in the order of a hash: their turns differ. Compare runs of one order, or run "
+            f"{by_file[0].folder} anew"
+        )
+    return found[0], ["equal times are in the order of the file, as they were in the run"] if by_file else []
 
 
 def _check_data(run: FinishedRun, dataset: Dataset) -> None:

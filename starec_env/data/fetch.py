@@ -222,7 +222,7 @@ class _Https(_Paced, HTTPSHandler):
 
 
 def _chunks(url: str, target: Path, most: int, sized: bool) -> Iterator[bytes]:
-    """Yield the bytes of an address as they come; `sized` refuses an answer whose end couldn't be told."""
+    """Yield the bytes of an address as they come; `sized` refuses an answer of unknown length."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

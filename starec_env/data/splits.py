@@ -103,8 +103,8 @@ class Split(BaseModel):
     @cached_property
     def hash(self) -> str:
         """16 hex digits over data, reading and all ids: equal hashes, the same split."""
-        told = self.model_dump(mode="json", exclude={"data"})  # where the files lie is no part of it
-        return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+        compared = self.model_dump(mode="json", exclude={"data"})  # where the files lie is no part of it
+        return blake2b(json.dumps(compared, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def spec(self, moved: DataSpec | None = None) -> DataSpec:
         """How its data are loaded.

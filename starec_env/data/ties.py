@@ -137,3 +137,14 @@ def file_rows(dataset: Dataset) -> NDArray[np.intp]:
         return np.arange(dataset.n_interactions)
     within = np.zeros(dataset.n_interactions, np.int8) if dataset.nanoseconds is None else dataset.nanoseconds
     return np.lexsort((dataset.file_order, within, dataset.timestamps, dataset.owner))
+
+
+def as_recorded(dataset: Dataset, recorded: str) -> Dataset:
+    """The data set with the hash `recorded`, if only the order among equal times differs; else as it is.
+
+    Starec 0.1 kept the order of the file in its runs.
+    """
+    if dataset.file_order is None or dataset.hash == recorded:
+        return dataset
+    by_file = dataset.with_rows(file_rows(dataset), file_order=None)
+    return by_file if by_file.hash == recorded else dataset

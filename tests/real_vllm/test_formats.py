@@ -13,7 +13,7 @@ from starec_agents.llm.base import Endpoint
 from starec_agents.llm.client import OpenAIChat
 from starec_agents.runs.population import run_population
 from starec_agents.runs.reading import read_steps
-from starec_agents.runs.story import metrics_text
+from starec_agents.runs.show import metrics_text
 from starec_agents.serving.serve import local_server
 from starec_env.types import Dataset
 

@@ -452,5 +452,5 @@ def test_exports_are_there_and_completed():
     for name in starec_agents.__all__:
         assert getattr(starec_agents, name)
     assert [name for name in dir(starec_agents) if not name.startswith("__")] == sorted(starec_agents.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="starec_agents attribute nonsense"):
         _ = starec_agents.nonsense

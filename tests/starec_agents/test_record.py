@@ -272,7 +272,11 @@ def test_user_ids_with_odd_line_ends_break_nothing(odd: str, tmp_path: Path) -> 
     assert len(list(read_steps(run.out))) == run.metrics["steps"] > 3
 
 
-def test_a_run_whose_folder_was_moved_touches_nothing_of_the_run_in_its_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("report_every_s", [0, 9999])
+def test_a_run_whose_folder_was_moved_touches_nothing_of_the_run_in_its_place(
+    report_every_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("starec_agents.runs.rollout._REPORT_EVERY_S", report_every_s)
     out = tmp_path / "run"
     done = 0
 
@@ -286,6 +290,7 @@ def test_a_run_whose_folder_was_moved_touches_nothing_of_the_run_in_its_place(tm
 
     with pytest.raises(RunError, match="moved, removed or replaced"):
         simulate(out, on_step=swap)
+    assert done == N_STEPS if report_every_s else done < N_STEPS  # noticed when progress is reported, and at the end
     assert len(read_run(out)["sessions"]) == 1 and "wall_s" in read_run(out)["sessions"][0]
     assert len(list(read_steps(out))) == json.loads((out / "metrics.json").read_text())["steps"] == N_STEPS
     assert simulate(tmp_path / "moved", resume=True).metrics["steps"] == N_STEPS

@@ -12,7 +12,7 @@ from held import Held
 from starec_agents import OpenAIChat, UserAgent, read_steps, run_population
 from starec_agents.llm.base import Endpoint
 from starec_agents.runs.population import Run
-from starec_agents.runs.story import metrics_text
+from starec_agents.runs.show import metrics_text
 from starec_agents.serving.serve import local_server
 from starec_agents.serving.weights import find_gguf
 from starec_env import load_dataset, prepare
@@ -80,3 +80,11 @@ def test_a_model_that_does_not_know_the_format_ends_with_the_cause_and_what_to_d
     said = " ".join(metrics_text(metrics, tmp_path).split())
     assert "Most answers could not be read as whole rankings (" in said
     assert "--answer-format scores" in said
+
+
+async def test_a_model_name_that_the_server_does_not_list_and_yet_answers_to_is_said(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with OpenAIChat(endpoint.model_copy(update={"model": "another", "max_tokens": 1})) as llm:
+        assert "another" not in await llm.check()
+    assert "answers to the model name 'another', which it doesn't list (" in caplog.text

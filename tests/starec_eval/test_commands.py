@@ -21,7 +21,8 @@ from starec_eval.commands import compare_run, eval_command
 from starec_eval.evaluate import evaluate
 from starec_eval.protocol import Protocol
 from starec_eval.rankers import ItemKNN, Pop, Scorer
-from starec_eval.runs import evaluate_run
+from starec_eval.runs import evaluate_run, evaluate_runs, open_runs
+from starec_training.dataset import run_rows
 
 
 def starec_eval(*args, code=0):
@@ -152,6 +153,11 @@ def test_a_run_recorded_before_equal_times_were_put_in_another_order_is_compared
     del about["data"]
     (tmp_path / "old" / "run.json").write_text(json.dumps(about))
     assert "order of the file, as they were in the run" in starec_eval("--run", tmp_path / "old", "--methods", "pop")
+    rows = run_rows(tmp_path / "old", dataset)  # and makes the same training rows from it as from the data of then
+    assert len(rows) and rows.rows == run_rows(tmp_path / "old", by_file).rows
+    run_population(dataset, agent, users=8, turns=3, out=tmp_path / "new", progress=False)
+    with pytest.raises(RunError, match="old has rows of equal time in the order of the file.*new in the order of a"):
+        evaluate_runs(open_runs([tmp_path / "old", tmp_path / "new"]), dataset, [])
 
 
 def test_eval_prints_a_run_from_the_command_line(run):

@@ -248,7 +248,7 @@ def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id], 
 
 @_stage
 def sft(args: Sequence[str]) -> int:
-    """Train a model on a teacher's rows by TRL's SFTTrainer, with the paper's settings unless told otherwise.
+    """Train a model on a teacher's rows by TRL's SFTTrainer, with the paper's settings by default.
 
     Example: starec train sft --model smollm2 --lora-rank 16 --rows runs/taught --out runs/sft
     """

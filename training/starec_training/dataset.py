@@ -27,6 +27,7 @@ from starec_agents.runs.steps import Step
 from starec_agents.runs.store import write_text
 from starec_agents.tasks import MAX_HISTORY, parse_ranking, rank_messages, ranking_format, split_thought, thought_of
 from starec_env.data.splits import Split
+from starec_env.data.ties import as_recorded
 from starec_env.errors import InvalidOption, TrainingError
 from starec_env.replay.stream import Stream
 from starec_env.types import Candidates, Dataset, History, Id, Item, Query, Ranking, Turn, User
@@ -307,6 +308,7 @@ def run_rows(
     if follow_ups < 1:
         raise InvalidOption(f"follow_ups={follow_ups}: a memory update is paid by at least one follow-up ranking")
     run = read_run(out)
+    dataset = as_recorded(dataset, run["dataset"]["hash"])
     if run["dataset"]["hash"] != dataset.hash:
         raise TrainingError(
             f"{out} ran on other data than {dataset!r} (hash {run['dataset']['hash']}, not {dataset.hash}): load and "

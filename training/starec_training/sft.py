@@ -36,7 +36,7 @@ LEARNING_RATES = {"0.5B": 1e-4, "1.5B": 1e-4, "7B": 1e-5}
 def paper_settings(size: str = "0.5B") -> dict[str, Any]:
     """The paper's SFT (5.1.4) as fields of SFTConfig: 3 epochs, sequences of 16384 tokens; loss on completions alone.
 
-    Batch size, schedule and warm-up are not told; TRL's defaults stand.
+    Batch size, schedule and warm-up are not given; TRL's defaults stand.
 
     Raises:
         UnknownName: The paper has no such size.

@@ -145,6 +145,13 @@ class Server:
             models = {}
         if self.endpoint.model not in models:
             await self.chat(body, time.perf_counter())
+            if models:  # llama.cpp answers to any name
+                _log.warning(
+                    "%s answers to the model name %r, which it doesn't list (%s): see that this is the model you mean",
+                    self.where,
+                    self.endpoint.model,
+                    ", ".join(list(models)[:5]),
+                )
         return models
 
     async def explained(self, fault: Fault) -> Fault:

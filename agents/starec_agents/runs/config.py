@@ -136,9 +136,9 @@ def check_same(settings: Mapping[str, Any], run: Mapping[str, Any], out: Path, *
 def _without_urls(endpoints: Any) -> Any:
     if not isinstance(endpoints, dict):
         return endpoints
-    told = {name: [{**one, "base_url": ""} for one in several] for name, several in endpoints.items()}
+    bare = {name: [{**one, "base_url": ""} for one in several] for name, several in endpoints.items()}
     return {
-        name: [one for place, one in enumerate(several) if one not in several[:place]] for name, several in told.items()
+        name: [one for place, one in enumerate(several) if one not in several[:place]] for name, several in bare.items()
     }
 
 

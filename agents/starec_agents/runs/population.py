@@ -46,7 +46,7 @@ class Run:
     `scored_users` (those with a liked target), `valid_share`, `steps`, `failures`, tokens and `wall_s`."""
 
     def __str__(self) -> str:
-        from starec_agents.runs.story import metrics_text
+        from starec_agents.runs.show import metrics_text
 
         return metrics_text(self.metrics, self.out)
 

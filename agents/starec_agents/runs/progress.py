@@ -38,7 +38,8 @@ class RunProgress:
         self._task = self._bar.add_task("users", total=total, text="")
 
     def add(self, news: News) -> None:
-        """Count what was done, and record who failed."""
+        """Count what was done, and record who failed; raises RunError where the folder is no longer the run's."""
+        self._store.check_place()
         for failure in news.failures:
             self._store.fail(failure)
         self._steps += news.steps

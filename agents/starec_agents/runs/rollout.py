@@ -23,7 +23,7 @@ from starec_env.errors import EndpointError, RunError
 from starec_env.replay.stream import judge
 from starec_env.types import Feedback, Id, Query, Ranking, Turn
 
-_TELL_EVERY_S = 0.2
+_REPORT_EVERY_S = 0.2
 _MOST_MESSAGE, _MOST_TRACEBACK = 2_000, 4_000
 
 
@@ -137,7 +137,7 @@ class _Run:
     def __init__(self, rollout: Rollout, share: Share, tell: Callable[[News], object]) -> None:
         self.rollout, self.share, self.tell = rollout, share, tell
         self.shard, self.news = Shard(share.path, share.recorded), News()
-        self.told, self.failed_in_a_row = time.monotonic(), 0
+        self.reported, self.failed_in_a_row = time.monotonic(), 0
 
     @property
     def hopeless(self) -> bool:
@@ -187,12 +187,12 @@ class _Run:
         if self.hopeless:
             raise RunError(
                 f"{self.failed_in_a_row} users in a row failed, the last with: {failure.message}. What was done is "
-                f"kept in {self.share.path.parent}; mend the cause and go on with resume=True (--resume)"
+                f"kept in {self.share.path.parent}; remove the cause and go on with resume=True (--resume)"
             )
 
     def tell_at_times(self) -> None:
-        if time.monotonic() - self.told > _TELL_EVERY_S:
-            news, self.news, self.told = self.news, News(), time.monotonic()
+        if time.monotonic() - self.reported > _REPORT_EVERY_S:
+            news, self.news, self.reported = self.news, News(), time.monotonic()
             self.tell(news)
 
 

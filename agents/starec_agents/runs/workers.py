@@ -168,10 +168,10 @@ def _serve(connection: Connection, rollout: Rollout, share: Share) -> None:
         asyncio.run(run())
         connection.send(None)
     except Exception as error:
-        connection.send(_told(error))
+        connection.send(_described(error))
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     if isinstance(error, StarecError):
         return str(error)
     return f"a worker failed:\n{''.join(traceback.format_exception(error))}"
@@ -208,7 +208,7 @@ class _Actor:
         try:
             await rollout.run(share, self._news.append)
         except Exception as error:
-            return _told(error)
+            return _described(error)
         finally:
             await close(rollout.agent)
         return None

@@ -43,7 +43,7 @@ START_S = {"llamacpp": 120.0, "vllm": 900.0}
 STOP_S = 15.0
 """Seconds that a server is given to end by itself."""
 
-# JSON without white space costs half the tokens; cached prompt tokens are told with each answer.
+# JSON without white space costs half the tokens; cached prompt tokens are counted in each answer.
 _VLLM_OPTIONS = (
     "--structured-outputs-config",
     '{"backend": "xgrammar", "disable_any_whitespace": true}',

@@ -16,7 +16,7 @@ from starec_env.errors import InvalidOption
 from starec_env.types import Candidates, Feedback, Id, Query
 
 MAX_HISTORY = 40
-"""Interactions that prompts show unless told otherwise (5.1.1 keeps as many)."""
+"""Interactions that prompts show by default (5.1.1 keeps as many)."""
 MAX_PROFILE = 2_000
 """Characters of a profile that are kept and shown."""
 MAX_REASON = 150

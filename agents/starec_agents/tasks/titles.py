@@ -66,8 +66,8 @@ def item_line(item: Item, title: str) -> str:
 
 @_cached
 def _attributes(item: Item) -> str:
-    told = [(name, clean(value, MAX_ATTRIBUTE)) for name, value in item.attributes.items() if name != "year"]
-    texts = [text if name in _SELF_EXPLAINING else f"{clean(name)}: {text}" for name, text in told if text]
+    named = [(name, clean(value, MAX_ATTRIBUTE)) for name, value in item.attributes.items() if name != "year"]
+    texts = [text if name in _SELF_EXPLAINING else f"{clean(name)}: {text}" for name, text in named if text]
     return "".join(f" | {text}" for text in texts)
 
 

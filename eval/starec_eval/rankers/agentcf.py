@@ -169,8 +169,8 @@ class _Training:
         key = ["item", number, item]
         if (found := journal.done(key)) is None:
             call = await call_model(self.context, "item", self._item_messages(item, line, domain, heard))
-            told = _ITEM.split(read_answer(call.answer, call.cut_off).text)[1:]
-            found = visible(told[-1])[:MAX_ITEM_MEMORY] if told else self.items.get(item, "")
+            parts = _ITEM.split(read_answer(call.answer, call.cut_off).text)[1:]
+            found = visible(parts[-1])[:MAX_ITEM_MEMORY] if parts else self.items.get(item, "")
             journal.add(key, found, [call])
         return item, found
 
@@ -244,8 +244,8 @@ class _Journal:
         return self._done.get(json.dumps(key))
 
     def add(self, key: Sequence[Any], memory: str, calls: Sequence[Call], **more: Any) -> None:
-        told = [call.model_dump(mode="json", exclude_defaults=True) for call in calls]
-        self._write({"key": key, "memory": memory, **more, "calls": told})
+        said = [call.model_dump(mode="json", exclude_defaults=True) for call in calls]
+        self._write({"key": key, "memory": memory, **more, "calls": said})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -256,7 +256,7 @@ class _Journal:
 
 
 async def _all(work: Iterable[Awaitable[Any]], concurrency: int) -> list[Any]:
-    # All of it, so much at a time; the first failure is told when the others are done, and recorded.
+    # All of it, so much at a time; the first failure is raised when the others are done, and recorded.
     limit = asyncio.Semaphore(concurrency)
 
     async def one(part: Awaitable[Any]) -> Any:

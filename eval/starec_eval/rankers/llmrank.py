@@ -29,7 +29,7 @@ class LLMRank:
     After Hou et al., "Large Language Models are Zero-Shot Rankers for Recommender Systems", ECIR 2024; the wording is
     ours.
 
-    All interactions are told in order, liked or not, as that paper does. `bootstrap` answers are had, the first to
+    All interactions are shown in order, liked or not, as that paper does. `bootstrap` answers are had, the first to
     the candidates as shown and the others to shuffles of them, and candidates are sorted by their mean place; one
     that an answer leaves out stands last in that answer, and one that no answer names isn't ranked.
 
@@ -100,10 +100,10 @@ def llmrank_messages(query: Query, shown: Candidates, prompt: str, context: Cont
     """LLMRank's prompt for candidates in the order `shown`."""
     nouns = nouns_of(query.domain)
     titles = [item_title(item) for item in query.history.items[-context.max_history :]]
-    told, last = titles, titles[-1] if titles else ""
+    chosen, last = titles, titles[-1] if titles else ""
     if prompt == "in-context":
-        told = titles[:-1]
-    parts = ["\n".join([f"The {nouns.many} I have chosen so far, in order, oldest first:", *told])]
+        chosen = titles[:-1]
+    parts = ["\n".join([f"The {nouns.many} I have chosen so far, in order, oldest first:", *chosen])]
     if prompt == "recency" and last:
         parts.append(f"Note that the {nouns.one} I chose most recently is {last}.")
     elif prompt == "in-context" and last:

@@ -15,7 +15,7 @@ class Pop(Scorer):
     """Score of an item: the interactions it has in the training sequences (paper 5.1.3).
 
     Training sequences end before a test user's target, so no user's own target counts: on sparse data counting it
-    is worth up to 11 points. Whom it counts is the reading's `popularity`, unless `train` says.
+    adds up to 11 points. Whom it counts is the reading's `popularity`, unless `train` says.
     """
 
     name: ClassVar[str] = "pop"

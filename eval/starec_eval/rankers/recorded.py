@@ -163,7 +163,7 @@ class LLMRanker:
             protocol: Holds the cases.
             out: The method's folder, with a run for each repetition in `out/0`, `out/1`, ...
             concurrency: Users in flight.
-            report: Told of steps done and steps in all of the present repetition.
+            report: Called with steps done and steps in all of the present repetition.
 
         Returns:
             The rankings by case, and a digest of all prompts that asked for them.

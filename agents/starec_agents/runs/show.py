@@ -1,4 +1,4 @@
-"""What a person reads of a run: its metrics, and one user's story."""
+"""What a person reads of a run: its metrics, and one user's trace."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def metrics_table(metrics: Mapping[str, Any], out: Path) -> RenderableType:
         f"NDCG in percent ± standard error over users. {metrics['steps']:,} steps, "
         f"{metrics['failures']:,} users failed. {metrics['prompt_tokens']:,} tokens in, "
         f"{metrics['completion_tokens']:,} out, {metrics['wall_s']:.1f} s.\n"
-        f"Results are in {out} (starec show {out} --user ID tells a user's story)."
+        f"Results are in {out} (starec show {out} --user ID shows a user's trace)."
     )
     if missing := metrics.get("missing_steps"):
         note += f"\n{missing:,} of the planned steps are missing, those of the users that failed."
@@ -109,10 +109,10 @@ def overview(out: str | Path) -> Iterator[RenderableType]:
     for user, (steps, rewards, last) in users.items():
         table.add_row(plain(str(user)), str(steps), f"{rewards / steps:+.2f}", "-" if last is None else str(last))
     yield table
-    yield plain(f"starec show {out} --user ID tells a user's story")
+    yield plain(f"starec show {out} --user ID shows a user's trace")
 
 
-def story(out: str | Path, user_id: str) -> Iterator[RenderableType]:
+def trace(out: str | Path, user_id: str) -> Iterator[RenderableType]:
     """One user's steps, a panel each: what was ranked, what the user did, what the agent made of it.
 
     Raises:

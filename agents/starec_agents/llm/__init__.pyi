@@ -1,0 +1,12 @@
+from .base import Call as Call
+from .base import ChatModel as ChatModel
+from .base import Completion as Completion
+from .base import Endpoint as Endpoint
+from .base import Message as Message
+from .base import Usage as Usage
+from .base import kind_of_status as kind_of_status
+from .client import OpenAIChat as OpenAIChat
+from .langchain import LangChainChat as LangChainChat
+from .scripted import Reply as Reply
+from .scripted import ScriptedChat as ScriptedChat
+from .scripted import scripted_user as scripted_user
