@@ -57,6 +57,14 @@ dist: install .venv-docs/.installed  ## wheel and sdist, into dist/, checked as 
 	.venv-docs/bin/twine check --strict dist/*
 	if [ -x .venv-docs/bin/hadolint ]; then .venv-docs/bin/hadolint Dockerfile; fi
 
+.venv-notebooks/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv .venv-notebooks
+	.venv-notebooks/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve,report,notebooks]' -c constraints.txt
+	@touch $@
+
+test-notebooks: .venv-notebooks/.installed  ## execute examples/notebooks, each from a fresh kernel (3 minutes)
+	for notebook in examples/notebooks/*.ipynb; do .venv-notebooks/bin/jupyter execute --timeout=300 $$notebook || exit 1; done
+
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm
 	.venv-vllm/bin/python tests/real_vllm/install.py
@@ -95,4 +103,5 @@ test-resolve: install  ## resolve every extra on Python 3.11 to 3.14 with uv; no
 	$(BIN)/python tests/resolve/check.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-docs .venv-vllm .venv-studio .venv-adapters .venv-verifiers site dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-docs .venv-notebooks .venv-vllm .venv-studio .venv-adapters .venv-verifiers site dist build \
+	    .mypy_cache .ruff_cache .pytest_cache

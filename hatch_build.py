@@ -26,4 +26,4 @@ def unlinked(text: str) -> str:
 
 def _named(link: re.Match[str]) -> str:
     text, target = link.groups()
-    return f"`{target}`" if text == target else f"{text} (`{target}`)"
+    return f"`{target}`" if target.endswith(text) else f"{text} (`{target}`)"

@@ -22,11 +22,31 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "examples/README.md": "examples.md",
     "examples/nano/README.md": "nano.md",
 }
 """Files outside this folder that are pages of the site, by their names there."""
 _SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
+
+
+LANDING = {"fidelity.md", "loop.md", "neighbours.md", "reproduce.md"}
+"""Pages that the menu names and that are being written; the menu leaves them out until they are there."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave pages out of the menu that are yet to come."""
+    missing = {page for page in LANDING if not (ROOT / "docs" / page).exists()}
+    config.nav = [
+        {
+            title: [entry for entry in entries if not missing & set(entry.values())]
+            if isinstance(entries, list)
+            else entries
+        }
+        for part in config.nav or []
+        for title, entries in part.items()
+    ]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -52,7 +72,7 @@ def _relinked(link: re.Match[str], source: str, folder: str) -> str:
         return link[0]  # mkdocs finds it broken
     page = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
     if page is None:
-        return f"{text} (`{path}`)" if text != path else f"`{path}`"
+        return f"`{path}`" if path.endswith(text.strip("/")) else f"{text} (`{path}`)"
     return f"{image}[{text}]({posixpath.relpath(page, folder or '.')}{anchor or ''})"
 
 

@@ -3,6 +3,8 @@
 The site itself is built by `make docs`, where a broken link or heading is an error too.
 """
 
+import ast
+import json
 import re
 import runpy
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 RUN = ("environment", "own-data", "own-recommender", "own-reward")
 """Pages whose code needs no server; docs/agents.md, docs/servers.md and the README have tests of their own."""
 
@@ -35,11 +38,23 @@ def test_links_between_pages_lead_to_files(page: Path) -> None:
 def test_every_page_is_in_the_sites_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    made = {"index.md", "nano.md", "commands.md", "contributing.md", "changelog.md"}
-    assert set(re.findall(r": ([\w/-]+\.md)", menu)) == pages | made
+    made = {"index.md", "examples.md", "nano.md", "commands.md", "contributing.md", "changelog.md"}
+    landing = {"fidelity.md", "loop.md", "neighbours.md", "reproduce.md"}
+    assert set(re.findall(r": ([\w/-]+\.md)", menu)) == pages | made | landing
 
 
 def test_pictures_are_what_the_script_draws() -> None:
     drawn = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))
     files = {path.stem: path.read_text() for path in (ROOT / "docs" / "pictures").glob("*.svg")}
     assert files == {name: drawn["svg"](picture) for name, picture in drawn["PICTURES"].items()}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_kept_without_outputs_and_says_what_it_shows_and_how_long_it_takes(path: Path) -> None:
+    # `make test-notebooks` executes them.
+    first, *others = json.loads(path.read_text())["cells"]
+    assert first["cell_type"] == "markdown" and re.search("second|minute", "".join(first["source"]))
+    code = [cell for cell in others if cell["cell_type"] == "code"]
+    assert len(code) >= 2 and not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    for cell in code:
+        compile("".join(cell["source"]), path.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
