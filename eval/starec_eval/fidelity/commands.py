@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from starec_agents.agent_options import agent_model, agent_options
+from starec_agents.agent_options import NANO_FORMAT, NANO_HISTORY, agent_model, agent_options
 from starec_agents.llm.options import named_models
 from starec_agents.serving.card import CARD as MODEL_CARD
-from starec_agents.serving.card import find_card, say_seen
+from starec_agents.serving.card import NANO, find_card, say_seen
+from starec_agents.tasks import MAX_HISTORY
 from starec_env.data import cache_dir
 from starec_env.data.options import data_options, read_reading, split_option
 from starec_env.data.spec import DataSpec
@@ -58,7 +59,17 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
 
 
 _KEPT = ("seed", "repetitions", "most_ratings", "quick", "out", "resume")
-_OF_AGENTS = ("model", "agent", "answer_format", "answers", "max_history", "temperature", "top_p", "max_tokens")
+_OF_AGENTS = ("model", "agent", "answers", "temperature", "top_p", "max_tokens")
+
+
+def _of_agents(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes agents of a command's options themselves, starec-nano's own format and history included."""
+    nano = named_models(options["model"])[0] == NANO
+    return {
+        **{name: options[name] for name in _OF_AGENTS},
+        "answer_format": NANO_FORMAT if nano else options["answer_format"],
+        "max_history": options["max_history"] or (NANO_HISTORY if nano else MAX_HISTORY),
+    }
 
 
 def _refuse_trained(options: Mapping[str, Any], dataset: Dataset, users: Sequence[Id]) -> None:
@@ -114,7 +125,7 @@ def fidelity_command(data: DataSpec, split_file: Split | None, **options: Any) -
             reading=reading,
             users=tested,
             train_users=split_file.train if split_file else None,
-            settings={name: options[name] for name in _OF_AGENTS} if options["user"] == AGENT else {},
+            settings=_of_agents(options) if options["user"] == AGENT else {},
             cache=cache_dir() / "fits",
             report=report,
             recommenders=names["recommenders"],
