@@ -14,3 +14,8 @@ gymnasium.register(
     entry_point="starec_env.replay.env:UserFeedbackEnv",
     vector_entry_point="starec_env.replay.vector_env:UserFeedbackVectorEnv",
 )
+gymnasium.register(
+    "starec/Recommend-v0",
+    entry_point="starec_env.recommend.env:RecommendEnv",
+    vector_entry_point="starec_env.recommend.vector_env:RecommendVectorEnv",
+)

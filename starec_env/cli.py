@@ -17,6 +17,11 @@ COMMANDS = {
     "show": ("starec_agents.commands:show", "Print one user's trace from a run."),
     "train": ("starec_training.commands:train", "Train the agent: teacher's rows, SFT, GRPO in rounds."),
     "eval": ("starec_eval.commands:eval_command", "Compare rankers on the same saved candidates."),
+    "fidelity": (
+        "starec_eval.fidelity.commands:fidelity_command",
+        "A report card of simulated users on held-out real data.",
+    ),
+    "loop": ("starec_eval.loop.commands:loop_command", "Recommenders act, simulated users answer, over rounds."),
     "report": ("starec_eval.report:report", "One HTML file on runs: tables, figures and users' timelines."),
 }
 """Sub-command -> ("module:function", one line of help)."""
@@ -69,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         given = sys.argv[1:] if args is None else args
-        kept = given[:1] in (["simulate"], ["eval"]) and "--out" in given
+        kept = given[:1] in (["simulate"], ["eval"], ["fidelity"], ["loop"]) and "--out" in given
         hint = ": what was done is kept, and the same command with --resume goes on from there" if kept else ""
         click.echo(f"interrupted{hint}", err=True)
         sys.exit(INTERRUPTED)

@@ -24,6 +24,10 @@ class InvalidRanking(StarecError, ValueError, InvalidAction):
     """Raised when an action isn't a list of distinct candidate positions."""
 
 
+class InvalidSlate(StarecError, ValueError, InvalidAction):
+    """Raised for an action that isn't a slate of the items that may be shown."""
+
+
 class InvalidOption(StarecError, ValueError):
     """Raised when a setting is out of its range or contradicts another."""
 

@@ -252,3 +252,24 @@ def holm(p_values: ArrayLike) -> Floats:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1.0)
     return adjusted
+
+
+# Of counts ------------------------------------------------------------------------------------------------------------
+
+
+def gini(counts: ArrayLike) -> float:
+    """Gini index of (items,) counts: 0 where all are equal, near 1 where one has them all; nan without any."""
+    ordered = np.sort(np.asarray(counts, dtype=np.float64))
+    n, total = len(ordered), ordered.sum()
+    if not total:
+        return float("nan")
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def entropy(counts: ArrayLike) -> Floats:
+    """(...) entropy in bits of the shares in (..., kinds) counts: 0 where all are of one kind; nan without any."""
+    array = np.asarray(counts, dtype=np.float64)
+    total = array.sum(axis=-1, keepdims=True)
+    shares = np.divide(array, total, out=np.full(array.shape, np.nan), where=total > 0)
+    logs = np.log2(shares, out=np.zeros(array.shape), where=shares > 0)
+    return np.asarray(-(shares * logs).sum(axis=-1))

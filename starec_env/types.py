@@ -145,6 +145,36 @@ class Feedback(BaseModel):
         return self.predicted_liked == self.liked
 
 
+class Shown(BaseModel):
+    """An item that a user was shown, and what the user made of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item: Item
+    taken: bool = False
+    liked: bool = False
+    """Whether it was taken and liked."""
+    rating: float | None = None
+    """What the user rated it; None where it wasn't taken, or that isn't known."""
+
+
+class SlateFeedback(BaseModel):
+    """What a user did with the slates of one visit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shown: tuple[Shown, ...]
+    """Slate after slate, in the order shown."""
+    left: bool
+    """Whether the user left, rather than being shown no more."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the user found something to like, and took nothing that was not liked."""
+        taken = [shown for shown in self.shown if shown.taken]
+        return bool(taken) and all(shown.liked for shown in taken)
+
+
 @runtime_checkable
 class Ranker(Protocol):
     """Anything that orders a query's candidates: a baseline, or an agent."""

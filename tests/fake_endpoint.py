@@ -312,4 +312,4 @@ def scripted() -> Reply:
     from starec_agents.llm.scripted import scripted_user
 
     answer = scripted_user()
-    return lambda body: answer(body["messages"], body)
+    return lambda body: answer(body["messages"], {**body, **({"schema": {}} if "response_format" in body else {})})

@@ -15,7 +15,15 @@ from starec_agents.llm import Completion
 from starec_agents.runs.reading import read_failures, read_steps, read_trajectories
 from starec_agents.runs.steps import Step
 from starec_agents.runs.store import RunStore
-from starec_agents.tasks import ANSWER_FORMATS, parse_ranking, profile_format
+from starec_agents.tasks import (
+    ANSWER_FORMATS,
+    MAX_SAID,
+    Response,
+    Visit,
+    parse_ranking,
+    profile_format,
+    response_format,
+)
 from starec_env import load_dataset
 from starec_env.errors import InvalidRanking, StarecError, StarecWarning
 from starec_env.replay.env import UserFeedbackEnv
@@ -25,6 +33,7 @@ PIECES = [
     *("<think>", "</think>", "<THINK >", "1. ", "2) ", "3: ", "- ", "Heat (1995)", "Alien", "Matrix, The (1999)"),
     *("The Matrix", "Alien (1979)", " - ", "\n", "\r\n", "A", "B ", "c", "D>", "[", "]", "{", "}", '"A": 3', ", "),
     *('"B": 1e400', '"', "**", "`", "Updated User description:", "\u202e", "\0", "(", ")", ": ", "|", "\ud800"),
+    *('{"seen": ["A"], ', '"take": "A", ', '"take": null, ', '"stars": 4, ', '"stars": null, ', '"leave": false}'),
     *("<description>", "</description>", "Changes:", "é", "e\u0301", "🎬", "9" * 30),
 ]
 INSERTS = (b"\n", b"\t", b"::", b",", b'"', b"\0", b"nan", b"1e999", b"-1", b"\xff\xfe", b"{}", b"[" * 500)
@@ -32,6 +41,7 @@ FOUR = Candidates(
     [Item(1, "Heat (1995)"), Item(2, "Alien"), Item(3, "Matrix, The (1999)"), Item(4, "Alien (1979)")],
     np.arange(4, dtype=np.int32),
 )
+VISIT = Visit(levels=(1, 2, 3, 4, 5), counts=(0, 1, 2, 3, 4))
 
 
 def random_text(rng: random.Random) -> str:
@@ -44,6 +54,8 @@ def random_text(rng: random.Random) -> str:
 
 def check_parsers(text: str) -> None:
     """A ranking is made of distinct positions and valid exactly when whole; a profile is text, or its report says why.
+
+    A response takes and rates one of what is shown, or nothing; one that has problems says nothing at all.
 
     Nothing is read of an answer that was cut off.
     """
@@ -62,6 +74,18 @@ def check_parsers(text: str) -> None:
         cut = parse_ranking(text, FOUR, answer_format, cut_off=True)
         assert cut.order == () and cut.report.kinds[0] == "cut_off"
         assert profile_format(answer_format).parse(text, cut_off=True).text is None
+        check_response(response_format(answer_format).parse(text, 4, VISIT))
+        assert response_format(answer_format).parse(text, 4, VISIT, cut_off=True).report.kinds[0] == "cut_off"
+
+
+def check_response(response: Response) -> None:
+    """Whether a response is one that a user can give."""
+    assert response.report.valid or response == Response(text=response.text, report=response.report)
+    assert (response.taken is None) == (response.stars is None)
+    assert response.taken is None or (response.taken in response.seen and response.stars in VISIT.levels)
+    assert list(response.seen) == sorted(set(response.seen)) and set(response.seen) <= {0, 1, 2, 3}
+    assert len(response.says) <= MAX_SAID and response.says.isprintable()
+    assert response.report == ParseReport.model_validate_json(response.report.model_dump_json())
 
 
 def check_run(folder: Path, rng: random.Random) -> None:

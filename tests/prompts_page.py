@@ -5,10 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from starec_agents.llm import Message
 from starec_agents.memory import Event, Memory
-from starec_agents.tasks import rank_messages, ranking_format, reflect_messages
+from starec_agents.tasks import (
+    Visit,
+    rank_messages,
+    ranking_format,
+    reflect_messages,
+    respond_messages,
+    visit_messages,
+)
 from starec_env.replay.stream import judge
-from starec_env.types import Candidates, Dataset, History, Item, Query, Turn, User
+from starec_env.types import Candidates, Dataset, History, Item, Query, Shown, SlateFeedback, Turn, User
 
 PAGE = Path(__file__).parents[1] / "docs" / "agents.md"
 FILMS = [
@@ -65,6 +73,17 @@ TURNS = {
 }
 
 
+def visit_prompts(query: Query, memory: Memory) -> dict[str, list[Message]]:
+    """The prompts of a visit to a recommender, whose third page is shown, and of the reflection after it."""
+    visit = Visit(levels=(1, 2, 3, 4, 5), counts=(3, 5, 12, 20, 10), page=3, passed=5)
+    first, second, third = query.candidates
+    shown = Shown(item=first, taken=True, liked=True, rating=4.0), Shown(item=second), Shown(item=third)
+    return {
+        "response": respond_messages(query, memory, visit),
+        "memory update after a visit": visit_messages(query, memory, SlateFeedback(shown=shown, left=True)),
+    }
+
+
 def prompts_page() -> str:
     """The section's text."""
     return "\n".join(_lines()) + "\n"
@@ -81,6 +100,8 @@ def _lines() -> Iterator[str]:
             "ranking": rank_messages(each.query, memory),
             "memory update": reflect_messages(each.query, memory, ranking, judge(each, ranking)[0]),
         }
+        if name == "MovieLens-1M":
+            asked |= visit_prompts(each.query, memory)
         for task, messages in asked.items():
             yield f"\n**{name}, {task}**\n"
             for message in messages:

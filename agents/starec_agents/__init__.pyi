@@ -1,6 +1,7 @@
 from . import graphs as graphs
 from ._trial import check_graph as check_graph
 from .agent import UserAgent as UserAgent
+from .calibration import Calibration as Calibration
 from .graph import Context as Context
 from .graph import State as State
 from .graph import build_graph as build_graph
@@ -14,7 +15,10 @@ from .llm.client import OpenAIChat as OpenAIChat
 from .llm.langchain import LangChainChat as LangChainChat
 from .llm.scripted import ScriptedChat as ScriptedChat
 from .llm.scripted import scripted_user as scripted_user
+from .responder import AgentResponder as AgentResponder
 from .runs.population import arun_population as arun_population
 from .runs.population import run_population as run_population
 from .runs.reading import read_steps as read_steps
 from .runs.reading import read_trajectories as read_trajectories
+from .user_model import AgentModel as AgentModel
+from .user_model import calibrate as calibrate

@@ -10,6 +10,7 @@ from typing import Any
 
 from starec_agents.agent import OWN_KEYS, UserAgent
 from starec_agents.llm import Message, ScriptedChat, scripted_user
+from starec_agents.tasks import Response, Visit
 from starec_agents.tasks.wording import made_up_turn
 from starec_env.errors import InvalidOption, UnknownName
 from starec_env.types import Feedback, Query
@@ -48,6 +49,18 @@ async def check_graph(agent: UserAgent, query: Query | None = None) -> None:
                 "branch at START that leads to its learning nodes only where 'feedback' is in the state"
             ) from error
         _log.info("graph %r failed in its trial: %r", agent.graph_name, error)
+
+
+async def answers_slates(agent: UserAgent) -> bool:
+    """Whether an agent's graph answers a slate, and doesn't rank it, by one trial with scripted answers."""
+    visit = Visit(levels=(1, 2, 3, 4, 5), counts=(1, 1, 1, 1, 1))
+    try:
+        return isinstance(await _scripted(agent).arespond(made_up_turn().query, visit), Response)
+    except (InvalidOption, UnknownName):
+        raise
+    except Exception as error:
+        _log.info("graph %r failed in its trial: %r", agent.graph_name, error)
+        return True
 
 
 def _scripted(agent: UserAgent) -> UserAgent:

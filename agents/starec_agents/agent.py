@@ -16,9 +16,9 @@ from starec_agents.graphs import reflect_always
 from starec_agents.llm import ChatModel
 from starec_agents.llm.base import Call
 from starec_agents.memory import Memory
-from starec_agents.tasks import MAX_HISTORY, Prompts, ranking_format, start_memory
+from starec_agents.tasks import MAX_HISTORY, Prompts, Response, Visit, ranking_format, start_memory
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Feedback, Query, Ranking
+from starec_env.types import Feedback, Query, Ranking, SlateFeedback
 
 _T = TypeVar("_T")
 
@@ -29,6 +29,8 @@ OWN_KEYS = frozenset(State.__annotations__)
 
 class UserAgent:
     """One user's agent: it ranks by its memory, and learns from what the user then really did (paper 4.1).
+
+    Before a recommender it plays the user: it responds to slates, and learns from the visit at its end.
 
     Keys that a graph adds to `State` are carried: what ranking ended with goes into learning, and what learning ended
     with into the next ranking, past their reducers. They live as long as the agent; a run records those that JSON can
@@ -51,7 +53,7 @@ class UserAgent:
 
     Attributes:
         memory: The memory; None until the first ranking.
-        calls: Requests made for the current turn; `rank` begins anew.
+        calls: Requests made for the current turn; `rank` and `respond` begin anew.
 
     Raises:
         InvalidOption: An option is out of its range, contradicts another, or the graph has a checkpointer.
@@ -118,6 +120,11 @@ class UserAgent:
         return self._context.models
 
     @property
+    def context(self) -> Context:
+        """What the graph's nodes work with."""
+        return self._context
+
+    @property
     def executor(self) -> Literal["direct", "langgraph"]:
         """What an invocation of the graph runs on now: LangGraph's executor too where callbacks or tracers listen."""
         return self._executor.name if self._direct else "langgraph"
@@ -170,36 +177,67 @@ class UserAgent:
             EndpointError: The model gave no usable answer; the memory is as it was.
             InvalidOption: The graph ended without a ranking.
         """
-        if self.memory is None:
-            self.memory = start_memory(query)
-        self.calls, self._ranked = [], None
-        state = await self._invoke({**self._kept, "query": query})
+        state = await self._think(query)
         ranking = state.get("ranking")
         if not isinstance(ranking, Ranking):
             raise InvalidOption(f"graph {self.graph_name!r} ended without a ranking: set 'ranking' in its state")
         self._ranked = {**_own(state), "query": query, "ranking": ranking}
         return ranking
 
-    async def alearn(self, feedback: Feedback) -> Memory:
-        """Learn from the feedback on the last ranking (slow thinking), once; returns the new memory.
+    async def arespond(self, query: Query, visit: Visit) -> Response | Ranking:
+        """Answer a slate, the query's candidates, as the user would; a graph that has no such half ranks it instead.
+
+        Raises:
+            EndpointError: The model gave no usable answer; the memory is as it was.
+            InvalidOption: The graph ended with neither.
+        """
+        state = await self._think(query, visit=visit)
+        for key, kind in (("response", Response), ("ranking", Ranking)):
+            if isinstance(answer := state.get(key), kind):
+                self._ranked = {**_own(state), "query": query, key: answer}
+                return answer
+        raise InvalidOption(
+            f"graph {self.graph_name!r} ended without a response and without a ranking: set one of them in its state"
+        )
+
+    async def alearn(self, feedback: Feedback | SlateFeedback, about: tuple[Query, Ranking] | None = None) -> Memory:
+        """Learn from the feedback on a ranking, or on a visit's slates (slow thinking); returns the new memory.
+
+        Args:
+            feedback: What the user did.
+            about: The query and the ranking that it is on; None for the last, from which can be learned once.
 
         Raises:
             EndpointError: The model gave no usable answer; the memory is as it was, and learning can be tried again.
             InvalidOption: There is no ranking to learn about, or the feedback is on another query's item.
         """
-        if self._ranked is None or self.memory is None:
+        turn = (
+            self._ranked if about is None else {**(self._ranked or self._kept), "query": about[0], "ranking": about[1]}
+        )
+        if turn is None:
             raise InvalidOption("learn() was called without a ranking before it: call rank() first, once for each")
-        self._kept = _own(await self._invoke({**self._ranked, "feedback": feedback}))
+        self.memory = self.memory or start_memory(turn["query"])
+        self._kept = _own(await self._invoke({**turn, "feedback": feedback}))
         self._ranked = None
         return self.memory
 
     def rank(self, query: Query) -> Ranking:
         """`arank` from synchronous code, in a notebook too."""
-        return _wait(self.arank(query))
+        return wait_for(self.arank(query))
 
-    def learn(self, feedback: Feedback) -> Memory:
+    def respond(self, query: Query, visit: Visit) -> Response | Ranking:
+        """`arespond` from synchronous code, in a notebook too."""
+        return wait_for(self.arespond(query, visit))
+
+    def learn(self, feedback: Feedback | SlateFeedback) -> Memory:
         """`alearn` from synchronous code, in a notebook too."""
-        return _wait(self.alearn(feedback))
+        return wait_for(self.alearn(feedback))
+
+    async def _think(self, query: Query, **given: Any) -> dict[str, Any]:
+        if self.memory is None:
+            self.memory = start_memory(query)
+        self.calls, self._ranked = [], None
+        return await self._invoke({**self._kept, "query": query, **given})
 
     async def _invoke(self, given: Mapping[str, Any]) -> dict[str, Any]:
         state = self._executor.again({**given, "memory": self.memory})
@@ -239,7 +277,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which doesn't fork
     os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork copies the loop, but not its thread
 
 
-def _wait(work: Coroutine[Any, Any, _T]) -> _T:
+def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
+    """A coroutine's result, from synchronous code, in a notebook too."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()

@@ -1,9 +1,10 @@
-"""The agent's two halves as one LangGraph graph: fast thinking before the environment's answer, slow thinking after it.
+"""What an agent does as one LangGraph graph: fast thinking before the environment's answer, slow thinking after it.
 
-    START -> fast_rank -> END                                      without feedback in the state
-    START -> compare -> (reflect ->) update_memory -> END          with it
+    START -> fast_rank -> END                                      with neither of these in the state
+    START -> respond -> END                                        with a visit
+    START -> compare -> (reflect ->) update_memory -> END          with feedback
 
-The environment stands between the two. Nothing is checkpointed: a run's record already is the checkpoint. These graphs
+The environment stands between. Nothing is checkpointed: a run's record already is the checkpoint. These graphs
 are straight, so that `UserAgent` walks them directly.
 """
 
@@ -23,19 +24,24 @@ from typing_extensions import TypedDict
 
 from starec_agents.llm import ChatModel, Message
 from starec_agents.llm.base import Call
-from starec_agents.memory import Memory
+from starec_agents.memory import Event, Memory
 from starec_agents.tasks import (
     MAX_HISTORY,
     ProfileFormat,
     Prompts,
     RankingFormat,
+    Response,
+    ResponseFormat,
+    Visit,
     event_of,
     profile_format,
     ranking_format,
+    response_format,
     target_position,
 )
+from starec_agents.tasks.titles import item_title
 from starec_env.errors import unknown
-from starec_env.types import Candidates, Feedback, Query, Ranking
+from starec_env.types import Candidates, Feedback, Query, Ranking, SlateFeedback
 
 _OPAQUE = GetPydanticSchema(lambda *_: core_schema.any_schema())  # live objects, which JSON schemas leave open
 
@@ -45,9 +51,12 @@ class State(TypedDict, total=False):
 
     query: Annotated[Query, _OPAQUE]
     memory: Memory
-    feedback: Feedback
-    """Present in the slow half only."""
+    visit: Visit
+    """Present where a slate is to be answered; a graph that doesn't look at it ranks the slate."""
+    feedback: Feedback | SlateFeedback
+    """Present in the slow half only; on a slate's items where a visit has ended."""
     ranking: Ranking
+    response: Response
     agrees: bool
     """Whether the prediction agrees with the feedback."""
     profile: str | None
@@ -68,7 +77,7 @@ class Context:
     models: Annotated[Mapping[str, ChatModel], _OPAQUE] = field(default_factory=dict)
     """Chat models by name, for nodes that ask another than `llm`."""
     prompts: Annotated[Prompts, _OPAQUE] = field(default_factory=Prompts)
-    """The wording of both tasks."""
+    """The wording of all tasks."""
 
     @property
     def ranking_format(self) -> RankingFormat:
@@ -79,6 +88,11 @@ class Context:
     def profile_format(self) -> ProfileFormat:
         """The format of new profiles."""
         return profile_format(self.answer_format)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        """The format of answers to slates."""
+        return response_format(self.answer_format)
 
     def rank_messages(self, query: Query, memory: Memory) -> list[Message]:
         """The ranking task's prompt."""
@@ -151,6 +165,16 @@ async def fast_rank(state: State, runtime: Runtime[Context]) -> State:
     return {"ranking": ranking, "calls": (call,)}
 
 
+async def respond(state: State, runtime: Runtime[Context]) -> State:
+    """Answer the slate as the user would."""
+    context, query, visit = runtime.context, state["query"], state["visit"]
+    form, n = context.response_format, len(query.candidates)
+    messages = context.prompts.respond(query, state["memory"], visit, context.answer_format, context.max_history)
+    enforced: dict[str, Any] = {"schema": schema} if (schema := form.schema(n, visit)) else {}
+    call = await call_model(context, "respond", messages, **enforced)
+    return {"response": form.parse(call.answer, n, visit, call.cut_off), "calls": (call,)}
+
+
 async def compare(state: State) -> State:
     """Compare what the ranking predicted with what the user did (4.1.3, behaviour analysis)."""
     return {"agrees": state["feedback"].agrees}
@@ -158,25 +182,40 @@ async def compare(state: State) -> State:
 
 async def reflect(state: State, runtime: Runtime[Context]) -> State:
     """Have the model rewrite the profile (4.1.3, self-reflection)."""
-    context = runtime.context
-    asked = (state["query"], state["memory"], state["ranking"], state["feedback"])
-    messages = context.prompts.reflect(*asked, context.answer_format, context.max_history)
+    context, feedback = runtime.context, state["feedback"]
+    known, asked = (state["query"], state["memory"]), (context.answer_format, context.max_history)
+    if isinstance(feedback, SlateFeedback):
+        messages = context.prompts.reflect_visit(*known, feedback, *asked)
+    else:
+        messages = context.prompts.reflect(*known, state["ranking"], feedback, *asked)
     call = await call_model(context, "reflect", messages)
     profile = context.profile_format.parse(call.answer, call.cut_off)
     return {"profile": profile.text, "calls": (call.model_copy(update={"report": profile.report}),)}
 
 
 async def update_memory(state: State) -> State:
-    """Put the new profile, if there is one, and the turn's event into the memory (4.1.3, last sentence)."""
+    """Put the new profile, if there is one, and what happened into the memory (4.1.3, last sentence)."""
     query, feedback = state["query"], state["feedback"]
+    if isinstance(feedback, SlateFeedback):
+        return {"memory": _after_visit(state["memory"].updated(profile=state.get("profile")), feedback)}
     target, ranked = target_position(query.candidates, feedback), state.get("ranking", Ranking(order=()))
     event = event_of(query, feedback, ranking_format("paper").reason(ranked, query.candidates, target))
     return {"memory": state["memory"].updated(profile=state.get("profile"), event=event)}
 
 
+def _after_visit(memory: Memory, feedback: SlateFeedback) -> Memory:
+    for shown in feedback.shown:
+        if shown.taken:
+            title, rating = item_title(shown.item), shown.rating
+            memory = memory.updated(event=Event(item_id=shown.item.id, title=title, liked=shown.liked, rating=rating))
+    return memory
+
+
 # The routes are async too: LangGraph sends synchronous ones through a thread pool.
 async def _half(state: State) -> str:
-    return "fast_rank" if state.get("feedback") is None else "compare"
+    if state.get("feedback") is not None:
+        return "compare"
+    return "fast_rank" if state.get("visit") is None else "respond"
 
 
 async def _unless_agreed(state: State) -> str:
@@ -191,10 +230,9 @@ def build_graph(name: str = "reflect-always", reflects: Literal["always", "on mi
         reflects: When the model is asked to rewrite the profile.
     """
     graph = StateGraph(State, context_schema=Context)
-    graph.add_node(fast_rank)
-    graph.add_node(compare)
-    graph.add_node(update_memory)
-    graph.add_conditional_edges(START, _half, ["fast_rank", "compare"])
+    for node in (fast_rank, respond, compare, update_memory):
+        graph.add_node(node)
+    graph.add_conditional_edges(START, _half, ["fast_rank", "respond", "compare"])
     if reflects == "never":
         graph.add_edge("compare", "update_memory")
     else:
@@ -206,4 +244,5 @@ def build_graph(name: str = "reflect-always", reflects: Literal["always", "on mi
             graph.add_conditional_edges("compare", _unless_agreed, ["reflect", "update_memory"])
     graph.add_edge("update_memory", END)
     graph.add_edge("fast_rank", END)
+    graph.add_edge("respond", END)
     return graph.compile(name=name)

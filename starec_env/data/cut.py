@@ -89,3 +89,38 @@ def earlier(dataset: Dataset, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         return np.asarray(seconds < first)
     within = dataset.nanoseconds[rows[seconds[rows] == first]].min()
     return np.asarray((seconds < first) | ((seconds == first) & (dataset.nanoseconds < within)))
+
+
+def with_events(
+    dataset: Dataset,
+    users: NDArray[np.integer],
+    items: NDArray[np.integer],
+    ratings: NDArray[np.floating],
+    timestamps: NDArray[np.integer],
+) -> Dataset:
+    """The data set with more interactions, e.g. simulated ones, each user's after those that are there.
+
+    Args:
+        dataset: Whose users and catalogue; it is not changed.
+        users: (n,) user indices.
+        items: (n,) catalogue indices.
+        ratings: (n,).
+        timestamps: (n,) seconds since 1970; of one user ascending, and none before the user's last.
+    """
+    owner = np.concatenate([dataset.owner, users])
+    order = np.argsort(owner, kind="stable")
+    indptr = np.append(0, np.bincount(owner, minlength=dataset.n_users).cumsum())
+    fractions = dataset.nanoseconds
+    if fractions is not None:
+        fractions = np.concatenate([fractions, np.zeros(len(users), np.int32)])[order]
+    return replace(
+        dataset,
+        indptr=indptr,
+        item_indices=np.concatenate([dataset.item_indices, items]).astype(np.int32)[order],
+        ratings=np.concatenate([dataset.ratings, ratings]).astype(np.float32)[order],
+        timestamps=np.concatenate([dataset.timestamps, timestamps]).astype(np.int64)[order],
+        nanoseconds=fractions,
+        file_order=None,
+        window=indptr[:-1] + dataset.starts - dataset.indptr[:-1],
+        source=None,
+    )

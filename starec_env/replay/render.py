@@ -1,5 +1,6 @@
 """A turn as a person sees it: text, or a picture of that text."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +40,31 @@ def describe(dataset: Dataset, user: int, number: int, query: Query | None, last
     past = zip(history.liked[-_RECENT:].tolist(), history.items[-_RECENT:], strict=True)
     lines += [f"  {_taste(liked):>8}  {_line(item.title)}" for liked, item in past]
     lines += ["Candidates:", *(f"  {place:>8}  {_line(item.title)}" for place, item in enumerate(query.candidates))]
+    return "\n".join(lines)
+
+
+def describe_visit(dataset: Dataset, observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """A step of `starec/Recommend-v0` as text: the last interactions, the slate shown, and what was taken.
+
+    Args:
+        dataset: Where titles come from.
+        observation: As the environment gives it.
+        info: Likewise.
+    """
+    step, taken = int(observation["step"]), int(observation["taken"])
+    lines = [f"User {_line(str(info['user_id']))}, {step} slates shown"]
+    if "rewards" in info:
+        given = ", ".join(f"{name} {value:g}" for name, value in info["rewards"].items())
+        lines += [f"{'The user left' if info['left'] else 'The user stays'}: {given}"]
+    known = [item for item in observation["history"].tolist() if item >= 0]
+    liked = (observation["ratings"] > dataset.liked_above).tolist()
+    lines += [f"History, the last {min(_RECENT, len(known))}:"] if known else ["No history."]
+    recent = [*zip(liked, known, strict=False)][-_RECENT:]
+    lines += [f"  {_taste(like):>8}  {_line(dataset.items[item].title)}" for like, item in recent]
+    if step:
+        places = [f"{'taken' if place == taken else place}" for place in range(len(observation["slate"]))]
+        titles = [_line(dataset.items[item].title) for item in observation["slate"].tolist()]
+        lines += ["Slate:", *(f"  {place:>8}  {title}" for place, title in zip(places, titles, strict=True))]
     return "\n".join(lines)
 
 

@@ -12,7 +12,10 @@ from fake_endpoint import FakeEndpoint, scripted
 from test_cli import starec
 
 from starec_agents.agent import UserAgent
+from starec_agents.agent_options import NANO_CALIBRATION
+from starec_agents.calibration import Calibration
 from starec_agents.llm.client import OpenAIChat
+from starec_agents.responder import AgentResponder
 from starec_agents.runs.reading import read_steps
 from starec_agents.serving.gguf import read_gguf
 from starec_agents.serving.serve import local_server
@@ -145,3 +148,30 @@ def test_served_by_llama_cpp_it_ranks_unseen_users_far_above_popularity_and_writ
     assert np.mean(mine) > np.mean(popular) + 0.1
     assert all(memory.profile.startswith("Likes ") for memory in memories)
     assert len({memory.profile for memory in memories}) > len(memories) / 2
+
+
+def test_served_by_llama_cpp_its_users_answer_slates_by_ranking_and_want_the_popular_ones_more():
+    pytest.importorskip("xllamacpp")
+    dataset, calibration = prepare(load_dataset("ml-latest-small")), Calibration.load(NANO_CALIBRATION)
+    users, rows = np.array([dataset.user_index(user) for user in nano_users()["test"][:30]]), np.arange(30)
+    counts, rng = np.bincount(dataset.item_indices, minlength=dataset.n_items), np.random.default_rng(0)
+    anything = rng.random((30, dataset.n_items))
+    for row, user in enumerate(users):
+        anything[row, dataset.item_indices[dataset.indptr[user] : dataset.indptr[user + 1]]] = -1
+    taken = {}
+    with local_server(NANO) as endpoint:
+        llm = OpenAIChat(endpoint)
+        agent = UserAgent.factory(llm, answer_format="scores", max_history=12, temperature=0.0, max_tokens=160)
+        agents = AgentResponder(agent, dataset, through="ranking", calibration=calibration)
+        for name, scores in (("random", anything), ("popular", np.where(anything < 0, -1, counts))):
+            visits = agents.open(30)
+            visits.begin(rows, users, np.zeros(30, np.int64))
+            answers = visits.respond(rows, np.argsort(-scores, axis=1)[:, :10])
+            assert answers.problems == ("",) * 30
+            taken[name] = (answers.taken >= 0).sum()
+        visits = AgentResponder(agent, dataset).open(3)  # it was never taught to respond, but the schema holds it
+        visits.begin(rows[:3], users[:3], np.zeros(3, np.int64))
+        answered = visits.respond(rows[:3], np.argsort(-anything, axis=1)[:3, :5])
+    assert taken["popular"] > taken["random"] > 3
+    held = {"", "rates what it did not take", "does not rate what it took"}
+    assert all(problem in held or problem.startswith("cut off") for problem in answered.problems)

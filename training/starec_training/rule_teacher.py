@@ -21,7 +21,8 @@ from starec_agents.llm import ScriptedChat
 from starec_agents.memory import Memory
 from starec_agents.tasks import profile_format, ranking_format, target_position
 from starec_agents.tasks.titles import candidate_titles, item_title
-from starec_env.types import Feedback, Item, Query, Ranking
+from starec_env.errors import InvalidOption
+from starec_env.types import Feedback, Item, Query, Ranking, SlateFeedback
 from starec_training.features import Evidence, genres_of
 
 _RECENT = 3
@@ -73,8 +74,10 @@ class RuleTeacher:
             return await fast_rank(state, self._saying(runtime, said))
 
         async def learn(state: State, runtime: Runtime[Context]) -> State:
-            asked = state["query"], state["ranking"], state["feedback"]
-            said = self.reflection(*asked, runtime.context.answer_format)
+            feedback = state["feedback"]
+            if isinstance(feedback, SlateFeedback):
+                raise InvalidOption("the rule-based teacher reflects on rankings, not on visits to a recommender")
+            said = self.reflection(state["query"], state["ranking"], feedback, runtime.context.answer_format)
             return await reflect(state, self._saying(runtime, said))
 
         graph = StateGraph(State, context_schema=Context)

@@ -13,6 +13,8 @@ from typing import Any
 
 from starec_agents.llm.base import Completion, Message, Usage
 
+_SHOWN = re.compile(r"^[^\n]* shown:\n(.+?)\n\n", re.MULTILINE | re.DOTALL)
+_RATINGS = re.compile(r"one of ([\d., ]+);")
 _CANDIDATES = re.compile(r"^Candidate [^\n]*:\n(.+?)\n\n", re.MULTILINE | re.DOTALL)
 
 Reply = str | Sequence[str] | Callable[[Sequence[Message], Mapping[str, Any]], "str | Completion"]
@@ -52,13 +54,19 @@ class ScriptedChat:
 
 
 def scripted_user(seed: int = 0) -> Callable[[Sequence[Message], Mapping[str, Any]], str]:
-    """A reply for ScriptedChat: valid rankings in every format and short profiles, decided by seed and prompt alone."""
+    """A reply for ScriptedChat: valid rankings in every format, answers to slates and short profiles.
+
+    They are decided by seed and prompt alone. To four slates of five it takes something, and after one of eight it
+    leaves.
+    """
     return partial(_reply, seed)
 
 
 def _reply(seed: int, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
     prompt = messages[-1]["content"]
     digest = blake2b(f"{seed}\n{prompt}".encode(), digest_size=8).hexdigest()
+    if ratings := _RATINGS.findall(messages[0]["content"]):
+        return _respond(Random(digest), _SHOWN.findall(prompt)[-1].split("\n"), ratings[0].split(", "), prompt)
     listed = _CANDIDATES.findall(prompt)
     if not listed:
         profile = f"Has moods, of late mood {digest}."
@@ -75,6 +83,20 @@ def _reply(seed: int, messages: Sequence[Message], sampling: Mapping[str, Any]) 
     titles = [line.split(". ", 1)[1].split(" | ")[0] for line in lines]
     ranked = "\n".join(f"{place}. {title} - suits mood {digest}" for place, title in enumerate(titles, 1))
     return f"<think>\nMood {digest}.\n</think>\n{ranked}"
+
+
+def _respond(rng: Random, lines: Sequence[str], ratings: Sequence[str], prompt: str) -> str:
+    names = [_label(line) for line in lines]
+    seen = names[: rng.randint(1, len(names))]
+    take = rng.choice(seen) if rng.random() < 0.8 or "has taken this" in prompt else None
+    answer = {
+        "seen": seen,
+        "take": take,
+        "stars": float(rng.choice(ratings)) if take else None,
+        "leave": rng.random() < 0.125,
+        "say": "" if take else "Nothing for me.",
+    }
+    return json.dumps(answer)
 
 
 def _label(line: str) -> str:

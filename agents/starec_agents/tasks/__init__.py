@@ -1,4 +1,4 @@
-"""The agent's two tasks, each a prompt and the formats of its answer: ranking, and updating the memory."""
+"""The agent's tasks, each a prompt and the formats of its answer: ranking, responding, and updating the memory."""
 
 from starec_agents.tasks.answers import MAX_CHARS as MAX_CHARS
 from starec_agents.tasks.answers import split_thought as split_thought
@@ -24,4 +24,11 @@ from starec_agents.tasks.reflect import ProfileFormat as ProfileFormat
 from starec_agents.tasks.reflect import parse_profile as parse_profile
 from starec_agents.tasks.reflect import profile_format as profile_format
 from starec_agents.tasks.reflect import reflect_messages as reflect_messages
+from starec_agents.tasks.reflect import visit_messages as visit_messages
+from starec_agents.tasks.respond import MAX_SAID as MAX_SAID
+from starec_agents.tasks.respond import Response as Response
+from starec_agents.tasks.respond import ResponseFormat as ResponseFormat
+from starec_agents.tasks.respond import Visit as Visit
+from starec_agents.tasks.respond import respond_messages as respond_messages
+from starec_agents.tasks.respond import response_format as response_format
 from starec_agents.tasks.wording import Prompts as Prompts

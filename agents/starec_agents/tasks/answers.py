@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_CHARS = 1_000_000
 """Characters of an answer that are read."""
 
+_MAX_VALUES = 20
 _THINK = re.compile(r"<(/?)(?:seed:)?(?:think|thinking|thought|reasoning)>|\[(/?)THINK\]", re.IGNORECASE)
 
 
@@ -55,3 +57,23 @@ def thought_of(text: str) -> str:
     """What precedes the answer, without its tags; "" where no thought was closed, or another is left open."""
     answer, unfinished = split_thought(text)
     return "" if unfinished else _THINK.sub(" ", text[: len(text) - len(answer)]).strip()
+
+
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object, repeated keys included."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=Pairs)
+_OPENING = re.compile(r"[{\[]")
+
+
+def json_values(text: str) -> list[Any]:
+    """The JSON objects and lists in a text, up to a few; reading ends at the first that is none."""
+    values, end = list[Any](), 0
+    while len(values) < _MAX_VALUES and (start := _OPENING.search(text, end)):
+        try:
+            value, end = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            break
+        values.append(value)
+    return values

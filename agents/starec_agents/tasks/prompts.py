@@ -61,7 +61,7 @@ def conversation(system: str, *parts: str) -> list[Message]:
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
-def about(query: Query, memory: Memory, max_history: int, words: bool) -> Iterator[str]:
+def about(query: Query, memory: Memory, max_history: int, words: bool, stars: bool = False) -> Iterator[str]:
     """What the agent knows of its user, a paragraph each: demographics, interactions, and the profile.
 
     Args:
@@ -70,12 +70,13 @@ def about(query: Query, memory: Memory, max_history: int, words: bool) -> Iterat
         max_history: Show the last so many interactions, or a few less.
         words: One record of interactions, in words, each with what was predicted of it. Without it, likes and dislikes
             are + and -, and predictions a list of their own: the wording that starec-nano was trained on.
+        stars: Whether the record in words says what each was rated.
     """
     if query.user.demographics:
         yield f"User: {', '.join(_demographics(query))}"
     profile = clean(memory.profile, MAX_PROFILE)
     if words:
-        yield from _record(query, memory, max_history)
+        yield from _record(query, memory, max_history, stars)
         profile = "" if profile == clean(start_memory(query).profile, MAX_PROFILE) else profile
     else:
         yield "\n".join(_signed_history(query, max_history))
@@ -84,13 +85,13 @@ def about(query: Query, memory: Memory, max_history: int, words: bool) -> Iterat
         yield f"User description: {profile}"
 
 
-def _record(query: Query, memory: Memory, most: int) -> Iterator[str]:
+def _record(query: Query, memory: Memory, most: int, stars: bool) -> Iterator[str]:
     """The interactions in words, with predictions where the memory has them; then what else the memory notes."""
     predicted = {event.item_id: event.prediction for event in memory.history if isinstance(event, Event)}
     lines = [f"{nouns_of(query.domain).history}, oldest first:"]
-    for item, line, liked in _shown_history(query, most):
+    for item, line, liked, rating in _shown_history(query, most):
         before = f" (you predicted: {clean(predicted[item], _MAX_EVENT)})" if predicted.get(item) else ""
-        lines.append(f"{line} - {verb(liked)}{before}")
+        lines.append(f"{line} - {f'rated {rating:g}' if stars else verb(liked)}{before}")
     yield "\n".join(lines)
     yield _events("Notes of earlier turns:", [event for event in memory.history if isinstance(event, str)])
 
@@ -101,17 +102,18 @@ def _events(heading: str, events: Sequence[Event | str]) -> str:
 
 def _signed_history(query: Query, most: int) -> Iterator[str]:
     yield f"{nouns_of(query.domain).history}, oldest first (+ liked, - disliked):"
-    for _, line, liked in _shown_history(query, most):
+    for _, line, liked, _ in _shown_history(query, most):
         yield f"{'+' if liked else '-'} {line}"
 
 
-def _shown_history(query: Query, most: int) -> Iterator[tuple[Id, str, bool]]:
-    """Id, line and verdict of the interactions that a prompt shows."""
+def _shown_history(query: Query, most: int) -> Iterator[tuple[Id, str, bool, float]]:
+    """Id, line, verdict and rating of the interactions that a prompt shows."""
     stride = max(1, most // 4)
     first = -(-max(0, len(query.history) - most) // stride) * stride
-    items, verdicts = query.history.items[first:], query.history.liked[first:].tolist()
-    for item, liked in zip(items, verdicts, strict=True):
-        yield item.id, item_line(item, item_title(item)), liked
+    history = query.history
+    columns = history.items[first:], history.liked[first:].tolist(), history.ratings[first:].tolist()
+    for item, liked, rating in zip(*columns, strict=True):
+        yield item.id, item_line(item, item_title(item)), liked, rating
 
 
 def start_memory(query: Query) -> Memory:

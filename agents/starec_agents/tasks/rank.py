@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from starec_agents.llm import Message
 from starec_agents.memory import Memory
-from starec_agents.tasks.answers import read_answer
+from starec_agents.tasks.answers import Pairs, json_values, read_answer
 from starec_agents.tasks.prompts import AS_DATA, MAX_HISTORY, about, conversation, nouns_of
 from starec_agents.tasks.titles import candidate_titles, find_title, item_line, rest_of, title_table, visible
 from starec_env.errors import InvalidOption, check_choice
@@ -25,7 +25,6 @@ MAX_LINES = 10_000
 """Lines of an answer that are read."""
 
 _MAX_LINE = 500
-_MAX_VALUES = 20
 _NUMBERED = re.compile(r"[\s>*_#\-•\"'(\[]{0,8}(\d{1,5})[*_]{0,3}[.)\]](?!\d)")
 _OWN_NUMBER = re.compile(r"\s*[*_(\[]{0,3}(\d{1,5})[.)\]]\s+")
 _BULLETED = re.compile(r"[-*+•–] ")
@@ -287,7 +286,7 @@ def _recited(entries: Sequence[_Entry], lines: Iterable[str], candidates: Candid
 def _labels(lines: Sequence[str], candidates: Candidates) -> _Found:
     table = {label: position for position, label in enumerate(labels(len(candidates)))}
     answer = "\n".join(lines)
-    found = [each for each in (_from_json(value, table) for value in _json_values(answer)) if each]
+    found = [each for each in (_from_json(value, table) for value in json_values(answer)) if each]
     if not found:
         return ([] if _OBJECT.search(answer) else _by_label(lines, table)), 0
     whole = [each for each in found if _whole(each[0], len(table))]
@@ -295,35 +294,15 @@ def _labels(lines: Sequence[str], candidates: Candidates) -> _Found:
 
 
 def _from_json(value: Any, table: Mapping[str, int]) -> _Found | None:
-    if isinstance(value, _Pairs) and len(value) == 1 and isinstance(value[0][1], list):
+    if isinstance(value, Pairs) and len(value) == 1 and isinstance(value[0][1], list):
         value = list(value[0][1])  # {"ranking": [...]}
-    if isinstance(value, _Pairs):
+    if isinstance(value, Pairs):
         return _by_score(value, table)
     entries = [_position(entry, table) for entry in value]
     return (entries, 0) if _any_known([entries]) else None
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object, repeated keys included."""
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs)
-_OPENING = re.compile(r"[{\[]")
-
-
-def _json_values(text: str) -> list[Any]:
-    """The JSON objects and lists in a text, up to a few; reading ends at the first that is none."""
-    values, end = list[Any](), 0
-    while len(values) < _MAX_VALUES and (start := _OPENING.search(text, end)):
-        try:
-            value, end = _DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
-            break
-        values.append(value)
-    return values
-
-
-def _by_score(pairs: _Pairs, table: Mapping[str, int]) -> _Found:
+def _by_score(pairs: Pairs, table: Mapping[str, int]) -> _Found:
     scored: list[tuple[float, int]] = []
     strangers: list[_Entry] = []
     for label, score in pairs:

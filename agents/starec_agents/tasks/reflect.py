@@ -23,8 +23,11 @@ from starec_agents.tasks.prompts import (
     verb,
 )
 from starec_agents.tasks.rank import ranking_format
-from starec_agents.tasks.titles import candidate_titles, clean, item_line, title_key, visible
-from starec_env.types import Feedback, ParseReport, Query, Ranking
+from starec_agents.tasks.titles import candidate_titles, clean, item_line, item_title, title_key, visible
+from starec_env.types import Feedback, ParseReport, Query, Ranking, Shown, SlateFeedback
+
+_MAX_SHOWN = 60
+"""Items of a visit that its reflection is shown, the latest."""
 
 _MARK = re.compile(r"<(/?)description>", re.IGNORECASE)
 _COUNT = r"(?:\(\d+ words\)[ \t*_]*)?"
@@ -158,12 +161,12 @@ def reflect_messages(
     Raises:
         InvalidOption: The feedback is on an item that isn't among the candidates.
     """
-    nouns, form, thinks = nouns_of(query.domain), profile_format(answer_format), ranking_format(answer_format).thinks
-    system = (
-        f"You are a {nouns.kind} preference analyst. You keep the description of a user's likes and dislikes accurate. "
-        f"You are given what was predicted of one {nouns.one} beforehand and the user's actual feedback afterwards. "
-        "Learn from any discrepancy between the two: keep what still holds, correct what was wrong, add what is new.\n"
-        f"{form.instructions()}"
+    nouns, thinks = nouns_of(query.domain), ranking_format(answer_format).thinks
+    system = _analyst(
+        query,
+        answer_format,
+        f"what was predicted of one {nouns.one} beforehand and the user's actual feedback afterwards. "
+        "Learn from any discrepancy between the two",
     )
     titles = candidate_titles(query.candidates)
     target = target_position(query.candidates, feedback)
@@ -176,5 +179,45 @@ def reflect_messages(
         f"Ranked first: {first}.",
         f"Actual feedback: {verb(feedback.liked)}.",
     )
-    request = "Write the whole new description of this user, in the format asked for." if thinks else ""
-    return conversation(system, *about(query, memory, max_history, thinks), "\n".join(outcome), request)
+    return conversation(system, *about(query, memory, max_history, thinks), "\n".join(outcome), _REQUEST[thinks])
+
+
+def visit_messages(
+    query: Query, memory: Memory, feedback: SlateFeedback, answer_format: str = "paper", max_history: int = MAX_HISTORY
+) -> list[Message]:
+    """The memory update's prompt at the end of a visit: what was shown, taken, rated and passed over.
+
+    Args:
+        query: The last slate.
+        memory: The agent's memory.
+        feedback: What the user did.
+        answer_format: "paper" asks for a thought first, the others don't.
+        max_history: As for `rank_messages`.
+    """
+    nouns, thinks = nouns_of(query.domain), ranking_format(answer_format).thinks
+    system = _analyst(
+        query,
+        answer_format,
+        f"what a recommender showed the user in one visit and which of these {nouns.many} the user took, rated or "
+        "passed over. Learn from that",
+    )
+    lines = ["Shown in this visit:", *(_shown_line(shown) for shown in feedback.shown[-_MAX_SHOWN:])]
+    lines.append("Then the user left." if feedback.left else "Then the visit ended.")
+    return conversation(system, *about(query, memory, max_history, thinks), "\n".join(lines), _REQUEST[thinks])
+
+
+_REQUEST = {True: "Write the whole new description of this user, in the format asked for.", False: ""}
+
+
+def _analyst(query: Query, answer_format: str, given: str) -> str:
+    return (
+        f"You are a {nouns_of(query.domain).kind} preference analyst. You keep the description of a user's likes and "
+        f"dislikes accurate. You are given {given}: keep what still holds, correct what was wrong, add what is new.\n"
+        f"{profile_format(answer_format).instructions()}"
+    )
+
+
+def _shown_line(shown: Shown) -> str:
+    rated = "" if shown.rating is None else f", rated {shown.rating:g}"
+    verdict = f"taken{rated}, {verb(shown.liked)}" if shown.taken else "passed over"
+    return f"{item_line(shown.item, item_title(shown.item))} - {verdict}"

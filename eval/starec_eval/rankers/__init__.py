@@ -34,6 +34,7 @@ from starec_eval.rankers.recorded import CaseTurns, LLMRanker
 from starec_eval.rankers.sasrec import SASRec
 from starec_eval.rankers.scorer import Scorer
 from starec_eval.rankers.starec import GRAPHS, starec
+from starec_eval.rankers.twin import TwinChoice
 
 BASELINES: dict[str, Callable[..., Scorer]] = {
     "random": Random,
@@ -45,6 +46,7 @@ BASELINES: dict[str, Callable[..., Scorer]] = {
     "bpr": BPR,
     "gru4rec": GRU4Rec,
     "sasrec": SASRec,
+    "twin": TwinChoice,
 }
 """Scorers by name; "random" and "next-id" are controls, which learn nothing. "NAME-full" trains on all users."""
 
@@ -210,6 +212,7 @@ __all__ = [
     "Random",
     "SASRec",
     "Scorer",
+    "TwinChoice",
     "agentcf",
     "ask",
     "asks",

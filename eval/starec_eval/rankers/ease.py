@@ -1,5 +1,6 @@
 """EASE."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -8,7 +9,7 @@ from scipy.sparse import coo_array
 
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
-from starec_env.types import Dataset, Indices
+from starec_env.types import Dataset, Id, Indices
 from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
 
 _MOST_ITEMS = 20_000
@@ -52,3 +53,7 @@ class EASE(Scorer):
         assert PAD == -1
         history, candidates = self.column[batch.history], self.column[batch.candidates]
         return np.stack([self.weights[h][:, c].sum(axis=0) for h, c in zip(history, candidates, strict=True)])
+
+    def every_score(self, users: Sequence[Id], history: Indices, n_items: int) -> Scores:
+        """Reconstructions of the whole catalogue, by a row of the weights for each history item."""
+        return np.stack([self.weights[h].sum(axis=0) for h in self.column[history]])[:, self.column[:-1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from starec_env import ranks
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, StarecWarning
+from starec_env.pairs import PairCounts
 from starec_env.reading import TrainOn as TrainOn
-from starec_env.types import Dataset, Query, Ranking
+from starec_env.types import Dataset, Id, Indices, Query, Ranking
 
 Scores = NDArray[Any]
 State = Mapping[str, NDArray[Any]]
@@ -95,6 +96,17 @@ class Scorer:
         """(queries, n) scores of the candidates, higher is better; any finite numbers, infinities included."""
         raise NotImplementedError
 
+    def every_score(self, users: Sequence[Id], history: Indices, n_items: int) -> Scores:
+        """(queries, n_items) scores of the whole catalogue: `scores` of it, where a method has no quicker way.
+
+        Args:
+            users: (queries,) ids.
+            history: (queries, longest) as in `Batch`.
+            n_items: Items in the catalogue.
+        """
+        every = np.broadcast_to(np.arange(n_items, dtype=np.int32), (len(users), n_items))
+        return self.scores(Batch(users, history, every))
+
     def rank(self, query: Query) -> Ranking:
         """Rank one query's candidates by score, ties broken by the seed."""
         batch = Batch.of(query)
@@ -112,11 +124,20 @@ def _save(path: Path, state: State) -> None:
 
 def check_scores(scores: Scores, batch: Batch, method: str) -> Scores:
     """Return the scores; raises InvalidOption naming user and method if one is NaN or the shape is wrong."""
-    if scores.shape != batch.candidates.shape:
-        raise InvalidOption(f"{method} gave scores of shape {scores.shape}, wanted {batch.candidates.shape}")
+    return _checked(scores, batch.candidates.shape, batch.users, method)
+
+
+def check_every_score(scores: Scores, users: Sequence[Id], n_items: int, method: str) -> Scores:
+    """The same of `Scorer.every_score`."""
+    return _checked(scores, (len(users), n_items), users, method)
+
+
+def _checked(scores: Scores, shape: tuple[int, ...], users: Sequence[Id], method: str) -> Scores:
+    if scores.shape != shape:
+        raise InvalidOption(f"{method} gave scores of shape {scores.shape}, wanted {shape}")
     if np.isnan(scores).any():
         row = int(np.isnan(scores).any(axis=1).argmax())
-        raise InvalidOption(f"{method} gave user {batch.users[row]!r} a NaN score: nothing can be ranked by it")
+        raise InvalidOption(f"{method} gave user {users[row]!r} a NaN score: nothing can be ranked by it")
     return scores
 
 
@@ -153,3 +174,29 @@ def history_sums(batch: Batch, weights: Scores, similarity: Similarity) -> Score
         for part in (batch[at : at + step] for at in range(0, len(batch), step))
     ]
     return np.concatenate(sums)
+
+
+def similarity_table(pairs: PairCounts, similarity: Similarity) -> Any:
+    """(items, items) sparse table of `similarity(candidate, history item)`, a row a history item.
+
+    Args:
+        pairs: The pairs that were ever met; all others have a similarity of 0.
+        similarity: As `history_sums` takes it.
+    """
+    from scipy.sparse import csr_array
+
+    n = len(pairs.indptr) - 1
+    low, high = np.repeat(np.arange(n), np.diff(pairs.indptr)), pairs.highs.astype(np.int64)
+    apart = low != high
+    history, candidates = np.append(low, high[apart]), np.append(high, low[apart])
+    return csr_array((similarity(candidates, history), (history, candidates)), shape=(n, n))
+
+
+def every_sum(history: Indices, weights: Scores, table: Any) -> Scores:
+    """(queries, items) what `history_sums` gives for the whole catalogue, by a `similarity_table`."""
+    from scipy.sparse import csr_array
+
+    rows, places = np.nonzero(history != PAD)
+    weighed = csr_array((weights[places], (rows, history[rows, places])), shape=(len(history), table.shape[0]))
+    sums: Scores = (weighed @ table).toarray()
+    return sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, MissingExtra
 from starec_env.metrics import ndcg
-from starec_env.types import Dataset
+from starec_env.types import Dataset, Id, Indices
 from starec_eval.rankers.scorer import Scorer, Scores, State
 
 _VALIDATION_USERS, _VALIDATION_NEGATIVES, _VALIDATION_STEPS = 1000, 100, 50
@@ -133,6 +134,14 @@ class Sequential(Scorer):
         with torch.no_grad():
             states = torch.cat([self._states(torch, self.net, part) for part in sequences.split(256)])
             found: Scores = self._score(self.net, states[torch.from_numpy(place)], candidates).numpy()
+        return found
+
+    def every_score(self, users: Sequence[Id], history: Indices, n_items: int) -> Scores:
+        """Scores of the whole catalogue, by one product with all embeddings."""
+        torch = import_torch(self.label)
+        sequences = torch.from_numpy(_right_padded(history[:, -self.max_length :]))
+        with torch.no_grad():
+            found: Scores = (self._states(torch, self.net, sequences) @ self.net["item"].weight[1:].T).numpy()
         return found
 
 

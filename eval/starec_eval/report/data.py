@@ -128,8 +128,11 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     found: list[Run] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.rglob("run.json") if list(path.parent.glob("steps*.jsonl")))
-        if not inside and not list(folder.rglob("results.json")):
-            raise RunError(f"{folder} holds no run (run.json) and no evaluation (results.json): nothing to report")
+        if not inside and not any(list(folder.rglob(name)) for name in ("results.json", "loop.json")):
+            raise RunError(
+                f"{folder} holds no run (run.json), no evaluation (results.json) and no loop (loop.json): nothing to "
+                "report"
+            )
         methods: dict[Path, list[Path]] = {}
         for path in inside:
             methods.setdefault(path.parent if "repetition" in read_run(path) else path, []).append(path)

@@ -117,6 +117,27 @@ def svg(figure: FigureData) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", inline)  # the figures of a page would share them
 
 
+def picture(figures: Sequence[FigureData], columns: int = 3) -> str:
+    """Draw figures of quantities as one SVG file on a white ground, with one legend; their series are the same."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = -(-len(figures) // columns)
+    with rc_context(_STYLE | {"svg.hashsalt": figures[0].title}):
+        canvas = Figure(figsize=(3.2 * columns, 2.3 * rows + 0.5), layout="constrained")
+        places = canvas.subplots(rows, columns, squeeze=False).ravel()
+        for axes, figure in zip(places, figures, strict=False):
+            _draw_lines(axes, figure)
+            axes.set(ylabel=_plain(figure.y))
+            axes.grid(axis="y")
+        for axes in places[len(figures) :]:
+            axes.remove()
+        canvas.legend(*places[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(figures[0].series))
+        drawn = StringIO()
+        canvas.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date")))
+    return drawn.getvalue()
+
+
 def _draw_bars(axes: Any, figure: FigureData, draw: Any, set_ticks: Any) -> None:
     labels, drawn = figure.labels, [name for name, points in figure.series.items() if points]
     width, errors = 0.8 / len(drawn), "xerr" if draw == axes.barh else "yerr"

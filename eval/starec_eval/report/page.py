@@ -20,8 +20,8 @@ from starec_eval.report.summary import claims_table, results_tables, run_figures
 from starec_eval.report.tables import TableData, marked
 from starec_eval.report.timelines import timeline_chunks
 
-SECTION5 = "section5.json"
-"""Tables and figures that `starec eval --config` leaves for a report."""
+SECTION5, LOOP = "section5.json", "loop.json"
+"""Tables and figures that `starec eval --config` and `starec loop` leave for a report."""
 
 
 def write_report(
@@ -88,7 +88,7 @@ def _gather(
     folders: Sequence[Path], found: Sequence[Run], price_in: float, price_out: float
 ) -> tuple[list[TableData], list[FigureData]]:
     tables, figures = [], []
-    for path in (path for folder in folders for path in sorted(folder.rglob(SECTION5))):
+    for path in (path for folder in folders for name in (SECTION5, LOOP) for path in sorted(folder.rglob(name))):
         whole = json.loads(path.read_text(encoding="utf-8"))
         tables += [TableData(**table) for table in whole["tables"]]
         figures += [FigureData.from_json(figure) for figure in whole["figures"]]

@@ -1,0 +1,1 @@
+"""The closed loop: recommenders act, simulated users answer, recommenders learn from it."""

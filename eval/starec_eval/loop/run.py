@@ -1,0 +1,326 @@
+"""The closed loop: recommend, record what users answer, learn from it, and go on; each recommender in its own world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_agents.agent import wait_for
+from starec_agents.runs.config import DataConfig, ids_hash
+from starec_env.data.splits import sample
+from starec_env.errors import InvalidOption, RunError, unknown
+from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits
+from starec_env.recommend.twin import Twin
+from starec_env.types import Dataset, Id
+from starec_eval.evaluate import file_name
+from starec_eval.loop.record import Answers, Journal, LoopConfig, open_folder
+from starec_eval.loop.results import LoopResults
+from starec_eval.loop.world import World, met_before
+from starec_eval.recommenders import Recommender, ScorerRecommender
+
+Ints = NDArray[np.int64]
+Report = Callable[[str, int, int], None]
+"""Called with what goes on, and how much of it is done: slates of a visit, or visits where users go alone."""
+
+_USERS = 0x4C4F4F50
+
+
+@runtime_checkable
+class LoneVisits(Visits, Protocol):
+    """Visits whose users are asked one by one, and are taken up again from a snapshot instead of by asking again."""
+
+    def snapshot(self, rows: NDArray[np.integer[Any]]) -> list[dict[str, Any]]:
+        """All that users at rows go on from, as JSON types."""
+        ...
+
+    def restore(self, rows: NDArray[np.integer[Any]], states: Sequence[Mapping[str, Any]]) -> None:
+        """Put users at rows who go on from their snapshots."""
+        ...
+
+    def record(self, rows: NDArray[np.integer[Any]]) -> list[list[dict[str, Any]]]:
+        """What else is to be recorded of users at rows since they were last recorded, as JSON types."""
+        ...
+
+    async def aend(self, rows: NDArray[np.integer[Any]]) -> None:
+        """End visits that were cut short."""
+        ...
+
+
+def run_loop(
+    responder: Responder,
+    recommenders: Mapping[str, Recommender],
+    *,
+    out: str | Path,
+    users: int | Sequence[Id] = 100,
+    rounds: int = 5,
+    slate_size: int = 10,
+    horizon: int = 20,
+    seed: int = 0,
+    against: str | None = None,
+    user: str = "",
+    resume: bool = False,
+    concurrency: int = 64,
+    data: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> LoopResults:
+    """Run each recommender in its own world for some rounds, and measure what came of it.
+
+    In a round every user visits once. A visit is a row of slates, each of items that the user hasn't met and wasn't
+    shown in this visit, until the user leaves or `horizon` slates are shown. What is taken becomes part of the user's
+    history at once, and of the data that the recommender learns from before the next round. All recommenders meet the
+    same users with the same seed.
+
+    Args:
+        responder: The simulated users, their data set, and where in it they go on from.
+        recommenders: By name.
+        out: Folder of the record.
+        users: How many visit, sampled by the seed; or their ids.
+        rounds: How often each visits.
+        slate_size: Items of a slate.
+        horizon: Most slates of a visit.
+        seed: Of the sample and of the users' answers.
+        against: The recommender that others are compared with; None: "pop" if it is there, else the first.
+        user: What the responder is called in the record.
+        resume: Go on with the loop in `out`.
+        concurrency: Users of a round who are asked at once, where they are asked one by one (`LoneVisits`).
+        data: How the data set is loaded again, as `DataSpec` has it; recorded.
+        report: Called as it goes on.
+
+    Returns:
+        Measures by recommender and round; they are also written to `out` as loop.json.
+
+    Raises:
+        InvalidOption: A number is out of range, a user has too few unmet items, or a recommender shows what it can't.
+        UnknownName: `against` or a user's id is unknown.
+        RunError: `out` holds another loop, or any and `resume` is False; or the users answer otherwise than recorded.
+    """
+    _check_numbers(rounds=rounds, slate_size=slate_size, horizon=horizon, concurrency=concurrency)
+    if not recommenders:
+        raise InvalidOption("no recommender is named: give at least one")
+    against = against or ("pop" if "pop" in recommenders else next(iter(recommenders)))
+    if against not in recommenders:
+        raise unknown("recommender to compare against", against, recommenders)
+    dataset, needed = responder.dataset, (rounds - 1) * horizon + slate_size * horizon
+    chosen = _chosen(dataset, responder.stops, users, needed, seed)
+    config = LoopConfig(
+        dataset=DataConfig.of(dataset),
+        recommenders={name: _described(recommender) for name, recommender in recommenders.items()},
+        against=against,
+        user=user or type(responder).__name__,
+        responder=describe(responder),
+        rounds=rounds,
+        users=len(chosen),
+        users_hash=ids_hash(dataset.user_ids[chosen].tolist()),
+        slate_size=slate_size,
+        horizon=horizon,
+        seed=seed,
+    )
+    open_folder(Path(out), config, resume, data)
+    loop = _Loop(responder, config, Path(out), chosen, concurrency, report or (lambda *_: None))
+    answers = {name: loop.run(name, recommender) for name, recommender in recommenders.items()}
+    results = LoopResults(config, dataset, chosen, answers)
+    results.write(Path(out))
+    return results
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise InvalidOption(f"{name}={number}: wanted at least 1")
+
+
+def _chosen(dataset: Dataset, stops: Ints, users: int | Sequence[Id], needed: int, seed: int) -> Ints:
+    """Ascending indices of the users who visit: those named, or so many of those with enough items to be shown."""
+    named = None if isinstance(users, int) else np.unique([dataset.user_index(user) for user in users])
+    asked = np.arange(dataset.n_users) if named is None else named
+    unmet = np.concatenate(
+        [(~met_before(dataset, stops, part)).sum(1) for part in np.array_split(asked, 1 + len(asked) // 1000)]
+    )
+    able = asked[unmet >= needed]
+    shorter = f"{needed:,} unmet items that all rounds may show; give fewer rounds, a shorter horizon or smaller slates"
+    if named is not None and len(able) < len(named):
+        lacking = dataset.user(int(asked[unmet < needed][0])).id
+        raise InvalidOption(f"user {lacking!r} has less than the {shorter}")
+    if named is None and not 1 <= int(users) <= len(able):  # type: ignore[arg-type]
+        raise InvalidOption(f"users={users}: {len(able):,} users of {dataset.name} have the {shorter}")
+    if not len(able):
+        raise InvalidOption("no user is named: give at least one id")
+    return able if named is not None else np.sort(sample(able, int(users), (seed, _USERS)))  # type: ignore[arg-type]
+
+
+def _described(recommender: Recommender) -> str:
+    if isinstance(recommender, ScorerRecommender):
+        return repr(recommender.scorer)
+    return str(getattr(recommender, "settings", type(recommender).__name__))
+
+
+def describe(responder: Responder) -> dict[str, Any]:
+    """What a responder says of itself (`settings`), or a digest of a twin's parameters; else its class."""
+    if isinstance(responder, Twin):
+        digest = blake2b(np.ascontiguousarray(responder.stops).tobytes(), digest_size=8)
+        for part in (responder.choice, responder.stars, responder.calibration):
+            for name, value in sorted(vars(part).items()):
+                digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+        return {"data_hash": responder.data_hash, "parameters": digest.hexdigest()}
+    return dict(getattr(responder, "settings", {"class": type(responder).__name__}))
+
+
+@dataclass(frozen=True)
+class _Loop:
+    responder: Responder
+    config: LoopConfig
+    out: Path
+    users: Ints
+    concurrency: int
+    report: Report
+
+    def run(self, name: str, recommender: Recommender) -> list[Answers]:
+        """All rounds of one recommender, those on record without asking anybody."""
+        config, n = self.config, len(self.users)
+        dataset, folder = self.responder.dataset, self.out / file_name(name)
+        world = World(dataset, self.responder.stops, self.users, config.rounds * config.horizon)
+        visits = self.responder.open(n, config.seed)
+        found: list[Answers] = []
+        for number in range(1, config.rounds + 1):
+            path, journal = folder / f"round-{number:03}.parquet", folder / f"visits-{number:03}.jsonl"
+            if path.exists():
+                answers = Answers.read(path)
+                self._replay(world, visits, number, answers, journal, path)
+            else:
+                self.report(f"{name}, round {number}: learning", 0, 0)
+                recommender.fit(world.recorded())
+                one = _Round(self, world, visits, recommender, name, number, journal)
+                answers = wait_for(one.run())
+                answers.write(path, world.ids)
+            found.append(answers)
+        return found
+
+    def _replay(self, world: World, visits: Visits, number: int, answers: Answers, journal: Path, path: Path) -> None:
+        """Let world and users go through a recorded round; users who have snapshots take up the one at its end."""
+        everyone = np.arange(len(self.users))
+        world.begin(everyone)
+        if isinstance(visits, LoneVisits):
+            states = {line["row"]: line["snapshot"] for line in Journal(journal).lines}
+            if set(states) != set(everyone.tolist()):
+                raise RunError(f"{journal} lacks users whom {path.name} has: delete both, and the round is made again")
+            visits.restore(everyone, [states[row] for row in everyone.tolist()])
+        else:
+            visits.begin(everyone, self.users, np.full(len(everyone), number))
+        for part in answers.by_step():
+            if not isinstance(visits, LoneVisits):
+                _check_same_answers(visits.respond(part.row, part.slate), part, path)
+            world.note(part.row, number, int(part.step[0]), part.slate, part.responses())
+
+
+def _check_same_answers(given: Responses, recorded: Answers, path: Path) -> None:
+    for name in ("taken", "left", "stars"):
+        was, now = getattr(recorded, name), getattr(given, name)
+        if not np.array_equal(was, now, equal_nan=name == "stars"):
+            raise RunError(
+                f"{path}: the users answer otherwise than recorded ({name} at step {int(recorded.step[0])}), so that "
+                "the loop can't go on from there: use what made the record, or choose another folder"
+            )
+
+
+@dataclass(frozen=True)
+class _Round:
+    loop: _Loop
+    world: World
+    visits: Visits
+    recommender: Recommender
+    name: str
+    number: int
+    journal: Path
+
+    async def run(self) -> Answers:
+        """Everybody's visit: all in step, or each at the user's own pace."""
+        if not isinstance(self.visits, LoneVisits):
+            return await self._visit(np.arange(len(self.loop.users)), self._tell)
+        journal, visits = Journal(self.journal), self.visits
+        done = [self._take_up(line, visits) for line in journal.lines]
+        there = {line["row"] for line in journal.lines}
+        todo = iter([row for row in range(len(self.loop.users)) if row not in there])
+        fresh = await _workers(self.loop.concurrency, (self._alone(row, visits, journal) for row in todo))
+        return Answers.together([*done, *fresh])
+
+    def _take_up(self, line: Mapping[str, Any], visits: LoneVisits) -> Answers:
+        """A visit that was finished before the loop was interrupted."""
+        row, answers = np.array([line["row"]]), Answers.from_json(line["answers"])
+        visits.restore(row, [line["snapshot"]])
+        self.world.begin(row)
+        for part in answers.by_step():
+            self.world.note(part.row, self.number, int(part.step[0]), part.slate, part.responses())
+        return answers
+
+    async def _alone(self, row: int, visits: LoneVisits, journal: Journal) -> Answers:
+        rows = np.array([row])
+        answers = await self._visit(rows)
+        await visits.aend(rows)
+        (recorded,), (snapshot,) = visits.record(rows), visits.snapshot(rows)
+        about = {"row": row, "user": self.world.ids[row]}
+        journal.add({**about, "answers": answers.to_json(), "record": recorded, "snapshot": snapshot})
+        self._tell(len(journal.lines), len(self.loop.users))
+        return answers
+
+    def _tell(self, done: int, total: int) -> None:
+        self.loop.report(f"{self.name}, round {self.number}", done, total)
+
+    async def _visit(self, rows: Ints, tell: Callable[[int, int], None] | None = None) -> Answers:
+        """One visit of users at rows, in step with each other."""
+        world, config, parts = self.world, self.loop.config, []
+        world.begin(rows)
+        self.visits.begin(rows, self.loop.users[rows], np.full(len(rows), self.number))
+        for step in range(config.horizon):
+            slates = world.slates(self.recommender, self.name, rows, config.slate_size)
+            given = await self.visits.arespond(rows, slates)
+            _check_answers(given, [world.ids[row] for row in rows.tolist()], config.slate_size)
+            world.note(rows, self.number, step, slates, given)
+            parts.append(Answers.of(rows, step, slates, given))
+            if tell:
+                tell(step + 1, config.horizon)
+            rows = rows[~given.left]
+            if not len(rows):
+                break
+        return Answers.together(parts)
+
+
+async def _workers(n: int, visits: Iterator[Any]) -> list[Any]:
+    """The results of coroutines, at most n of which run at once; the first error ends all."""
+    found = []
+
+    async def work() -> None:
+        for visit in visits:
+            found.append(await visit)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(n):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return found
+
+
+def _check_answers(given: Responses, users: Sequence[Id], k: int) -> None:
+    """Refuse answers that can't be recorded."""
+    n = len(users)
+    shapes = {"seen": (n, k), **dict.fromkeys(("taken", "stars", "liked", "left"), (n,))}
+    for name, shape in shapes.items():
+        if getattr(given, name).shape != shape:
+            raise InvalidOption(f"the users' {name} has shape {getattr(given, name).shape}: wanted {shape}")
+    took = given.taken != NOTHING
+    _refuse_answer((given.taken < NOTHING) | (given.taken >= k), users, f"took a place that isn't one of {k}")
+    _refuse_answer(~took & (given.liked | ~np.isnan(given.stars)), users, "rated without having taken anything")
+    _refuse_answer(np.isinf(given.stars), users, "gave a rating that isn't finite")
+
+
+def _refuse_answer(wrong: NDArray[np.bool_], users: Sequence[Id], why: str) -> None:
+    if wrong.any():
+        raise InvalidOption(f"user {users[int(wrong.argmax())]!r} {why}: mend the responder")

@@ -1,0 +1,156 @@
+"""Users who answer only what the log knows, and a mixture of two kinds of users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.dataset import Dataset
+from starec_env.errors import InvalidOption
+from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits
+from starec_env.splitmix import GOLDEN, splitmix64
+
+Ints = NDArray[np.int64]
+
+
+class Replay:
+    """Users who take, of a slate, what they really took next, and nothing else; for off-policy checks.
+
+    A user who is shown several of the items that the log has after `stops` takes the one that came first, with the
+    rating of the log. Nothing is drawn. A user leaves when all of them are taken. What a user would have made of an
+    item that the log doesn't have, nobody knows, and such an item is passed: takes are counted too low, the more so the
+    less a recommender resembles the one that made the log (Li et al. 2011, "Unbiased offline evaluation of
+    contextual-bandit-based news article recommendation algorithms").
+
+    Args:
+        dataset: The log.
+        stops: (n_users,) the row before which each user's history ends; None: in the middle of the user's sequence.
+
+    Raises:
+        InvalidOption: `stops` isn't a row a user.
+    """
+
+    def __init__(self, dataset: Dataset, stops: Ints | None = None) -> None:
+        if stops is None:
+            stops = (dataset.starts + dataset.indptr[1:]) // 2
+        if np.shape(stops) != (dataset.n_users,):
+            raise InvalidOption(f"stops has shape {np.shape(stops)}: wanted a row for each of {dataset.n_users} users")
+        self.dataset, self.stops = dataset, np.asarray(stops, np.int64)
+
+    def open(self, n: int, seed: int = 0) -> Visits:
+        """Room for n users at once; the seed has no effect."""
+        return _ReplayVisits(self, n)
+
+
+class _ReplayVisits:
+    def __init__(self, replay: Replay, n: int) -> None:
+        self._replay = replay
+        self._users = np.full(n, -1)
+        self._left: list[dict[int, int]] = [{} for _ in range(n)]
+
+    def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any], anew: bool = False) -> None:
+        """See `Visits`."""
+        data, stops = self._replay.dataset, self._replay.stops
+        for row, user in zip(rows.tolist(), users.tolist(), strict=True):
+            if self._users[row] == user and not anew:
+                continue
+            self._users[row] = user
+            known = set(data.item_indices[data.indptr[user] : stops[user]].tolist())
+            later = range(int(data.indptr[user + 1]) - 1, int(stops[user]) - 1, -1)  # of an item twice, the first row
+            self._left[row] = {i: at for at in later if (i := int(data.item_indices[at])) not in known}
+
+    def respond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
+        """See `Visits`."""
+        data, n = self._replay.dataset, len(rows)
+        taken, stars = np.full(n, NOTHING), np.full(n, np.nan, np.float32)
+        for at, (row, slate) in enumerate(zip(rows.tolist(), slates.tolist(), strict=True)):
+            found = [(self._left[row][item], place) for place, item in enumerate(slate) if item in self._left[row]]
+            if found:
+                log_row, taken[at] = min(found)
+                stars[at] = data.ratings[log_row]
+                del self._left[row][slate[taken[at]]]
+        left = np.array([not self._left[row] for row in rows.tolist()], np.bool_)
+        return Responses(np.ones(slates.shape, np.bool_), taken, stars, stars > data.liked_above, left)
+
+    async def arespond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
+        """See `Visits`."""
+        return self.respond(rows, slates)
+
+
+class Mixed:
+    """Two kinds of users: a share of the users are of the first kind, drawn by the seed, and stay so.
+
+    Args:
+        first: Some users, e.g. agents.
+        second: The others, e.g. the twin; of the same data set and stops.
+        share: Of users of the first kind, 0 to 1.
+
+    Raises:
+        InvalidOption: The two are of other data, or the share is out of range.
+    """
+
+    def __init__(self, first: Responder, second: Responder, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise InvalidOption(f"share={share}: wanted a number from 0 to 1")
+        if first.dataset.hash != second.dataset.hash or not np.array_equal(first.stops, second.stops):
+            raise InvalidOption("the two kinds of users are of other data, or their histories end elsewhere")
+        self.first, self.second, self.share = first, second, share
+        self.dataset, self.stops = first.dataset, first.stops
+
+    def open(self, n: int, seed: int = 0) -> Visits:
+        """Room for n users at once."""
+        return _MixedVisits(self, n, seed)
+
+
+class _MixedVisits:
+    def __init__(self, mixed: Mixed, n: int, seed: int) -> None:
+        words = np.arange(mixed.dataset.n_users, dtype=np.uint64) * GOLDEN + np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+        self._of_first = (splitmix64(words) >> np.uint64(11)).astype(np.float64) * 2.0**-53 < mixed.share
+        self._kinds = mixed.first.open(n, seed), mixed.second.open(n, seed)
+        self._users = np.zeros(n, np.int64)
+
+    def _parts(self, rows: NDArray[Any]) -> list[tuple[Visits, Ints]]:
+        first = self._of_first[self._users[rows]]
+        both = zip(self._kinds, (np.flatnonzero(first), np.flatnonzero(~first)), strict=True)
+        return [(visits, at) for visits, at in both if len(at)]
+
+    def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any], anew: bool = False) -> None:
+        """See `Visits`."""
+        self._users[rows] = users
+        for kind, at in self._parts(rows):
+            kind.begin(rows[at], users[at], visits[at], anew)
+
+    def respond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
+        """See `Visits`."""
+        return _joined([(at, kind.respond(rows[at], slates[at])) for kind, at in self._parts(rows)])
+
+    async def arespond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
+        """See `Visits`."""
+        given = [(at, await kind.arespond(rows[at], slates[at])) for kind, at in self._parts(rows)]
+        return _joined(given)
+
+
+def _joined(parts: list[tuple[Ints, Responses]]) -> Responses:
+    """Answers at places put together in their order."""
+    order = np.argsort(np.concatenate([at for at, _ in parts]))
+
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(given, name) for _, given in parts])[order]
+
+    def texts(name: str) -> tuple[str, ...]:
+        if not any(getattr(given, name) for _, given in parts):
+            return ()
+        found = [getattr(given, name) or ("",) * len(at) for at, given in parts]
+        return tuple(np.concatenate([np.array(part, object) for part in found])[order].tolist())
+
+    return Responses(
+        column("seen"),
+        column("taken"),
+        column("stars"),
+        column("liked"),
+        column("left"),
+        texts("said"),
+        texts("problems"),
+    )

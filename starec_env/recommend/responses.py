@@ -1,0 +1,81 @@
+"""What users answer to slates, and the protocol of everything that answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starec_env.dataset import Dataset
+
+NOTHING = -1
+"""Stands where nothing was taken."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What n users answered to a slate of k items each."""
+
+    seen: NDArray[np.bool_]
+    """(n, k) whether the user looked at the place."""
+    taken: NDArray[np.int64]
+    """(n,) 0-based place of the item taken; NOTHING where none was."""
+    stars: NDArray[np.float32]
+    """(n,) rating of the item taken, on the data set's scale; NaN where none was given."""
+    liked: NDArray[np.bool_]
+    """(n,) whether the item taken was liked; False where none was taken."""
+    left: NDArray[np.bool_]
+    """(n,) whether the user left after this answer."""
+    said: tuple[str, ...] = ()
+    """(n,) what the user told the recommender, "" for nothing; empty where users say nothing."""
+    problems: tuple[str, ...] = ()
+    """(n,) what was wrong with the answer, "" for nothing; such an answer takes nothing. Empty where all is well."""
+
+
+class Visits(Protocol):
+    """The users who are before a recommender now, one a row; each row goes from visit to visit.
+
+    Every draw is a pure function of (seed, user, visit, step).
+    """
+
+    def begin(
+        self, rows: NDArray[np.integer[Any]], users: NDArray[np.integer[Any]], visits: NDArray[Any], anew: bool = False
+    ) -> None:
+        """Put users at rows, at the beginning of a visit.
+
+        Args:
+            rows: (m,) 0-based rows.
+            users: (m,) 0-based users of the data set.
+            visits: (m,) number of each user's visit.
+            anew: Whether all begin with the data set's history; else a user who was last at that row goes on with what
+                the visits before added to it.
+        """
+        ...
+
+    def respond(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]]) -> Responses:
+        """Show (m, k) distinct catalogue indices to the users at (m,) rows; their states move on."""
+        ...
+
+    async def arespond(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]]) -> Responses:
+        """The same, without blocking others while a model answers."""
+        ...
+
+
+class Responder(Protocol):
+    """A population of simulated users: the twin, agents, a log, or a mixture."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Whose users and catalogue are meant."""
+        ...
+
+    @property
+    def stops(self) -> NDArray[np.int64]:
+        """(n_users,) the row of the data set before which each user's history ends, to go on from there."""
+        ...
+
+    def open(self, n: int, seed: int = 0) -> Visits:
+        """Room for n users at once."""
+        ...
