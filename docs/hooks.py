@@ -30,7 +30,7 @@ _SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
-LANDING = {"fidelity.md", "loop.md", "neighbours.md", "reproduce.md"}
+LANDING = {"neighbours.md", "reproduce.md"}
 """Pages that the menu names and that are being written; the menu leaves them out until they are there."""
 
 

@@ -1,9 +1,9 @@
 """`starec demo`: the whole cycle in one command, on this machine, with a real (small) model and real users.
 
 It serves a model on loopback, runs a small population of user agents on the bundled ml-latest-small, prints a table
-beside random, popularity and item-kNN on the same candidates and a turn of one user, and stops the server. Then three
-recommenders recommend to simulated users, whose report card follows. It ends with what to try next. What it prints is
-for people who have not read the paper.
+beside random, popularity and item-kNN on the same candidates and a turn of one user, and stops the server. Then
+recommenders act before simulated users, whose faithfulness is measured. What it prints is for people who have not
+read the paper.
 """
 
 from __future__ import annotations
@@ -30,11 +30,7 @@ from starec_agents.serving.weights import NANO, SMOLLM2, nano_users
 from starec_env import load_dataset, prepare
 from starec_env.completion import names_completer
 from starec_env.recommend.twin import twin_of
-from starec_env.recommend.twin_model import TwinModel
 from starec_env.types import Dataset, Id
-from starec_eval.fidelity.make import fidelity
-from starec_eval.loop.run import run_loop
-from starec_eval.recommenders import build_recommenders
 from starec_eval.table import Results
 
 _SAMPLING = {NANO: {"max_tokens": 250}}
@@ -50,15 +46,14 @@ _METHODS = {
     "pop": "the most watched first",
     "item-knn": "the likest first",
 }
-_RECOMMENDERS = ("random", "pop", "item-knn")
-_CARD = (
-    ("choice", "ndcg@10", "the film watched next, among 20: NDCG@10", "{:.0f}"),
-    ("offers", "accuracy@1:1", "yes or no to a film, % right", "{:.0f}"),
-    ("ratings", "rmse", "stars: typical error", "{:.2f}"),
-    ("agreeableness", "surplus", "stars above the real ones", "{:+.2f}"),
-)
-"""Section, measure, words for it, and how it is printed."""
 _SHOWN = {"hr@1": "ranked first", "hr@5": "in the first 5", "ndcg@10": "NDCG@10"}
+
+_CARD = (
+    ("choice", "ndcg@10", "the film chosen next, of 20: NDCG@10"),
+    ("offers", "accuracy@1:1", "watched later or never: share right"),
+    ("ratings", "rmse", "stars: error (RMSE)"),
+)
+"""Section and key of the card's figures that are shown, and what a newcomer is told that they are."""
 
 
 @click.command()
@@ -73,9 +68,10 @@ _SHOWN = {"hr@1": "ranked first", "hr@5": "in the first 5", "ndcg@10": "NDCG@10"
     "--users", type=click.IntRange(min=1), help="[default: 100 that starec-nano never saw; 6 with another model]"
 )
 @click.option("--turns", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--card/--no-card", default=True, help="Measure how faithful the simulated users are; takes longest.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: a new one under runs/]")
-def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
-    """Serve a small model, run a population of user agents, then put recommenders before simulated users.
+def demo(model: str, users: int | None, turns: int, card: bool, out: Path | None) -> None:
+    """Serve a small model, run a population of user agents, print its table and a turn of one user.
 
     Example: starec demo --users 4 --turns 2
     """
@@ -93,8 +89,9 @@ def demo(model: str, users: int | None, turns: int, out: Path | None) -> None:
         run = _run(console, model, endpoint, dataset, chosen, turns, out)
     _show_table(console, compare_run(run.out, dataset), model)
     user = _show_turn(console, run.out)
-    _show_loop(console, dataset, run.out / "loop")
-    _show_card(console, run.out / "card")
+    _show_loop(console, dataset, out / "loop")
+    if card:
+        _show_card(console, out / "card")
     _say_next(console, run.out, user)
 
 
@@ -139,7 +136,7 @@ def _show_table(console: Console, results: Results, model: str) -> None:
             f"{row[name]:.0f} ± {row[f'{name}_se']:.0f}" if row[f"{name}_se"] is not None else "-" for name in _SHOWN
         )
         table.add_row(_METHODS.get(row["method"], f"the agents, with {model}"), *cells)
-    console.print(Padding(table, (0, 0, 0, 3)))
+    console.print(Padding(table, (0, 0, 0, 3), expand=False))
     row = results.rows[0]
     _say(
         console,
@@ -164,49 +161,49 @@ def _show_turn(console: Console, out: Path) -> Id:
 
 
 def _show_loop(console: Console, dataset: Dataset, out: Path) -> None:
+    from starec_eval.loop.run import run_loop
+    from starec_eval.recommenders import build_recommenders
+
     _step(
         console,
         5,
-        "The other way round: three recommenders before simulated users",
-        "The server is stopped. 60 people, now simulated by statistics of the same data, visit three times. Each time "
-        "a recommender shows pages of ten films until they leave, sees which ones they take and like, and learns.",
+        "Recommenders before simulated users",
+        "The other way round: a recommender shows slates of ten films, and 100 simulated people, a statistical model "
+        "fitted on MovieLens's ratings, take one or none, rate it, and stay or leave.",
     )
-    results = run_loop(twin_of(dataset), build_recommenders(_RECOMMENDERS), out=out, users=60, rounds=3, against="pop")
-    table = Table("recommender", "films liked in a visit", "", "of all films shown")
-    overall = results.overall
-    most = max(found["likes"].mean for found in overall.values())
-    for name, found in overall.items():
-        likes = found["likes"]
-        bar = "▇" * round(12 * likes.mean / most)
-        table.add_row(
-            _METHODS[name], f"{likes.mean:.1f} ± {likes.se:.1f}", bar, f"{100 * found['coverage'].mean:.0f} %"
-        )
-    console.print(Padding(table, (0, 0, 0, 3)))
+    results = run_loop(twin_of(dataset), build_recommenders(["random", "pop"]), out=out, users=100, rounds=1)
+    table = Table("who recommends", "taken in a visit", "liked of these", "slates seen")
+    for name, found in results.overall.items():
+        cells = (f"{found[key].mean:.1f} ± {found[key].se:.1f}" for key in ("clicks", "likes", "slates"))
+        table.add_row(_METHODS[name], *cells)
+    console.print(Padding(table, (0, 0, 0, 3), expand=False))
 
 
 def _show_card(console: Console, out: Path) -> None:
+    from starec_eval.fidelity.commands import maker
+    from starec_eval.fidelity.make import fidelity
+
     _step(
         console,
         6,
-        "How far to trust them: the simulated users' report card",
-        "What the real people did afterwards, which the statistics had not seen, beside what was simulated.",
+        "How far can these simulated people be trusted?",
+        "Fitted again without what 100 real people did later, they are asked about it (half a minute or more) ...",
     )
-    card = fidelity(load_dataset("ml-latest-small"), TwinModel.made, name="twin", out=out, users=100, quick=True)
-    table = Table("", "simulated users", "the most watched, a person's mean rating")
-    for section, measure, name, form in _CARD:
-        values = [card.section(section).value(measure, column) for column in ("model", "popularity")]
-        table.add_row(name, *(f"{form.format(each.mean)} ± {form.replace('+', '').format(each.se)}" for each in values))
-    console.print(Padding(table, (0, 0, 0, 3)))
+    raw = load_dataset("ml-latest-small")
+    card = fidelity(raw, maker("twin", {}), name="twin", out=out, users=100, quick=True)
+    table = Table("asked of held-out people", "simulated", "popularity alone")
+    for section, key, name in _CARD:
+        values = (card.section(section).value(key, column) for column in ("model", "popularity"))
+        table.add_row(name, *(f"{value.mean:.2f} ± {value.se:.2f}" for value in values))
+    console.print(Padding(table, (0, 0, 0, 3), expand=False))
+    _say(console, f"The whole card is {out / 'card.html'}.")
 
 
 def _say_next(console: Console, out: Path, user: Id) -> None:
-    console.print("\n[bold]Nothing is left running. To try next:[/bold]")
+    console.print("\n[bold]The server is stopped; nothing is left running. To try next:[/bold]")
     for command, why in (
         (f"starec show {out} --user {user}", "all turns of this person"),
         (f"starec report {out} --out report.html", "the run as one page; needs the extra report"),
-        (
-            "starec loop --recommenders random,pop,item-knn,ease --out runs/loop",
-            "over five rounds, and a page",
-        ),
+        ("starec loop --recommenders random,pop,item-knn --out runs/loop", "recommenders that learn, over five rounds"),
     ):
         console.print(f"   {command}  [dim]# {why}[/dim]", highlight=False, soft_wrap=True)

@@ -12,20 +12,21 @@ from test_cli import starec
 
 def test_the_demo_says_what_it_does_ends_with_a_table_a_turn_and_commands_that_work(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    command = [sys.executable, "-m", "starec", "demo", "--users", "3", "--turns", "1"]
+    command = [sys.executable, "-m", "starec", "demo", "--users", "3", "--turns", "1", "--no-card"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"COLUMNS": "110"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert re.findall(r"(\d) of 4", said) == ["1", "2", "3", "4"]
+    assert re.findall(r"(\d) of 6", said) == ["1", "2", "3", "4", "5"]
     for row in ("the agents, with starec-nano", "a random order", "the most watched first"):
         assert re.search(rf"{row} │ +\d+ ± \d+", said), row
+    assert re.search(r"a random order │ \d+\.\d ± \d\.\d", said)
     assert "The user took" in said and "memory after learning" in said
     assert "reading:" not in said and "Holm" not in said
     (run,) = (tmp_path / "runs").iterdir()
-    show, report, evaluate = re.findall(r"^   (starec [^#]+?) +#", done.stdout, re.M)
+    show, report, loop = re.findall(r"^   (starec [^#]+?) +#", done.stdout, re.M)
     assert show == f"starec show {run.relative_to(tmp_path)} --user {show.split()[-1]}"
     assert starec("show", run, "--user", show.split()[-1]).returncode == 0
-    assert str(run.relative_to(tmp_path)) in report and "random,pop,item-knn,markov,ease" in evaluate
+    assert str(run.relative_to(tmp_path)) in report and "--recommenders random,pop,item-knn" in loop
     (server,) = set(re.findall(r"http://127.0.0.1:\d+", said))
     gone = f"import urllib.request as r; r.urlopen('{server}/health')"
     assert "Connection refused" in subprocess.run([sys.executable, "-c", gone], capture_output=True, text=True).stderr
