@@ -30,25 +30,6 @@ _SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
-LANDING = {"neighbours.md", "reproduce.md"}
-"""Pages that the menu names and that are being written; the menu leaves them out until they are there."""
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the menu that are yet to come."""
-    missing = {page for page in LANDING if not (ROOT / "docs" / page).exists()}
-    config.nav = [
-        {
-            title: [entry for entry in entries if not missing & set(entry.values())]
-            if isinstance(entries, list)
-            else entries
-        }
-        for part in config.nav or []
-        for title, entries in part.items()
-    ]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
     for source, page in PAGES.items():

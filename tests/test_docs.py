@@ -39,8 +39,7 @@ def test_every_page_is_in_the_sites_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     made = {"index.md", "examples.md", "nano.md", "commands.md", "contributing.md", "changelog.md"}
-    landing = {"neighbours.md", "reproduce.md"}
-    assert set(re.findall(r": ([\w/-]+\.md)", menu)) == pages | made | landing
+    assert set(re.findall(r": ([\w/-]+\.md)", menu)) == pages | made
 
 
 def test_pictures_are_what_the_script_draws() -> None:
