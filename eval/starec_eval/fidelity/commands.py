@@ -23,21 +23,17 @@ from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
 from starec_env.recommend.model import UserModelMaker
-from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
+from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import RECOMMENDERS
 from starec_eval.fidelity.page import tables
 from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
 
 AGENT = "agent"
-USERS: dict[str, UserModelMaker] = {
-    "twin": TwinModel.made,
-    "neighbours": SequenceUser.made,
-    "popularity": PopularityUser,
-}
+USERS: dict[str, UserModelMaker] = {"twin": TwinModel.made, "neighbours": NeighboursUser, "popularity": PopularityUser}
 """User models by name, besides agents."""
 
 
