@@ -23,6 +23,8 @@ F = np.float32
 
 _NEGATIVES = 19
 _FEWEST_ROWS, _FEWEST_USERS = 3, 20
+_LEAST = 0.05
+"""Smallest deviation of a rating, in stars."""
 _MOST_USERS = 20_000
 """Users who calibrate: more would add nothing to a dozen numbers."""
 
@@ -108,9 +110,10 @@ def _of_stars(dataset: Dataset, held: _Held, stars: Stars) -> tuple[Stars, dict[
     decay, slope = calibrate.mood(residuals, places, out)
     means = (means + F(slope) * calibrate.moods(residuals, places, decay))[out]
     owners, rows = owners[out], rows[out]
-    deviations = stars.deviation(raters[owners], items[rows, None])[:, 0]
+    deviations = np.maximum(stars.deviation(raters[owners], items[rows, None])[:, 0], F(_LEAST))
     factor = float((((ratings[rows] - means) / deviations) ** 2).mean())
-    stars = rounded(replace(stars, noise=stars.noise * factor, spread=stars.spread * F(factor)))
+    noise = max(stars.noise * factor, _LEAST**2)  # a log without ratings has none
+    stars = rounded(replace(stars, noise=noise, spread=stars.spread * F(factor)))
     deviations = stars.deviation(raters[owners], items[rows, None])[:, 0]
     levels = calibrate.scale(dataset.ratings[seen(dataset, held.stops)[2]])
     cuts = calibrate.cuts(means, deviations, ratings[rows], levels)

@@ -179,3 +179,15 @@ def test_sittings_are_as_long_as_the_chances_of_leaving_say(log):
     shares = [(drawn == 1).mean(), (drawn == 2).mean(), (drawn == 3).mean(), (drawn == 4).mean()]
     wanted = [0.5, 0.5 * 0.25, 0.5 * 0.75 * 0.1, 0.5 * 0.75 * 0.9 * 0.1]
     assert np.allclose(shares, wanted, atol=0.01) and drawn.min() == 1
+
+
+def test_a_log_without_ratings_has_a_twin_that_likes_all_it_takes(log):
+    alike = replace(log, ratings=np.full_like(log.ratings, 4))
+    twin = Twin.fit(alike, rank=4)
+    visits = twin.open(log.n_users)
+    rows = np.arange(log.n_users)
+    visits.begin(rows, rows, rows)
+    given = visits.respond(rows, np.tile(np.arange(10), (log.n_users, 1)))
+    took = given.taken >= 0
+    assert took.any() and (given.stars[took] == 4).all() and (given.liked == took).all()
+    assert twin.calibration.levels.tolist() == [4] and np.isfinite(twin.start.raters.level).all()
