@@ -5,17 +5,14 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from support_training import ROOT, kill_when_there, logged, losses
+from support_training import ROOT, drawn_user, kill_when_there, logged, losses, starec
 from trl import GRPOConfig
 
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.base import Endpoint
-from starec_agents.llm.scripted import scripted_user
-from starec_env.cli import main
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split
 from starec_env.errors import UnknownName
@@ -25,12 +22,6 @@ from starec_training.commands import UNFINISHED, BatchArguments, DataArguments, 
 from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
 from starec_training.teaching import heartbeat
-
-
-def starec(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *map(str, args)])
-    return int(stop.value.code or 0)
 
 
 def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,12 +66,6 @@ def test_sft_and_grpo_run_by_their_configs(
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
     assert logged(tmp_path / "rl", "learning_rate") == [1e-6]
-
-
-def drawn_user(body: dict[str, Any]) -> str:
-    """Answers as vLLM does for DeepSeek-R1: a thought without its opening tag, drawn by the request's seed."""
-    said = scripted_user(body["seed"])(body["messages"], {}).rpartition("</think>\n")[2]
-    return f"The user took three dramas of late.\n</think>\n\n{said}"
 
 
 def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
@@ -153,6 +138,25 @@ def test_a_split_files_test_users_are_never_taught_under_any_reading(tmp_path: P
         assert {row.lineage["split"] for row in rows} == {split.hash}
         run = json.loads((tmp_path / name / "population" / "run.json").read_text())
         assert run["targets"] == split.reading.targets
+
+
+def test_an_llm_teacher_is_asked_with_headers_and_fields_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "sk-secret")
+    with FakeEndpoint(drawn_user) as server:
+        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 2, "--turns"]
+        command += [1, "--samples", 1, "--header", "X-Team=research", "--header", "api-key=env:TEAM_KEY"]
+        command += ["--extra-body", '{"top_k": 3, "top_p": null}', "--max-wait", 5, "--out", tmp_path]
+        assert starec(*command) == 0
+        sent, headers = server.bodies[-1], server.headers[-1]
+        assert (headers["X-Team"], headers["api-key"]) == ("research", "sk-secret")
+        assert sent["top_k"] == 3 and "top_p" not in sent
+        assert not any(b"sk-secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert starec(*command, "--extra-body", '{"top_k": 4}') == 1
+        assert "extra_body was" in capsys.readouterr().err
+        assert starec(*command, "--header", "X-Team") == 1
+        assert "wanted NAME=VALUE" in capsys.readouterr().err
 
 
 async def test_an_hour_without_an_answer_is_told() -> None:
