@@ -29,7 +29,6 @@ SCALES = ("paper", "small", "tiny")
 RECIPES = ("table4", "table5", "table6", "figure2a", "figure2b")
 _SERVE_FLAGS = ("model", "engine", "name", "port", "context")
 PORT = 8123
-"""Where models are served, one after another: always the same, because a run's record names its servers."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     return _toml(name)
 
 
-def plan(name: str, scale: str, out: Path, data_dirs: Mapping[str, Path] | None = None) -> list[Step]:
+def plan(name: str, scale: str, out: Path, data_dirs: Mapping[str, Path] | None = None, port: int = PORT) -> list[Step]:
     """The steps of a recipe, in order; those that other recipes of the same folder did are among them.
 
     Args:
@@ -97,13 +96,14 @@ def plan(name: str, scale: str, out: Path, data_dirs: Mapping[str, Path] | None 
         scale: One of SCALES.
         out: The folder of all recipes of this scale.
         data_dirs: Where data sets' files lie, by name, if not in the cache.
+        port: Where models are served, one after another; the same whenever a recipe goes on, as runs record it.
 
     Raises:
         UnknownName: There is no such recipe, or a folder is given for a data set that the scale hasn't.
         InvalidOption: There is no such scale.
     """
     check_choice("scale", scale, SCALES)
-    road = _Road(read_recipe(name), _toml("scales")[scale], out, data_dirs or {})
+    road = _Road(read_recipe(name), _toml("scales")[scale], out, data_dirs or {}, port)
     if foreign := [key for key in road.data_dirs if key not in road.scale["datasets"]]:
         raise unknown(f"data set of scale {scale}", foreign[0], road.scale["datasets"])
     return [*road.base(), *(step for data in road.scale["datasets"] for step in road.of_data(data)), road.last(name)]
@@ -115,6 +115,7 @@ class _Road:
     scale: Mapping[str, Any]
     out: Path
     data_dirs: Mapping[str, Path]
+    port: int
 
     def base(self) -> list[Step]:
         """The random model of scale tiny."""
@@ -160,18 +161,24 @@ class _Road:
         serve: Mapping[str, Any] = {}
         if "llm" in self.scale["teach"]:
             serve = self._server("teacher", rows.parent)
-            command += ["--base-url", f"http://127.0.0.1:{PORT}/v1", "--model", serve["name"]]
+            command += ["--base-url", f"http://127.0.0.1:{self.port}/v1", "--model", serve["name"]]
         return Step("teacher", command, rows / "done.json", serve)
 
     def _server(self, name: str, home: Path, folder: str = "") -> dict[str, Any]:
         engine = self.scale.get("teacher_engine", self.scale["engine"]) if name == "teacher" else self.scale["engine"]
         folder = folder or self._folder(name, home)
         served = folder if engine == "transformers" else name or "base"
-        return {"model": folder, "engine": engine, "name": served, "port": PORT, "context": self.scale["context"]}
+        return {"model": folder, "engine": engine, "name": served, "port": self.port, "context": self.scale["context"]}
 
     def _folder(self, name: str, home: Path) -> str:
         model = _models()[name]
-        return str(home / name / "final") if "stage" in model else self._base(model["base"])
+        if "stage" not in model:
+            return self._base(model["base"])
+        if model["stage"] == "sft":
+            return str(home / name / "final")
+        flags = [*self.scale["grpo"], *model.get("flags", ())]
+        rounds = int(flags[flags.index("--rounds") + 1]) if "--rounds" in flags else 1
+        return str(home / name / f"round-{rounds - 1}" / "train" / "final")
 
     def _base(self, name: str) -> str:
         return str(self.scale["bases"][name]).format(out=self.out)
@@ -237,7 +244,7 @@ class _Road:
             if folder := known.get("--data-dir"):
                 found[known["--dataset"]]["path"] = folder
         served = {name: self._server(name, self.out / datasets[0])["name"] for name in self._asked()}
-        url, most = f"http://127.0.0.1:{PORT}/v1", self.scale["eval"]["max_tokens"]
+        url, most = f"http://127.0.0.1:{self.port}/v1", self.scale["eval"]["max_tokens"]
         endpoints = {name: {"base_url": url, "model": model, "max_tokens": most} for name, model in served.items()}
         return {**asking, "datasets": found, "endpoints": endpoints}
 
@@ -296,15 +303,16 @@ def compare(name: str, out: Path) -> str:
 @click.option("--scale", type=click.Choice(SCALES), default="tiny", show_default=True, help="tiny: a rehearsal.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of all recipes  [default: runs/SCALE]")
 @click.option("--data-dir", "data_dirs", multiple=True, metavar="NAME=DIR", help="Where a data set's files lie.")
+@click.option("--port", default=PORT, show_default=True, help="Where models are served; the same when called again.")
 @click.option("--dry-run", is_flag=True, help="Print the commands, and run none.")
-def reproduce(recipe: str, scale: str, out: Path | None, data_dirs: Sequence[str], dry_run: bool) -> None:
+def reproduce(recipe: str, scale: str, out: Path | None, data_dirs: Sequence[str], port: int, dry_run: bool) -> None:
     """Make a table or figure of the paper: split, teacher, SFT, GRPO, evaluation. Call again to go on.
 
     Example: starec reproduce table6 --scale tiny
     """
     out = (out or Path("runs") / scale).absolute()
     folders = {name: Path(folder).absolute() for name, _, folder in (each.partition("=") for each in data_dirs)}
-    steps = plan(recipe, scale, out, folders)
+    steps = plan(recipe, scale, out, folders, port)
     click.echo(f"{read_recipe(recipe)['title']}. {_toml('scales')[scale]['about']}")
     if dry_run:
         click.echo("\n".join(line for step in steps for line in step.lines()))

@@ -138,6 +138,7 @@ class GrpoArguments(ModelArguments, DataArguments):
     follow_up_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a follow-up ranking."})
     prompts_per_step: int = field(default=64, metadata={"help": "On all processes together."})
     agent: str = field(default="starec", metadata={"help": "The graph that collects: as simulate's --agent."})
+    rehearsal: bool = field(default=False, metadata={"help": "Go on where no answer of a round can be read."})
 
 
 OF_LLM = (

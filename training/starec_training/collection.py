@@ -67,6 +67,8 @@ class Rounds:
     """Options of UserAgent: graph, answer_format, max_history and so on."""
     batch_size: int = 32
     """Prompts at a time of a policy in this process."""
+    rehearsal: bool = False
+    """Whether to train where no answer can be read, which teaches nothing, instead of stopping."""
     seed: int = 0
 
 
@@ -161,7 +163,8 @@ class Collected:
         """The rows to train on: of the tasks that train, and no more than the round's number of prompts.
 
         Raises:
-            TrainingError: No ranking can be read, or nothing at all, so no group would differ in reward.
+            TrainingError: No ranking can be read, or nothing at all, so no group would differ in reward, and this is
+                no rehearsal.
         """
         rounds = self.rounds
         others = {place: row.task for place, row in enumerate(rows) if row.task not in rounds.tasks}
@@ -176,7 +179,7 @@ class Collected:
                 f"({cut_off} were cut off), so nothing is learned from them: train it by `starec train sft` first, ask "
                 "for a simpler answer_format (labels), raise max_completion_length, or leave the task out"
             )
-            if task == "rank" or len(rounds.tasks) == 1:  # rankings pay memory updates too
+            if not rounds.rehearsal and (task == "rank" or len(rounds.tasks) == 1):  # rankings pay memory updates too
                 raise TrainingError(seen)
             warnings.warn(seen, StarecWarning, stacklevel=2)
         if rounds.prompts is not None and len(rows) > rounds.prompts:

@@ -328,6 +328,7 @@ def grpo(args: Sequence[str]) -> int:
         stream=_reading(given).stream,
         agent={"graph": load_graph(given.agent)} | {name: getattr(given, name) for name in _OF_AGENT},
         batch_size=given.collect_batch,
+        rehearsal=given.rehearsal,
         seed=given.sample_seed,
     )
     options |= {"split": Split.load(given.split_file) if given.split_file else None, "heldout": heldout}

@@ -17,6 +17,8 @@ from aiohttp import web
 
 from starec_agents.llm.scripted import scripted_user
 
+THOUGHT = "Their profile and latest titles point to a taste; I compare the genres of the list with it, one by one.\n"
+"""What precedes the scripted thought, so that it is as long as a rationale must be."""
 MISSING, CUT = 6, 4
 """Of a hundred answers to rank: those that leave out half of the items, and those that are cut off in the thought."""
 
@@ -28,10 +30,11 @@ def answer(request: dict[str, Any]) -> tuple[str, str]:
     text = scripted_user(seed)(messages, {}).removeprefix("<think>\n")
     thought, closed, said = text.partition("</think>")
     if not closed:
-        thought, said = "Let me see.\n", text
+        thought, said = "", text
+    thought = THOUGHT + thought
     if draw < CUT:
         return thought, "length"
-    lines = said.strip().split("\n")
+    lines = said.replace("Has moods", "Likes some moods").strip().split("\n")
     if draw < CUT + MISSING:
         lines = lines[: (len(lines) + 1) // 2]
     return f"{thought}</think>\n\n" + "\n".join(lines), "stop"
