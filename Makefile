@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo miniature test lint test-vllm test-studio bench clean
+.PHONY: help install demo miniature test lint test-reproduce test-vllm test-studio bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 # torch and TRL are large, and only the tests need them all: `make demo` does without.
 $(VENV)/.installed-train: pyproject.toml constraints-cpu.txt | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples,serve-transformers]' -c constraints-cpu.txt
 	@touch $@
 
 install: $(VENV)/.installed  ## create .venv and install starec into it
@@ -38,7 +38,10 @@ lint: install
 	$(BIN)/mypy
 
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
-	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck'
+	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not reproduce'
+
+test-reproduce: $(VENV)/.installed-train  ## run the paper's tables and figures whole with a tiny model (a quarter of an hour)
+	$(BIN)/pytest -m reproduce tests/reproduce
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm

@@ -18,7 +18,7 @@ from starec_env.data.splits import Split, make_split
 from starec_env.errors import UnknownName
 from starec_env.reading import READINGS
 from starec_training import commands
-from starec_training.commands import UNFINISHED, BatchArguments, DataArguments, GrpoArguments, TeachArguments
+from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
 from starec_training.teaching import heartbeat
@@ -210,9 +210,7 @@ def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path)
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
     command = ["--config", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "rl")]
-    given, batch = commands._parse(command, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
-    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
-    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    given, config = commands.grpo_settings(command)
     assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
     assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
 

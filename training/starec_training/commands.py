@@ -287,19 +287,11 @@ def grpo(args: Sequence[str]) -> int:
     Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
     args = _show_help(args, GrpoArguments, "grpo")
-    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
-    _check_grpo(given)  # before what takes seconds to import
-    try:
-        from trl import GRPOConfig
+    _check_grpo(_parse(args, (GrpoArguments,), "grpo", {}, partly=True)[0])  # before what takes seconds to import
+    given, config = grpo_settings(args)
+    from starec_training.collection import Rounds
+    from starec_training.grpo import train_grpo, train_rounds
 
-        from starec_training.collection import Rounds
-        from starec_training.grpo import paper_settings, train_grpo, train_rounds
-    except ImportError:
-        raise MissingExtra("starec train grpo", "train") from None
-
-    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
-    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
-    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
     names = ("algorithm", "reward", "reward_funcs", "max_prompt", "follow_up_tokens", "minutes")
     options = {name: getattr(given, name) for name in names} | {"adapter": _lora(given)}
     if given.dry_run:
@@ -338,6 +330,21 @@ def grpo(args: Sequence[str]) -> int:
         _say_plan(in_rounds(given.model, data, train_users, config, rounds, **options), config.output_dir)
         return 0
     return _end(train_rounds(given.model, data, train_users, config, rounds, **options))
+
+
+def grpo_settings(args: Sequence[str]) -> tuple[GrpoArguments, Any]:
+    """Our options of `starec train grpo` and TRL's GRPOConfig: the paper's but for what is given."""
+    try:
+        from trl import GRPOConfig
+
+        from starec_training.grpo import paper_settings
+    except ImportError:
+        raise MissingExtra("starec train grpo", "train") from None
+    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
+    ours, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    return ours, config
 
 
 _OF_AGENT = ("answer_format", "structured", "max_history")
