@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 # torch and TRL are large, and only the tests need them all: `make demo` does without.
 $(VENV)/.installed-train: pyproject.toml constraints-cpu.txt | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples,serve-transformers]' -c constraints-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints-cpu.txt
 	@touch $@
 
 install: $(VENV)/.installed  ## create .venv and install starec into it
@@ -40,8 +40,8 @@ lint: install
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not reproduce'
 
-test-reproduce: $(VENV)/.installed-train  ## run the paper's tables and figures whole with a tiny model (a quarter of an hour)
-	$(BIN)/pytest -m reproduce tests/reproduce
+test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers
+	$(BIN)/pytest -m reproduce tests/test_reproduce.py
 
 .venv-vllm/.installed: tests/real_vllm/install.py | $(BIN)/python
 	$(PYTHON) -m venv --clear .venv-vllm

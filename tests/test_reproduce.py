@@ -1,7 +1,10 @@
-"""Recipes: each plans at each scale, into commands and files that are accepted; steps are run once and in order."""
+"""`starec reproduce`: what a recipe comes down to, and that it goes on where it was."""
 
 import json
 import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +18,38 @@ from starec_env.errors import InvalidOption, RunError, UnknownName
 from starec_eval import paper
 from starec_eval.commands import eval_command
 from starec_eval.paper import TABLES, read_config
+from starec_eval.rankers import BASELINES, LLM_METHODS
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "starec" / "recipes"
 ALL = [(recipe, scale) for recipe in RECIPES for scale in SCALES]
+MODELS = tomllib.loads((FOLDER / "models.toml").read_text())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_methods_and_models_that_there_are(name):
+    recipe = read_recipe(name)
+    assert recipe["title"] and recipe["rows"]
+    for method in recipe["rows"].values():
+        base, _, model = str(method).partition("@")
+        assert base.removesuffix("-full") in BASELINES or base in LLM_METHODS
+        assert not model or model in MODELS
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_model_is_made_before_it_is_asked_and_each_step_once(name, scale, tmp_path):
+    steps = plan(name, scale, tmp_path)
+    assert len({step.done for step in steps}) == len(steps)
+    made = set()
+    for step in steps:
+        model = step.serve.get("model", "")
+        if str(tmp_path) in model and "base" not in Path(model).name:
+            assert any(model.startswith(str(folder)) for folder in made), (step.name, model)
+        made.add(step.done.parent)
+    *_, last = steps
+    assert last.command[0] == "eval" and not last.serve
+    assert all(f"{step.command[0]}" in {"train", "data", "eval"} for step in steps)
 
 
 def written(steps: Sequence[Step]) -> None:
@@ -96,39 +128,92 @@ def test_the_hours_on_the_page_are_what_its_arithmetic_gives() -> None:
     assert f"{hours[0]:.1f}, {hours[1]:.0f} and {hours[2]:.0f} hours of one H100" in page
 
 
-def test_steps_run_once_in_order_and_are_refused_under_other_settings(tmp_path: Path) -> None:
-    said: list[str] = []
-    first = Step("first", ["--version"], tmp_path / "a" / "done.json", files={tmp_path / "a" / "it.toml": "x = 1\n"})
-    wrong = Step("wrong", ["nothing"], tmp_path / "b" / "done.json")
-    with pytest.raises(RunError, match="wrong ended with status"):
-        run([first, wrong], said.append)
-    assert (tmp_path / "a" / "it.toml").read_text() == "x = 1\n" and first.finished and not wrong.finished
-    run([first], said.append)
-    assert said[-1] == "1 steps, 1 of them done"
-    with pytest.raises(RunError, match="was run with other settings"):
-        run([Step("first", ["--help"], first.done)], said.append)
+def test_recipes_of_a_scale_share_what_both_need(tmp_path):
+    table5, figure2a = ({step.done for step in plan(name, "tiny", tmp_path)} for name in ("table5", "figure2a"))
+    assert {path.parent.name for path in table5 & figure2a} >= {
+        "base",
+        "ml-latest-small",
+        "taught",
+        "sft-1.5b",
+        "rl-1.5b",
+    }
 
 
-def test_what_is_asked_for_wrongly_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(UnknownName, match="did you mean 'table4'"):
-        plan("tabel4", "tiny", tmp_path)
-    with pytest.raises(InvalidOption, match="scale"):
-        plan("table4", "huge", tmp_path)
-    with pytest.raises(UnknownName, match="data set of scale tiny"):
-        plan("table4", "tiny", tmp_path, {"ml-1m": tmp_path})
+        plan("table44", "tiny", tmp_path)
+    with pytest.raises(InvalidOption, match="tiny"):
+        plan("table4", "tin", tmp_path)
+    with pytest.raises(UnknownName, match="ml-1m"):
+        plan("table4", "paper", tmp_path, {"ml-1": tmp_path})
 
 
-def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path: Path) -> None:
-    done = CliRunner().invoke(reproduce, ["table6", "--scale", "paper", "--out", str(tmp_path / "x"), "--dry-run"])
-    assert done.exit_code == 0 and not (tmp_path / "x").exists()
-    assert done.output.count("starec train sft") == 6 and done.output.count("starec train grpo") == 6
+def test_the_plan_is_printed_as_a_shell_would_take_it(tmp_path):
+    done = CliRunner().invoke(reproduce, ["table6", "--out", str(tmp_path / "r"), "--dry-run", "--port", "8199"])
+    assert done.exit_code == 0, done.output
+    assert "starec serve --model=r1 --engine=scripted --name=teacher --port=8199" in done.output
+    assert "starec train grpo --model" in done.output and done.output.rstrip().endswith("--resume")
+    done = CliRunner().invoke(reproduce, ["table6", "--scale", "paper", "--out", str(tmp_path / "r"), "--dry-run"])
     assert "fsdp.yaml" in done.output and "--tensor-parallel-size 8" in done.output
+    assert not (tmp_path / "r").exists()
 
 
-def test_figures_are_shown_beside_the_papers(tmp_path: Path) -> None:
-    rows = [["STARec", "50.0 ± 1.3", "75.0 ± 0.9"], ["Reinforce++", "49.0 ± 1.3", "73.0 ± 0.9"]]
+def steps_of(tmp_path, flags=()):
+    first = Step("first", ["--version", *flags], tmp_path / "first.done.json")
+    second = Step("second", ["--help"], tmp_path / "second.done.json", files={tmp_path / "second.txt": "settings"})
+    return [first, second]
+
+
+def test_finished_steps_are_not_run_again_and_other_settings_are_refused(tmp_path):
+    said = []
+    run(steps_of(tmp_path), said.append)
+    assert said[0] == "2 steps, 0 of them done" and (tmp_path / "second.txt").read_text() == "settings"
+    assert json.loads((tmp_path / "first.done.json").read_text())["command"] == ["--version"]
+    said.clear()
+    run(steps_of(tmp_path), said.append)
+    assert said == ["2 steps, 2 of them done"]
+    with pytest.raises(RunError, match="first was run with other settings: choose another folder"):
+        run(steps_of(tmp_path, ["--nope"]), said.append)
+
+
+def test_a_step_that_fails_stops_the_recipe_and_is_run_again(tmp_path):
+    steps = steps_of(tmp_path)
+    steps.insert(1, Step("broken", ["data", "split"], tmp_path / "broken.done.json"))
+    with pytest.raises(RunError, match="broken ended with status .*goes on from here"):
+        run(steps, lambda text: None)
+    assert (tmp_path / "first.done.json").exists() and not (tmp_path / "second.done.json").exists()
+    assert not (tmp_path / "broken.done.json").exists()
+
+
+def test_measured_figures_stand_beside_the_papers(tmp_path):
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "section5.json").write_text(json.dumps({"tables": [{"title": "Table 5", "rows": rows}]}))
-    said = compare("table5", tmp_path)
-    assert "50.0 ± 1.3 (51.3)  75.0 ± 0.9 (75.19)" in said and "49.0 ± 1.3 (49.5)" in said
-    assert compare("figure2a", tmp_path) == ""
+    rows = [["STARec-RL-7B", "50.0 ± 1.0", "70.0 ± 1.0"], ["STARec-SFT-7B", "30.0 ± 1.0", "60.0 ± 1.0"]]
+    table = {"title": "Table 6", "head": ["", "@1", "@10"], "rows": rows, "notes": []}
+    (tmp_path / "eval" / "section5.json").write_text(json.dumps({"tables": [table], "figures": []}))
+    text = compare("table6", tmp_path)
+    assert "50.0 ± 1.0 (55.4)" in text and "70.0 ± 1.0 (77.16)" in text and compare("figure2a", tmp_path) == ""
+
+
+@pytest.mark.reproduce
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_whole_at_the_tiny_scale(name, tmp_path_factory):
+    out = tmp_path_factory.getbasetemp() / "tiny"  # shared, as recipes of a scale are meant to
+    command = [
+        sys.executable,
+        "-m",
+        "starec",
+        "reproduce",
+        name,
+        "--scale",
+        "tiny",
+        "--out",
+        str(out),
+        "--port",
+        "8198",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"written to {out / 'eval'}" in done.stdout
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    steps = len(plan(name, "tiny", out, port=8198))
+    assert f"{steps} steps, {steps} of them done" in again.stdout

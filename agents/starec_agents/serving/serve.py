@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -197,6 +198,8 @@ def start_server(
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         command = _llamacpp_command(model, host, port, parallel, context, name)
     elif engine == "transformers":
+        if find_spec("fastapi") is None:  # what transformers' own server is made of
+            raise MissingExtra("serving by transformers", "train")
         name = find_folder(model, python)  # its server knows a model by its folder alone
         command = [python, "-c", _CHILD, str(os.getpid()), "transformers.cli.transformers", "serve", name]
         command += ["--host", host, "--port", str(port), "--log-level", "error"]
