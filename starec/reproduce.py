@@ -149,12 +149,15 @@ class _Road:
         if model["stage"] == "sft":
             rows = home / "taught"
             command = ["train", "sft", "--model", start, "--rows", str(rows), *flags, "--out", str(folder)]
-            return [self._taught(rows, shared), Step(name, command, done, launcher=self.scale.get("launcher", ()))]
+            return [self._taught(rows, shared), Step(name, command, done, launcher=self._launcher())]
         command = ["train", "grpo", "--model", start, *shared, *flags, "--out", str(folder)]
-        launcher, served = self.scale.get("launcher", ()), {}
+        served: Mapping[str, Any] = {}
         if rollouts := self.scale.get("rollouts"):
             served = {**self._server(model.get("from", ""), home, start), **rollouts}
-        return [Step(name, command, done, served, launcher=launcher, gpus=self.scale.get("train_gpus", ""))]
+        return [Step(name, command, done, served, launcher=self._launcher(), gpus=self.scale.get("train_gpus", ""))]
+
+    def _launcher(self) -> list[str]:
+        return [part.format(recipes=_FOLDER) for part in self.scale.get("launcher", ())]
 
     def _taught(self, rows: Path, shared: list[str]) -> Step:
         command = ["train", "teach", *shared, *self.scale["teach"], "--out", str(rows)]
@@ -168,7 +171,9 @@ class _Road:
         engine = self.scale.get("teacher_engine", self.scale["engine"]) if name == "teacher" else self.scale["engine"]
         folder = folder or self._folder(name, home)
         served = folder if engine == "transformers" else name or "base"
-        return {"model": folder, "engine": engine, "name": served, "port": self.port, "context": self.scale["context"]}
+        extra = self.scale.get("serve_extra", {}).get(name)
+        found = {"model": folder, "engine": engine, "name": served, "port": self.port, "context": self.scale["context"]}
+        return {**found, "extra": extra} if extra else found
 
     def _folder(self, name: str, home: Path) -> str:
         model = _models()[name]
@@ -236,11 +241,13 @@ class _Road:
     def _section(self, datasets: Sequence[str]) -> dict[str, Any]:
         """What a configuration of section 5 says beside its rows."""
         asking = {key: value for key, value in self.scale["eval"].items() if key not in {"samples", "max_tokens"}}
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for data in datasets:
             flags = self._data_flags(data)
             known = dict(zip(flags[::2], flags[1::2], strict=True))
-            found[known["--dataset"]] = {"split_file": str(self.out / data / "split.json")}
+            trained = [name for name in self._asked() if "stage" in _models()[name]]
+            cards = {name: self._folder(name, self.out / data) for name in trained}
+            found[known["--dataset"]] = {"split_file": str(self.out / data / "split.json"), "model_cards": cards}
             if folder := known.get("--data-dir"):
                 found[known["--dataset"]]["path"] = folder
         served = {name: self._server(name, self.out / datasets[0])["name"] for name in self._asked()}

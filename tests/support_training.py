@@ -9,9 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from starec_agents.llm.scripted import scripted_user
+from starec_env.cli import main
+
 ROOT = Path(__file__).parents[1]
 AGENT: dict[str, Any] = {"answer_format": "compact", "max_history": 2}
 """Short prompts for a tiny policy."""
+
+
+def starec(*args: object) -> int:
+    """The exit status of `starec train` with these arguments, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *map(str, args)])
+    return int(stop.value.code or 0)
+
+
+def drawn_user(body: dict[str, Any]) -> str:
+    """Answers as vLLM does for DeepSeek-R1: a thought without its opening tag, drawn by the request's seed."""
+    said = scripted_user(body["seed"])(body["messages"], {}).rpartition("</think>\n")[2]
+    return f"The user took three dramas of late.\n</think>\n\n{said}"
 
 
 def losses(out: Path) -> dict[int, tuple[float, float]]:

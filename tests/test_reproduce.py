@@ -1,19 +1,28 @@
 """`starec reproduce`: what a recipe comes down to, and that it goes on where it was."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from starec.reproduce import RECIPES, SCALES, Step, compare, plan, read_recipe, reproduce, run
+from starec_agents.serving.serve import ENGINES
+from starec_env.data.commands import split as split_command
 from starec_env.errors import InvalidOption, RunError, UnknownName
+from starec_eval import paper
+from starec_eval.commands import eval_command
+from starec_eval.paper import TABLES, read_config
 from starec_eval.rankers import BASELINES, LLM_METHODS
 
-FOLDER = Path(__file__).parents[1] / "starec" / "recipes"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "starec" / "recipes"
+ALL = [(recipe, scale) for recipe in RECIPES for scale in SCALES]
 MODELS = tomllib.loads((FOLDER / "models.toml").read_text())
 
 
@@ -25,7 +34,6 @@ def test_a_recipe_names_methods_and_models_that_there_are(name):
         base, _, model = str(method).partition("@")
         assert base.removesuffix("-full") in BASELINES or base in LLM_METHODS
         assert not model or model in MODELS
-    assert set(recipe.get("paper", ())) <= set(recipe["rows"])
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -42,6 +50,82 @@ def test_each_model_is_made_before_it_is_asked_and_each_step_once(name, scale, t
     *_, last = steps
     assert last.command[0] == "eval" and not last.serve
     assert all(f"{step.command[0]}" in {"train", "data", "eval"} for step in steps)
+
+
+def written(steps: Sequence[Step]) -> None:
+    for step in steps:
+        for path, text in step.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+
+@pytest.mark.parametrize(("recipe", "scale"), ALL)
+def test_each_command_of_a_plan_is_one_that_starec_takes(recipe: str, scale: str, tmp_path: Path) -> None:
+    steps = plan(recipe, scale, tmp_path)
+    written(steps)
+    assert len({step.done for step in steps}) == len(steps)
+    for step in steps:
+        assert not step.serve or step.serve["engine"] in ENGINES
+        stage, *args = step.command
+        if stage == "data":
+            split_command.make_context("split", args[1:]).close()
+        elif stage == "eval":
+            eval_command.make_context("eval", list(args)).close()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_each_training_command_of_a_plan_is_one_that_starec_takes(scale: str, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="needs the 'train' extra")
+    from starec_training import commands
+    from starec_training.arguments import SftArguments, TeachArguments
+
+    planned = {tuple(step.command) for recipe in RECIPES for step in plan(recipe, scale, tmp_path)}
+    stages = [(stage, args) for kind, stage, *args in planned if kind == "train" and stage != "tiny"]
+    assert {stage for stage, _ in stages} == {"teach", "sft", "grpo"}
+    for stage, args in stages:
+        if stage == "grpo":
+            given, config = commands.grpo_settings(args)
+            assert config.num_generations > 1 and given.split_file.startswith(str(tmp_path))
+        elif stage == "sft":
+            assert commands._parse(args, (SftArguments, trl.SFTConfig), stage, {"bf16": False})[0].rows
+        else:
+            assert commands._parse(args, (TeachArguments,), stage, {})[0].split_file.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(("recipe", "scale"), ALL)
+def test_each_evaluation_of_a_plan_has_a_file_that_names_its_models_and_their_cards(
+    recipe: str, scale: str, tmp_path: Path
+) -> None:
+    steps = plan(recipe, scale, tmp_path)
+    written(steps)
+    made = {str(Path(each)) for step in steps for each in step.command if str(each).startswith(str(tmp_path))}
+    for step in steps:
+        for path in step.files:
+            config = read_config(path)
+            assert paper._needed(config, list(config.tables), list(config.figures))
+            assert all(data.split_file for data in config.datasets.values())
+            folders = [folder for data in config.datasets.values() for folder in data.model_cards.values()]
+            assert all(any(str(folder).startswith(out) for out in made) for folder in folders)
+
+
+def test_a_recipe_of_a_table_has_its_rows_of_the_paper() -> None:
+    for recipe in RECIPES:
+        known = read_recipe(recipe)
+        if "table" in known:
+            wanted = 2 * len(TABLES[known["table"]][1])  # two data sets
+            assert set(known["paper"]) == set(known["rows"])
+            assert {len(figures) for figures in known["paper"].values()} == {wanted}
+
+
+def test_the_hours_on_the_page_are_what_its_arithmetic_gives() -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "reproduce.md").read_text())
+    prompts = 1000 * 18.4 * 2
+    sampled, read, shared = prompts * 8 * 1360, prompts * 8 * 1400, prompts * 1400
+    assert f"{prompts / 64:,.0f} steps of 64 prompts" in page
+    assert f"{sampled / 1e9:.2f} billion tokens sampled, {(sampled + read) / 1e9:.2f} billion trained" in page
+    operations = 8 * (sampled + read) + 2 * (sampled + shared)
+    hours = [operations * size / 4e14 / 3600 for size in (0.49e9, 1.54e9, 7.62e9)]
+    assert f"{hours[0]:.1f}, {hours[1]:.0f} and {hours[2]:.0f} hours of one H100" in page
 
 
 def test_recipes_of_a_scale_share_what_both_need(tmp_path):
@@ -69,6 +153,8 @@ def test_the_plan_is_printed_as_a_shell_would_take_it(tmp_path):
     assert done.exit_code == 0, done.output
     assert "starec serve --model=r1 --engine=scripted --name=teacher --port=8199" in done.output
     assert "starec train grpo --model" in done.output and done.output.rstrip().endswith("--resume")
+    done = CliRunner().invoke(reproduce, ["table6", "--scale", "paper", "--out", str(tmp_path / "r"), "--dry-run"])
+    assert "fsdp.yaml" in done.output and "--tensor-parallel-size 8" in done.output
     assert not (tmp_path / "r").exists()
 
 

@@ -5,32 +5,23 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from support_training import ROOT, kill_when_there, logged, losses
+from support_training import ROOT, drawn_user, kill_when_there, logged, losses, starec
 from trl import GRPOConfig
 
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.base import Endpoint
-from starec_agents.llm.scripted import scripted_user
-from starec_env.cli import main
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, make_split
 from starec_env.errors import UnknownName
 from starec_env.reading import READINGS
 from starec_training import commands
-from starec_training.commands import UNFINISHED, BatchArguments, DataArguments, GrpoArguments, TeachArguments
+from starec_training.commands import UNFINISHED, DataArguments, GrpoArguments, TeachArguments
 from starec_training.dataset import Rows, read_rows, write_rows
 from starec_training.grpo import paper_settings
 from starec_training.teaching import heartbeat
-
-
-def starec(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *map(str, args)])
-    return int(stop.value.code or 0)
 
 
 def test_teach_writes_screened_rows_of_training_users_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,12 +66,6 @@ def test_sft_and_grpo_run_by_their_configs(
     assert starec(*command) == 0
     assert logged(tmp_path / "rl", "kl") == []
     assert logged(tmp_path / "rl", "learning_rate") == [1e-6]
-
-
-def drawn_user(body: dict[str, Any]) -> str:
-    """Answers as vLLM does for DeepSeek-R1: a thought without its opening tag, drawn by the request's seed."""
-    said = scripted_user(body["seed"])(body["messages"], {}).rpartition("</think>\n")[2]
-    return f"The user took three dramas of late.\n</think>\n\n{said}"
 
 
 def test_a_killed_teacher_resumes_to_the_same_rows(tmp_path: Path) -> None:
@@ -155,6 +140,25 @@ def test_a_split_files_test_users_are_never_taught_under_any_reading(tmp_path: P
         assert run["targets"] == split.reading.targets
 
 
+def test_an_llm_teacher_is_asked_with_headers_and_fields_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "sk-secret")
+    with FakeEndpoint(drawn_user) as server:
+        command = ["teach", "--teacher", "llm", "--base-url", server.url, "--model", "fake", "--n-train", 2, "--turns"]
+        command += [1, "--samples", 1, "--header", "X-Team=research", "--header", "api-key=env:TEAM_KEY"]
+        command += ["--extra-body", '{"top_k": 3, "top_p": null}', "--max-wait", 5, "--out", tmp_path]
+        assert starec(*command) == 0
+        sent, headers = server.bodies[-1], server.headers[-1]
+        assert (headers["X-Team"], headers["api-key"]) == ("research", "sk-secret")
+        assert sent["top_k"] == 3 and "top_p" not in sent
+        assert not any(b"sk-secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert starec(*command, "--extra-body", '{"top_k": 4}') == 1
+        assert "extra_body was" in capsys.readouterr().err
+        assert starec(*command, "--header", "X-Team") == 1
+        assert "wanted NAME=VALUE" in capsys.readouterr().err
+
+
 async def test_an_hour_without_an_answer_is_told() -> None:
     told, enough = list[str](), asyncio.Event()
 
@@ -206,9 +210,7 @@ def test_the_configuration_in_the_docs_is_what_the_command_takes(tmp_path: Path)
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "grpo.yaml").write_text(block.replace("report_to: tensorboard", "report_to: none"))
     command = ["--config", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "rl")]
-    given, batch = commands._parse(command, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
-    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
-    given, config = commands._parse(command, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    given, config = commands.grpo_settings(command)
     assert (given.rounds, given.n_candidates, given.hard) == (3, [10, 20], [0, 0.25, 0.5])
     assert (config.generation_batch_size, config.num_generations, config.beta) == (512, 8, 1e-3)
 

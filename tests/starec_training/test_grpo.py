@@ -315,7 +315,7 @@ def test_own_reward_functions_join_ours_with_weights(student: Path, taught: Rows
 
 
 def test_rows_that_fill_no_last_batch_are_counted(taught: Rows, tmp_path: Path) -> None:
-    kept = grpo._whole_batches(Rows(taught.rows[:11]), config(tmp_path))  # batches of 4
+    kept = grpo.whole_batches(Rows(taught.rows[:11]), config(tmp_path))  # batches of 4
     assert len(kept) == 11
     assert kept.dropped["left over from batches of 4 prompts"] == 3
 

@@ -12,6 +12,7 @@ TEACHERS = ("rules", "llm")
 
 
 _SPLIT = "Who trains and who is tested, of which data: from starec data split."
+_DRY_RUN = "Check all, say what would be done, and stop before it."
 
 
 @dataclass
@@ -50,6 +51,7 @@ class TeachArguments(DataArguments):
     """The teacher's trajectories as screened rows: OUT/rows.jsonl, with users.json and report.json."""
 
     out: str = field(default="runs/taught", metadata={"help": "Folder of the rows."})
+    dry_run: bool = field(default=False, metadata={"help": _DRY_RUN})
     split_file: str | None = field(default=None, metadata={"help": "A file of `starec data split`: who trains."})
     teacher: str = field(default="rules", metadata={"help": "rules (no LLM), or llm (with --base-url)"})
     thinks: bool = field(default=False, metadata={"help": "labels: the rule-based teacher gives its thought too."})
@@ -62,11 +64,17 @@ class TeachArguments(DataArguments):
     base_url: str | None = field(default=None, metadata={"help": "llm: e.g. http://localhost:8000/v1"})
     model: str | None = field(default=None, metadata={"help": "llm: the model's name there."})
     api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "llm: variable that holds the API key."})
+    header: list[str] = field(
+        default_factory=list,
+        metadata={"help": "llm: a request header, NAME=VALUE; env:VARIABLE as a value.", "action": "extend"},
+    )
     temperature: float = field(default=0.6, metadata={"help": "llm: DeepSeek-R1's card asks for 0.5 to 0.7."})
     top_p: float = field(default=0.95, metadata={"help": "llm: as DeepSeek-R1's card."})
     max_tokens: int = field(default=16384, metadata={"help": "llm: of an answer; the paper's longest sequence."})
+    extra_body: str | None = field(default=None, metadata={"help": 'llm: more request fields, as JSON: {"top_k": 20}'})
     timeout: float = field(default=1800.0, metadata={"help": "llm: seconds; 16,384 tokens at 10 a second take 1,640."})
     max_retries: int = field(default=2, metadata={"help": "llm: for faults that pass."})
+    max_wait: float = field(default=1800.0, metadata={"help": "llm: seconds for rate limits, per call."})
     concurrency: int = field(default=64, metadata={"help": "Users in flight, and requests."})
     sample_seed: int = field(default=0, metadata={"help": "Of users, negatives and requests.", "aliases": ["--seed"]})
 
@@ -79,6 +87,7 @@ class ModelArguments:
     lora_rank: int = field(default=0, metadata={"help": "Rank of a new LoRA; 0 trains what the model has trainable."})
     lora_alpha: int | None = field(default=None, metadata={"help": "[default: twice the rank]"})
     minutes: float | None = field(default=None, metadata={"help": "Stop with a checkpoint after so long."})
+    dry_run: bool = field(default=False, metadata={"help": _DRY_RUN})
 
 
 @dataclass
@@ -133,8 +142,8 @@ class GrpoArguments(ModelArguments, DataArguments):
 
 
 OF_LLM = (
-    "base_url", "model", "api_key_env", "temperature", "top_p", "max_tokens", "timeout", "max_retries", "rethinks",
-    "samples", "min_gain",
+    "base_url", "model", "api_key_env", "header", "temperature", "top_p", "max_tokens", "extra_body", "timeout",
+    "max_retries", "max_wait", "rethinks", "samples", "min_gain",
 )  # fmt: skip
 
 
@@ -142,16 +151,9 @@ OF_SPLIT = ("columns", "domain", "liked_above", "min_interactions", "max_length"
 
 
 PACE = (
-    "out",
-    "split_file",
-    "users_file",
-    "heldout",
-    "data_dir",
-    "api_key_env",
-    "timeout",
-    "max_retries",
-    "concurrency",
-)
+    "out", "dry_run", "split_file", "users_file", "heldout", "data_dir", "api_key_env", "header", "timeout",
+    "max_retries", "max_wait", "concurrency",
+)  # fmt: skip
 """What may change when a teacher goes on: where and how fast, and whom the files name is compared as the split."""
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig
 from pydantic import BaseModel, ConfigDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from starec_agents.runs.config import check_same
 from starec_agents.runs.store import write_text
@@ -58,23 +58,52 @@ def load_policy(
     Raises:
         TrainingError: It can't be loaded, or its chat template can't render our prompts.
     """
-    where, known = (find_folder(str(each), sys.executable) if each in (NANO, SMOLLM2) else str(each)
-                    for each in (model, anchor or model))  # fmt: skip
+    where, known = _where(model), _where(anchor or model)
+    tokenizer = load_tokenizer(model, switches)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
         if (Path(where) / "adapter_config.json").exists():
             policy = AutoPeftModelForCausalLM.from_pretrained(where, is_trainable=True, dtype=torch.float32)
         else:
             policy = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
             policy.config._name_or_path = known  # the name that TRL loads its reference by
     except (OSError, ValueError) as error:
-        raise TrainingError(f"can't load {model}: {str(error).splitlines()[0]}") from None
-    settle(tokenizer, switches)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise _not_loaded(model, error) from None
     ends = {*ends_of(policy, tokenizer), Template.of(tokenizer).end[-1]}
     policy.generation_config = plain(policy.generation_config, sorted(ends))
     return policy, tokenizer
+
+
+def load_tokenizer(model: str | Path, switches: Mapping[str, Any] | None = None) -> Any:
+    """A policy's tokenizer alone; arguments and errors are those of `load_policy`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_where(model), padding_side="left")
+    except (OSError, ValueError) as error:
+        raise _not_loaded(model, error) from None
+    settle(tokenizer, switches)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def count_parameters(model: str | Path) -> int:
+    """How many parameters a policy has, an adapter's base model's without the adapter; no weights are loaded."""
+    where = _where(model)
+    try:
+        if (Path(where) / "adapter_config.json").exists():
+            where = str(PeftConfig.from_pretrained(where).base_model_name_or_path)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(model, error) from None
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _where(model: str | Path) -> str:
+    return find_folder(str(model), sys.executable) if model in (NANO, SMOLLM2) else str(model)
+
+
+def _not_loaded(model: str | Path, error: Exception) -> TrainingError:
+    return TrainingError(f"can't load {model}: {str(error).splitlines()[0]}")
 
 
 def check_trainable(model: Any) -> int:
@@ -164,15 +193,23 @@ def claim(out: str | Path, config: StageConfig) -> Path | None:
         TrainingError: The folder belongs to another run; names each setting that differs.
     """
     folder, path = Path(out), Path(out) / "stage.json"
-    wanted = config.plain()
     with PartialState().main_process_first():
         if not path.exists():
-            if any(folder.glob("checkpoint-*")):
-                raise TrainingError(f"{folder} holds checkpoints of a run that isn't ours: choose another output_dir")
+            check_claim(out, config)
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
+            write_text(path, json.dumps(config.plain(), indent=1) + "\n")
+    return check_claim(out, config)
+
+
+def check_claim(out: str | Path, config: StageConfig) -> Path | None:
+    """As `claim`, for a folder that may be claimed later: writes nothing."""
+    folder, path = Path(out), Path(out) / "stage.json"
+    if not path.exists():
+        if any(folder.glob("checkpoint-*")):
+            raise TrainingError(f"{folder} holds checkpoints of a run that isn't ours: choose another output_dir")
+        return None
     try:
-        check_same(wanted, json.loads(path.read_text(encoding="utf-8")), folder)
+        check_same(config.plain(), json.loads(path.read_text(encoding="utf-8")), folder)
     except RunError as error:
         raise TrainingError(str(error)) from None
     return last_checkpoint(folder)

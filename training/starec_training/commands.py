@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial, wraps
 from pathlib import Path
@@ -24,7 +24,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from starec_agents.commands import load_graph
-from starec_agents.llm.base import Endpoint
+from starec_agents.llm.options import endpoint
+from starec_agents.runs.plan import check_writable
 from starec_env.data.options import data_spec
 from starec_env.data.spec import DataSpec
 from starec_env.data.splits import Split, apart_from, read_users
@@ -181,7 +182,7 @@ def teach(args: Sequence[str]) -> None:
     """
     from starec_training.dataset import save_report
     from starec_training.screening import Screening
-    from starec_training.teaching import claim, teach_population
+    from starec_training.teaching import check_claim, claim, teach_population
 
     (given,) = _parse(args, (TeachArguments,), "teach", {})
     given.teacher = _teacher_name(given.teacher)
@@ -193,11 +194,18 @@ def teach(args: Sequence[str]) -> None:
     out, llm = Path(given.out), _server(given) if given.teacher == "llm" else None
     screening = Screening(min_ndcg=given.min_ndcg, min_gain=given.min_gain)
     split, data = _split(given)
-    about = {"split": split.hash, "reading": str(split.reading), "data_hash": data.hash}
-    claim(out, {**{f.name: getattr(given, f.name) for f in fields(given) if f.name not in PACE}, **about})
+    settings = {f.name: getattr(given, f.name) for f in fields(given) if f.name not in PACE}
+    settings |= {"split": split.hash, "reading": str(split.reading), "data_hash": data.hash}
+    agent = _teacher(given, data, split.train)
+    if given.dry_run:
+        from starec_training.plan import teaching
+
+        check_writable(out)
+        check_claim(out, settings)
+        return _say_plan(teaching(data, split, agent, llm, given), out)
+    claim(out, settings)
     split.save(out / "split.json")
     save_report(out / "users.json", {"train": split.train, "heldout": [*split.validation, *split.test]})
-    agent = _teacher(given, data, split.train, llm)
     names = ("turns", "n_candidates", "follow_ups", "concurrency")
     options = {name: getattr(given, name) for name in names} | {"seed": given.sample_seed, "screening": screening}
     if llm:
@@ -206,7 +214,7 @@ def teach(args: Sequence[str]) -> None:
     async def run() -> Any:
         try:
             return await teach_population(
-                data, split, agent, out, llm=llm, say=partial(click.echo, err=True), **options
+                data, split, agent(llm), out, llm=llm, say=partial(click.echo, err=True), **options
             )
         finally:
             if llm:
@@ -214,6 +222,12 @@ def teach(args: Sequence[str]) -> None:
 
     rows, report = asyncio.run(run())
     click.echo(f"{report}\n{rows}\n{out / 'rows.jsonl'}")
+
+
+def _say_plan(lines: Iterable[str], out: str | Path) -> None:
+    """Print what a stage would do, in the first process alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        click.echo("\n".join([*lines, f"nothing was written to {out}: leave --dry-run out to begin"]))
 
 
 def _teacher_name(name: str) -> str:
@@ -239,15 +253,17 @@ def _split(given: TeachArguments) -> tuple[Split, Dataset]:
     return split.model_copy(update={"train": split.train[: given.n_train]}) if given.n_train else split, data
 
 
-def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id], llm: Any) -> Any:
+def _teacher(given: TeachArguments, data: Dataset, train_users: Collection[Id]) -> Callable[[Any], Callable[[], Any]]:
+    """What makes the factory of the teacher's agents of its client, which the rule-based teacher has no use for."""
     from starec_agents.agent import UserAgent
     from starec_training.features import Evidence
     from starec_training.rule_teacher import RuleTeacher
 
     agent = {name: getattr(given, name) for name in ("answer_format", "structured", "max_history")}
-    if llm:
-        return UserAgent.factory(llm, seed=given.sample_seed, **agent)  # with a seed answers are kept, and asked once
-    return RuleTeacher(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent)
+    if given.teacher == "llm":  # with a seed answers are kept, and asked once
+        return partial(UserAgent.factory, seed=given.sample_seed, **agent)
+    ruled = RuleTeacher(Evidence(data, train_users, seed=given.sample_seed), thinks=given.thinks).agent(**agent)
+    return lambda _: ruled
 
 
 @_stage
@@ -271,6 +287,12 @@ def sft(args: Sequence[str]) -> int:
     options = {"adapter": _lora(given), "minutes": given.minutes, "chat_template_kwargs": switches, **_apart(given)}
     if given.eval_users:
         rows, options["eval_rows"] = rows.split(given.eval_users)
+    if given.dry_run:
+        from starec_training.plan import supervised
+
+        check_writable(Path(config.output_dir))
+        _say_plan(supervised(given.model, rows, config, **options), config.output_dir)
+        return 0
     return _end(train_sft(given.model, rows, config, **options))
 
 
@@ -281,23 +303,23 @@ def grpo(args: Sequence[str]) -> int:
     Example: starec train grpo --model runs/sft/final --dataset ml-1m --data-dir data/ml-1m --rounds 2 --out runs/rl
     """
     args = _show_help(args, GrpoArguments, "grpo")
-    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
-    _check_grpo(given)  # before what takes seconds to import
-    try:
-        from trl import GRPOConfig
+    _check_grpo(_parse(args, (GrpoArguments,), "grpo", {}, partly=True)[0])  # before what takes seconds to import
+    given, config = grpo_settings(args)
+    from starec_training.collection import Rounds
+    from starec_training.grpo import train_grpo, train_rounds
 
-        from starec_training.collection import Rounds
-        from starec_training.grpo import paper_settings, train_grpo, train_rounds
-    except ImportError:
-        raise MissingExtra("starec train grpo", "train") from None
-
-    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
-    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
-    given, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
     names = ("algorithm", "reward", "reward_funcs", "max_prompt", "follow_up_tokens", "minutes")
     options = {name: getattr(given, name) for name in names} | {"adapter": _lora(given)}
+    if given.dry_run:
+        check_writable(Path(config.output_dir))
     if given.rows:
-        return _end(train_grpo(given.model, _rows([given.rows]), config, **_apart(given), **options))
+        rows, apart = _rows([given.rows]), _apart(given)
+        if given.dry_run:
+            from starec_training.plan import reinforcement
+
+            _say_plan(reinforcement(given.model, rows, config, **apart, **options), config.output_dir)
+            return 0
+        return _end(train_grpo(given.model, rows, config, **apart, **options))
     _check_users(given)
     data = _data(given)
     train_users, heldout = chosen_users(data, given)
@@ -317,8 +339,28 @@ def grpo(args: Sequence[str]) -> int:
         rehearsal=given.rehearsal,
         seed=given.sample_seed,
     )
-    options["split"] = Split.load(given.split_file) if given.split_file else None
-    return _end(train_rounds(given.model, data, train_users, config, rounds, heldout=heldout, **options))
+    options |= {"split": Split.load(given.split_file) if given.split_file else None, "heldout": heldout}
+    if given.dry_run:
+        from starec_training.plan import in_rounds
+
+        _say_plan(in_rounds(given.model, data, train_users, config, rounds, **options), config.output_dir)
+        return 0
+    return _end(train_rounds(given.model, data, train_users, config, rounds, **options))
+
+
+def grpo_settings(args: Sequence[str]) -> tuple[GrpoArguments, Any]:
+    """Our options of `starec train grpo` and TRL's GRPOConfig: the paper's but for what is given."""
+    try:
+        from trl import GRPOConfig
+
+        from starec_training.grpo import paper_settings
+    except ImportError:
+        raise MissingExtra("starec train grpo", "train") from None
+    given, batch = _parse(args, (GrpoArguments, BatchArguments), "grpo", {}, partly=True)
+    sizes = {"generations": batch.num_generations, "at_once": batch.per_device_train_batch_size}
+    sizes = {} if batch.gradient_accumulation_steps else {"prompts": given.prompts_per_step, **sizes}
+    ours, config = _parse(args, (GrpoArguments, GRPOConfig), "grpo", paper_settings(**sizes))
+    return ours, config
 
 
 _OF_AGENT = ("answer_format", "structured", "max_history")
@@ -406,14 +448,13 @@ def _server(given: TeachArguments) -> Any:
 
     if given.base_url is None or given.model is None:
         raise TrainingError("an LLM teacher needs --base-url and --model")
-    names = ("base_url", "model", "api_key_env", "temperature", "top_p", "max_tokens", "max_retries", "concurrency")
     try:
-        endpoint = Endpoint(**{name: getattr(given, name) for name in names}, timeout_s=given.timeout)
+        asked = endpoint(given.base_url, given.model, vars(given))
     except ValueError as error:
         raise InvalidOption(f"the teacher's options: {error}") from None
     if given.samples < 1 or given.rethinks < 0 or given.follow_ups < 1 or given.concurrency < 1:
         raise InvalidOption("--samples, --follow-ups and --concurrency are at least 1, --rethinks at least 0")
-    llm = OpenAIChat(endpoint, cache_dir=Path(given.out) / "answers")
+    llm = OpenAIChat(asked, cache_dir=None if given.dry_run else Path(given.out) / "answers")
 
     async def check() -> None:
         async with llm:

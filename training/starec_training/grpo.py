@@ -218,19 +218,12 @@ def train_grpo(
         TrainingError: The rows, the model or the folder can't be used; says why.
         EndpointError: The server that ranks follow-ups, or holds the policy, died; call again when it is back.
     """
-    functions = _checked(algorithm, reward, reward_funcs, config)
-    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
-    out = Path(config.output_dir)
+    out, functions = Path(config.output_dir), reward_functions(reward_funcs)
+    known: dict[str, Any] = {"follow_up_tokens": follow_up_tokens, "max_prompt": max_prompt, "adapter": adapter}
+    known |= {"start": None if start is None else str(start), "frozen": tuple(frozen)}
+    known |= {"algorithm": algorithm, "reward": reward, "reward_funcs": functions}
+    stage = stage_of(model, rows, config, heldout=heldout, split=split, **known)
     switches = config.chat_template_kwargs or {}
-    known: dict[str, Any] = {
-        "follow_up_tokens": follow_up_tokens,
-        "max_prompt": max_prompt,
-        "adapter": adapter,
-        "frozen": tuple(frozen),
-    }
-    known |= {"reward": reward, "reward_funcs": tuple(map(name_of, functions)), "chat_template": switches}
-    known |= {"start": None if start is None else str(start)}
-    stage = StageConfig.of(algorithm, model, config, rows, **known)
     checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL
@@ -243,7 +236,7 @@ def train_grpo(
         weight.requires_grad_(weight.requires_grad and not any(part in name for part in frozen))
     if adapter is None and not config.use_vllm:
         share_prefixes(policy)
-    rows = _whole_batches(fitting(rows, tokenizer, max_prompt=max_prompt), config)
+    rows = whole_batches(fitting(rows, tokenizer, max_prompt=max_prompt), config)
     pays = REWARDS.get(reward)
     follow = rank or ranker(
         lambda: trainer.accelerator.unwrap_model(trainer.model),
@@ -289,15 +282,40 @@ def most_kl(config: Any) -> float:
     return 1e-3 if config.bf16 or config.fp16 else 1e-6
 
 
-def _checked(
+def stage_of(
+    model: str | Path,
+    rows: Rows,
+    config: GRPOConfig,
+    *,
+    algorithm: str = "grpo",
+    reward: str = "position",
+    reward_funcs: Sequence[str | RewardFunction] = (),
+    heldout: Collection[Id] = (),
+    split: Split | None = None,
+    **known: Any,
+) -> StageConfig:
+    """What `train_grpo` with these arguments is; `known` are further fields of StageConfig.
+
+    Raises:
+        InvalidOption: An algorithm, reward, weight or function can't be used.
+        TrainingError: A held-out user is among the rows.
+    """
+    names = _check_rewards(algorithm, reward, reward_funcs, config)
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
+    known |= {"reward": reward, "reward_funcs": names, "chat_template": config.chat_template_kwargs or {}}
+    return StageConfig.of(algorithm, model, config, rows, **known)
+
+
+def _check_rewards(
     algorithm: str, reward: str, functions: Sequence[str | RewardFunction], config: GRPOConfig
-) -> list[RewardFunction]:
+) -> tuple[str, ...]:
+    """The names of reward functions of one's own; raises what is wrong with these options."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_rewards(reward, functions, config.reward_weights)
-    return reward_functions(functions)
+    return tuple(map(name_of, reward_functions(functions)))
 
 
-def _whole_batches(rows: Rows, config: GRPOConfig) -> Rows:
+def whole_batches(rows: Rows, config: GRPOConfig) -> Rows:
     """The rows, which those that fill no last batch are counted in; TRL leaves others out in each epoch."""
     prompts = config.generation_batch_size // config.num_generations
     if len(rows) < prompts:
@@ -361,23 +379,12 @@ def train_rounds(
     Returns:
         The folder of the last round's policy, or None if the time ran out.
     """
-    if rounds.rounds < 1 or not rounds.candidates or not rounds.hard:
-        raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
-    check_choice("hard_kind", rounds.hard_kind, KINDS)
     split = options.pop("split", None)
-    check_apart(train_users, [*heldout, *kept_apart(split)])
+    stage = rounds_stage(model, dataset, train_users, config, rounds, heldout=heldout, split=split, **options)
     split = split or Split.of(dataset, train=train_users, test=list(heldout))
-    algorithm, reward = options.get("algorithm", "grpo"), options.get("reward", "position")
-    functions = _checked(algorithm, reward, options.get("reward_funcs", ()), config)
-    agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
     if llm is None and holds_policy(config):
         server_chat(config)  # raises if it can't be asked, before time is wasted
-    free = ("rounds", "batch_size", "agent")  # more rounds may follow
-    known: dict[str, Any] = {name: options.get(name) for name in ("adapter", "follow_up_tokens", "max_prompt")}
-    known |= {"reward": f"{algorithm} {reward}", "reward_funcs": tuple(map(name_of, functions))}
-    known |= {"rounds": {name: value for name, value in vars(rounds).items() if name not in free} | {"agent": agent}}
-    known |= {"dataset": dataset.hash, "train_users": digest(train_users)}
-    claim(config.output_dir, StageConfig.of("rounds", model, config, **known))
+    claim(config.output_dir, stage)
     began = time.monotonic()
     policy: Path | None = None
     collect = Collected(dataset, train_users, config, rounds, llm, heldout)
@@ -391,3 +398,30 @@ def train_rounds(
         if policy is None:
             return None
     return policy
+
+
+def rounds_stage(
+    model: str | Path,
+    dataset: Dataset,
+    train_users: Sequence[Id],
+    config: GRPOConfig,
+    rounds: Rounds,
+    *,
+    heldout: Collection[Id] = (),
+    split: Split | None = None,
+    **options: Any,
+) -> StageConfig:
+    """What `train_rounds` with these arguments is; raises what is wrong with them that can be seen beforehand."""
+    if rounds.rounds < 1 or not rounds.candidates or not rounds.hard:
+        raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
+    check_choice("hard_kind", rounds.hard_kind, KINDS)
+    check_apart(train_users, [*heldout, *kept_apart(split)])
+    algorithm, reward = options.get("algorithm", "grpo"), options.get("reward", "position")
+    names = _check_rewards(algorithm, reward, options.get("reward_funcs", ()), config)
+    agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
+    free = ("rounds", "batch_size", "agent")  # more rounds may follow
+    known: dict[str, Any] = {name: options.get(name) for name in ("adapter", "follow_up_tokens", "max_prompt")}
+    known |= {"reward": f"{algorithm} {reward}", "reward_funcs": names}
+    known |= {"rounds": {name: value for name, value in vars(rounds).items() if name not in free} | {"agent": agent}}
+    known |= {"dataset": dataset.hash, "train_users": digest(train_users)}
+    return StageConfig.of("rounds", model, config, **known)

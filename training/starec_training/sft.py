@@ -81,6 +81,24 @@ def tokens(rows: Iterable[Row], tokenizer: Any) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns)
 
 
+def stage_of(
+    model: str | Path,
+    rows: Rows,
+    config: SFTConfig,
+    adapter: LoraConfig | None,
+    eval_rows: Rows | None,
+    heldout: Collection[Id],
+    split: Split | None,
+    switches: Mapping[str, Any],
+) -> StageConfig:
+    """What `train_sft` with these arguments is; raises TrainingError if a user is where it must not be."""
+    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
+    if eval_rows is not None:
+        check_apart((row.snapshot.user_id for row in rows), {row.snapshot.user_id for row in eval_rows})
+    known = {"adapter": adapter, "chat_template": switches, "eval_rows_hash": rows_hash(eval_rows)}
+    return StageConfig.of("sft", model, config, rows, **known)
+
+
 def train_sft(
     model: str | Path,
     rows: Rows,
@@ -114,13 +132,8 @@ def train_sft(
     Raises:
         TrainingError: A held-out user is among the rows, no row fits, nothing is trainable, or the folder isn't ours.
     """
-    check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
-    if eval_rows is not None:
-        check_apart((row.snapshot.user_id for row in rows), {row.snapshot.user_id for row in eval_rows})
-    out = Path(config.output_dir)
-    switches = chat_template_kwargs or {}
-    known = {"adapter": adapter, "chat_template": switches, "eval_rows_hash": rows_hash(eval_rows)}
-    stage = StageConfig.of("sft", model, config, rows, **known)
+    switches, out = chat_template_kwargs or {}, Path(config.output_dir)
+    stage = stage_of(model, rows, config, adapter, eval_rows, heldout, split, switches)
     checkpoint = claim(out, stage)
     if (out / FINAL).exists():
         return out / FINAL

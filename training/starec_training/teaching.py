@@ -14,7 +14,7 @@ from starec_agents.runs.population import arun_population
 from starec_agents.runs.store import write_text
 from starec_env.data.splits import Split
 from starec_env.replay.stream import Stream
-from starec_env.types import Dataset
+from starec_env.types import Dataset, Id
 from starec_training.dataset import Rows, run_rows, save_report, with_turns, write_rows
 from starec_training.screening import Screening
 from starec_training.teacher import TeachReport, ateach
@@ -29,12 +29,36 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         RunError: It holds rows of other settings; says which differ.
     """
+    check_claim(out, settings)
+    path = out / "teach.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def check_claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """As `claim`, but writes nothing."""
     path = out / "teach.json"
     if path.exists():
         check_same(settings, json.loads(path.read_text(encoding="utf-8")), out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def turns_of(
+    dataset: Dataset, split: Split, *, turns: int | None, n_candidates: int, seed: int
+) -> tuple[Stream, list[Id], dict[str, Any]]:
+    """What a teacher steps: the stream, the training users that have a turn in it, and the settings that a run keeps.
+
+    Args:
+        dataset: The split's, as prepared.
+        split: Who trains, under which reading.
+        turns: The last so many turns of each user; None for all.
+        n_candidates: Items to rank.
+        seed: Of the negatives.
+    """
+    options: dict[str, Any] = {"n_candidates": n_candidates, "seed": seed, "split": "train", "turns": turns}
+    stream = Stream(dataset, **options, **split.reading.stream)
+    options |= {"targets": split.reading.targets, "min_history": split.reading.min_history}
+    return stream, with_turns(dataset, split.train, **options, negatives=split.reading.negatives), options
 
 
 async def teach_population(
@@ -74,10 +98,7 @@ async def teach_population(
         say: Is given the lines on progress.
         beat_s: Seconds between them.
     """
-    options: dict[str, Any] = {"n_candidates": n_candidates, "seed": seed, "split": "train", "turns": turns}
-    stream = Stream(dataset, **options, **split.reading.stream)
-    options |= {"targets": split.reading.targets, "min_history": split.reading.min_history}
-    users = with_turns(dataset, split.train, **options, negatives=split.reading.negatives)
+    stream, users, options = turns_of(dataset, split, turns=turns, n_candidates=n_candidates, seed=seed)
     run, done = out / "population", [0, 0]
 
     def one_more() -> None:
