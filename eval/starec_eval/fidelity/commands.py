@@ -23,6 +23,7 @@ from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
 from starec_env.recommend.model import UserModelMaker
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
@@ -33,7 +34,12 @@ from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
 
 AGENT = "agent"
-USERS: dict[str, UserModelMaker] = {"twin": TwinModel.made, "neighbours": NeighboursUser, "popularity": PopularityUser}
+USERS: dict[str, UserModelMaker] = {
+    "twin": TwinModel.made,
+    "neighbours": NeighboursUser,
+    "sequence": SequenceUser.made,
+    "popularity": PopularityUser,
+}
 """User models by name, besides agents."""
 
 
