@@ -196,12 +196,27 @@ def paired_difference(
 
 
 def interval(values: Floats, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of (users,) values, over resamples of users; nan without any."""
-    n = len(values)
+    """95 % percentile bootstrap interval of a mean over users, and over trainings where there are several.
+
+    Trainings and users are resampled apart, each training with the same users (a crossed two-level bootstrap, Owen
+    2007, "The pigeonhole bootstrap"). Of s trainings the resampled variance is (s - 1) / s of theirs, so that two or
+    three still give too narrow an interval: show each training's mean beside it.
+
+    Args:
+        values: (users,) means of one training or (seeds, users) of several; none may be nan.
+        samples: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        The lower and the upper end; nan without any user.
+    """
+    trainings, n = np.atleast_2d(values).shape
     if not n:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=samples)
-    low, high = np.quantile(drawn @ values / n, [0.025, 0.975])
+    rng = np.random.default_rng(seed)
+    users = rng.multinomial(n, np.full(n, 1.0 / n), size=samples) / n
+    seeds = rng.multinomial(trainings, np.full(trainings, 1.0 / trainings), size=samples) / trainings
+    low, high = np.quantile((seeds @ np.atleast_2d(values) * users).sum(1), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -269,12 +269,12 @@ STAGES = {"sft": "SFT", "grpo": "SFT, then GRPO", "more": "SFT, then more SFT"}
 
 
 def table(folder: Path) -> str:
-    """Means over seeds and users, errors and 95 % intervals of paired differences over users."""
+    """Means over seeds and users, errors over users, and 95 % intervals of paired differences over both."""
     seeds = sorted(path.parent for path in folder.glob("seed-*/ranks-more.npy"))
     if not seeds:
         raise SystemExit(f"{folder} holds no seed that is done: give --out and --seed, and let it end")
     values = {name: np.array([_by_user(seed, name) for seed in seeds]) for name in STAGES}
-    lines = [f"{len(seeds)} seeds, {values['sft'].shape[1]} test users; NDCG@10 in percent, 95 % over users", ""]
+    lines = [f"{len(seeds)} seeds, {values['sft'].shape[1]} test users; NDCG@10 in percent, 95 % over both", ""]
     lines += ["| | NDCG@10 | ranked | minus SFT | minus more SFT |", "|---|---|---|---|---|"]
     for name, shown in STAGES.items():
         mean = of_means("", values[name].mean(0))
@@ -290,9 +290,9 @@ def _by_user(seed: Path, name: str) -> Any:
 
 
 def _gap(ours: Any, others: Any) -> str:
-    gap = (ours - others).mean(0)
+    gap = ours - others
     low, high = interval(gap)
-    by_seed = ", ".join(f"{each:+.1f}" for each in (ours - others).mean(1))
+    by_seed = ", ".join(f"{each:+.1f}" for each in gap.mean(1))
     return f"{gap.mean():+.1f} ({low:+.1f} to {high:+.1f}; by seed {by_seed})"
 
 

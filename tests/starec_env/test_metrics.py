@@ -80,6 +80,18 @@ def test_the_bootstrap_interval_covers_a_real_gap_and_its_error_is_the_paired_on
     assert found == metrics.paired_difference(better, ease, users)
 
 
+def test_the_interval_of_several_trainings_holds_what_trainings_differ_by_too() -> None:
+    rng, interval = np.random.default_rng(0), metrics.interval
+    users = rng.normal(size=400)
+    assert interval(np.stack([users] * 5)) == pytest.approx(interval(users))  # trainings that agree add nothing
+    covered = of_users_alone = 0
+    for draw in range(100):
+        values = rng.normal(size=(8, 1)) + rng.normal(size=200) + rng.normal(size=(8, 200))
+        (low, high), (lower, higher) = interval(values, 500, draw), interval(values.mean(0), 500, draw)
+        covered, of_users_alone = covered + (low <= 0 <= high), of_users_alone + (lower <= 0 <= higher)
+    assert covered > 75 and of_users_alone < 40  # 83 expected of 8 trainings, by their 7/8 of a variance of 7 degrees
+
+
 def test_a_claimed_gap_whose_interval_holds_zero_is_warned_of():
     rng = np.random.default_rng(3)
     values = rng.random(50)
