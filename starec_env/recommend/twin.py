@@ -13,6 +13,7 @@ simulated user goes on as a real one would. What is measured is what steps.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from scipy.special import expit, logsumexp, ndtr
 
 from starec_env.data import cache_dir
 from starec_env.dataset import Dataset
-from starec_env.errors import DataError
+from starec_env.errors import DataError, StarecWarning
 from starec_env.recommend.choice import Choice
 from starec_env.recommend.followers import RECENT, Followers
 from starec_env.recommend.responses import Visits
@@ -311,11 +312,12 @@ class Twin:
 def twin_of(dataset: Dataset, report: Report | None = None) -> Twin:
     """The twin of a data set: the bundled one, or the one in the cache folder, or fitted now and kept there.
 
-    Bundled is that of ml-latest-small as `prepare` leaves it, made by `Twin.fit(dataset).save(...)`.
+    Bundled is that of ml-latest-small as `prepare` leaves it, made by `Twin.fit(dataset).save(...)`. A kept one that
+    can't be read is fitted again, with a warning.
 
     Args:
         dataset: As prepared.
-        report: Called while it is fitted; None tells standard error.
+        report: Called while it is fitted; None prints to standard error.
 
     Raises:
         DataError: There is too little to fit.
@@ -324,14 +326,17 @@ def twin_of(dataset: Dataset, report: Report | None = None) -> Twin:
         return Twin.load(BUNDLED, dataset)
     path = cache_dir() / "twins" / f"{dataset.hash}-{_VERSION}.npz"
     if path.exists():
-        return Twin.load(path, dataset)
-    twin = Twin.fit(dataset, report=report or _Told(dataset, path))
+        try:
+            return Twin.load(path, dataset)
+        except DataError as error:
+            warnings.warn(f"{error}; it is fitted anew now", StarecWarning, stacklevel=2)
+    twin = Twin.fit(dataset, report=report or _Lines(dataset, path))
     twin.save(path)
     return twin
 
 
-class _Told:
-    """Tells standard error what is being fitted, a line a part."""
+class _Lines:
+    """Progress of a fit on standard error, a line a part."""
 
     def __init__(self, dataset: Dataset, path: Path) -> None:
         self._what = ""

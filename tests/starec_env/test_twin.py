@@ -8,7 +8,7 @@ from small_twin import small_log, small_twin
 
 from starec_env import load_dataset, prepare
 from starec_env.cases import Cases
-from starec_env.errors import DataError
+from starec_env.errors import DataError, StarecWarning
 from starec_env.recommend.twin import BUNDLED, Twin, last_liked, twin_of
 from starec_env.recommend.twin_model import TwinModel
 from starec_env.types import Dataset
@@ -105,7 +105,12 @@ def test_a_twin_is_fitted_once_and_kept_in_the_cache(log, tmp_path, monkeypatch,
     assert "fitting a twin of Dataset" in capsys.readouterr().err
     again = twin_of(log)
     assert capsys.readouterr().err == "" and np.array_equal(first.choice.items, again.choice.items)
-    assert [path.name for path in (tmp_path / "twins").iterdir()] == [f"{log.hash}-1.npz"]
+    (kept,) = (tmp_path / "twins").iterdir()
+    assert kept.name == f"{log.hash}-1.npz"
+    kept.write_bytes(kept.read_bytes()[:999])
+    with pytest.warns(StarecWarning, match="no twin that can be read.*fitted anew now"):
+        mended = twin_of(log)
+    assert np.array_equal(first.choice.items, mended.choice.items) and twin_of(log).data_hash == log.hash
 
 
 def test_too_little_data_is_refused(log):

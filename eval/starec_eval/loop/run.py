@@ -336,4 +336,4 @@ def _check_answers(given: Responses, users: Sequence[Id], k: int) -> None:
 
 def _refuse_answer(wrong: NDArray[np.bool_], users: Sequence[Id], why: str) -> None:
     if wrong.any():
-        raise InvalidOption(f"user {users[int(wrong.argmax())]!r} {why}: mend the responder")
+        raise InvalidOption(f"user {users[int(wrong.argmax())]!r} {why}: correct the responder")
