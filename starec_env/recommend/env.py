@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
 from starec_env.recommend.responses import Responder, Responses
-from starec_env.recommend.sessions import REWARDS, Sessions, observation_space
+from starec_env.recommend.sessions import REWARDS, Sessions, observation_space, rewards
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import Traits, traits_of
 from starec_env.recommend.twin import twin_of
@@ -206,9 +206,16 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         return int(self._order[(self._visited - 1) % len(self._order)])
 
     def _begin(self, user: int) -> None:
-        self._user, self._over = user, False
+        self._user, self._taken, self._over = user, list[int](), False
         self._sessions.begin(_ROW, np.array([user]), self._visits[[user]])
         self._visits[user] += 1
+        known = self.dataset.user(user)
+        traits = {name: float(ranks[user]) for name, ranks in vars(self.traits).items()}
+        self._about: dict[str, Any] = {
+            "user_id": known.id,
+            "demographics": dict(known.demographics),
+            "traits": traits,
+        }
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Show a slate; see the class for what comes back.
@@ -220,22 +227,23 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         if self._over:
             raise ResetNeeded("there is nobody to recommend to, as the user has left or none came: call reset()")
         given = self._sessions.show(_ROW, self._slates.check(action))
-        left, late = bool(given.left[0]), bool(self._sessions.step[0] >= self.horizon)
-        self._over = left or late
         observation, info = self._answer(given)
+        if info["item"] is not None:
+            self._taken.append(info["item"])
+        left, late = info["left"], int(observation["step"]) >= self.horizon
+        self._over = left or late
         return observation, info["rewards"][self.reward], left, late and not left, info
 
     def _answer(self, given: Responses | None) -> tuple[Observation, dict[str, Any]]:
         observation = {name: column[0] for name, column in self._sessions.observe().items()}
-        user = self.dataset.user(self._user)
-        traits = {name: float(ranks[self._user]) for name, ranks in vars(self.traits).items()}
-        info: dict[str, Any] = {"user_id": user.id, "demographics": dict(user.demographics), "traits": traits}
+        about = self._about
+        info: dict[str, Any] = about | {name: about[name].copy() for name in ("demographics", "traits")}
         if given is not None:
             place = int(given.taken[0])
             info |= {
                 "item": None if place < 0 else int(observation["slate"][place]),
                 "seen": given.seen[0],
-                "rewards": {name: float(reward(given)[0]) for name, reward in REWARDS.items()},
+                "rewards": dict(zip(REWARDS, rewards(given)[:, 0].tolist(), strict=True)),
                 "left": bool(given.left[0]),
                 "said": given.said[0] if given.said else "",
                 "problem": given.problems[0] if given.problems else "",
@@ -247,8 +255,10 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(n_items,) whether each item may be shown and isn't met yet by the user."""
-        fresh: NDArray[np.bool_] = ~self._sessions.met.mask(_ROW)[0]
-        return fresh if self.allowed is None else fresh & self.allowed
+        fresh = np.ones(self.dataset.n_items, np.bool_) if self.allowed is None else self.allowed.copy()
+        fresh[self.dataset.item_indices[self.dataset.indptr[self._user] : self.responder.stops[self._user]]] = False
+        fresh[self._taken] = False
+        return fresh
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """The last step as text a person can read, or a picture of it; printed in mode "human"."""

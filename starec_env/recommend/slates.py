@@ -86,28 +86,31 @@ class Slates(Space[Items]):
             raise self._invalid(x, f"it has shape {slates.shape}")
         slates = slates.astype(np.int64, copy=False)
         looked = slates if skip is None or not skip.any() else slates[~skip]
-        if looked.size and not self._good(looked):
-            row = next(row for row in range(len(looked)) if not self._good(looked[row : row + 1]))
-            at = row if skip is None else int(np.flatnonzero(~skip)[row])
-            raise self._invalid(x if self.rows is None else looked[row].tolist(), self._why(looked[row]), at)
+        if len(looked) == 1 or not self._all_good(looked):
+            for row, slate in enumerate(looked.tolist()):
+                if why := self._fault(slate):
+                    at = row if skip is None else int(np.flatnonzero(~skip)[row])
+                    raise self._invalid(x if self.rows is None else slate, why, at)
         return slates
 
-    def _good(self, slates: Items) -> bool:
-        inside = slates.min() >= 0 and slates.max() < self.n_items
-        if not inside or self.allowed is not None and not self.allowed[slates].all():
+    def _all_good(self, slates: Items) -> bool:
+        """Whether none of many slates has a fault."""
+        if not slates.size:
+            return True
+        if slates.min() < 0 or slates.max() >= self.n_items:
             return False
         ordered = np.sort(slates, axis=1)
-        return bool((ordered[:, 1:] != ordered[:, :-1]).all())
+        return bool((ordered[:, 1:] != ordered[:, :-1]).all() and (self.allowed is None or self.allowed[slates].all()))
 
-    def _why(self, slate: Items) -> str:
-        for place, item in enumerate(slate.tolist()):
-            if not 0 <= item < self.n_items:
-                return f"there is no item {item}"
-            if self.allowed is not None and not self.allowed[item]:
-                return f"item {item} isn't among the candidates allowed"
-            if item in slate[:place]:
-                return f"item {item} is in it more than once"
-        raise AssertionError("no item is at fault")
+    def _fault(self, slate: list[int]) -> str:
+        """What is wrong with one slate, "" for nothing."""
+        if min(slate) < 0 or max(slate) >= self.n_items:
+            return f"there is no item {next(item for item in slate if not 0 <= item < self.n_items)}"
+        if self.allowed is not None and not self.allowed[slate].all():
+            return f"item {next(item for item in slate if not self.allowed[item])} isn't among the candidates allowed"
+        if len(set(slate)) < len(slate):
+            return f"item {next(item for item in slate if slate.count(item) > 1)} is in it more than once"
+        return ""
 
     def _invalid(self, x: Any, why: str, row: int = 0) -> InvalidSlate:
         shown = " ".join(repr(x).split())

@@ -95,7 +95,7 @@ class Calibration:
 
     def on_scale(self, values: Floats) -> Floats:
         """(...) the ratings of the scale that numbers before they are put on it become."""
-        found: Floats = self.levels[np.searchsorted(self.cuts, values)]
+        found: Floats = self.levels[self.cuts.searchsorted(values)]
         return found
 
 
