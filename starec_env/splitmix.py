@@ -17,3 +17,13 @@ def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words *= np.uint64(0x94D049BB133111EB)
     words ^= words >> np.uint64(31)
     return words
+
+
+def visit_words(seed: int, users: NDArray[np.int64], visits: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """(n,) words from which all that is drawn in users' visits begins."""
+    words = splitmix64(users.astype(np.uint64) * GOLDEN + np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
+    return splitmix64(words + visits.astype(np.uint64) * GOLDEN)
+
+
+STEP = GOLDEN << np.uint64(3)
+"""From a visit's step to the next one's words: of each step seven numbers can be drawn, GOLDEN apart."""

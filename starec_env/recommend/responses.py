@@ -63,6 +63,18 @@ class Visits(Protocol):
         ...
 
 
+class Follows(Visits, Protocol):
+    """Visits in which others may answer some of the slates, as `Mixed` by steps asks: those of all our users are."""
+
+    def follow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """Go on as if these had been one's own answers to (m, k) slates at (m,) rows."""
+        ...
+
+    async def afollow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """The same, without blocking others while a model answers."""
+        ...
+
+
 class Responder(Protocol):
     """A population of simulated users: the twin, agents, a log, or a mixture."""
 

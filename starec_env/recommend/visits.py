@@ -20,7 +20,7 @@ from starec_env.dataset import Dataset
 from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Calibration, Twin, spans
-from starec_env.splitmix import GOLDEN, splitmix64
+from starec_env.splitmix import GOLDEN, STEP, splitmix64, visit_words
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -29,10 +29,8 @@ F = np.float32
 
 _SALTS = (np.arange(1, 6, dtype=np.uint64) * GOLDEN)[:, None]
 """One for each number of a step: looking, taking, two for the stars, leaving."""
-_STEP = GOLDEN << np.uint64(3)
-"""From a step's key to the next's."""
-_AHEAD = np.arange(32, dtype=np.uint64) * _STEP
-"""From a step's key to those of as many steps."""
+_AHEAD = 32
+"""Steps of a single user whose numbers are drawn together."""
 _NEVER = F(-1e4)
 """Utility of an item that can't be taken; its odds are 0 exactly."""
 _MOST = F(80)
@@ -54,7 +52,7 @@ class Steps:
 
     def __init__(self, dataset: Dataset, stops: Ints, calibration: Calibration, n: int, seed: int) -> None:
         self._dataset, self._stops, self._known = dataset, stops, calibration
-        self._seed = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+        self._seed, self._drawn_from = seed, -1
         sizes = F(calibration.outside) + F(calibration.size) * np.log(np.arange(1, dataset.n_items + 1, dtype=F))
         self._sizes = np.append(F(0), sizes)
         """(n_items + 1,) what speaks against taking any of so many items."""
@@ -67,9 +65,7 @@ class Steps:
     def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any], anew: bool = False) -> None:
         """See `Visits`."""
         rows, users, visits = (np.asarray(each, np.int64) for each in (rows, users, visits))
-        key = splitmix64(users.astype(np.uint64) * GOLDEN + self._seed)
-        key += visits.astype(np.uint64) * GOLDEN
-        self._key[rows], self._step[rows] = splitmix64(key), 0
+        self._key[rows], self._step[rows], self._drawn_from = visit_words(self._seed, users, visits), 0, -1
         other = (self._users[rows] != users) | anew
         if other.any():
             self._restart(rows[other], users[other])
@@ -90,12 +86,29 @@ class Steps:
         who, places = self._take(take, rows, slates, looked, seen)
         if len(who):
             at, items = rows[who], slates[who, places]
-            taken[who], stars[who] = places, self._rate(normal[who], at, items)
-            self._move(at, items)
-            self._met.add(at, items)
+            taken[who], (stars[who], surprise) = places, self._rate(normal[who], at, items)
+            self._take_in(at, items, surprise)
         left = self._leave(leave, rows)
         self._step[rows] += 1
         return Responses(seen, taken, stars, stars > self._known.liked_above, left)
+
+    def follow(self, rows: NDArray[Any], slates: NDArray[Any], given: Responses) -> None:
+        """See `Follows`."""
+        who = np.flatnonzero(given.taken >= 0)
+        at, items = rows[who], slates[who, given.taken[who]]
+        self._take_in(at, items, np.nan_to_num(given.stars[who] - self._ratings(at, items)[0]))
+        self._step[rows] += 1
+
+    async def afollow(self, rows: NDArray[Any], slates: NDArray[Any], given: Responses) -> None:
+        """See `Follows`."""
+        self.follow(rows, slates, given)
+
+    def _take_in(self, rows: NDArray[Any], items: Ints, surprise: Floats) -> None:
+        """Let moods and states follow what was taken, and the stars that it got above their mean."""
+        decay = self._known.mood_decay
+        self._mood[rows] = F(decay) * self._mood[rows] + F(1 - decay) * surprise
+        self._move(rows, items)
+        self._met.add(rows, items)
 
     async def arespond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
         """See `Visits`; a statistical model answers at once."""
@@ -105,10 +118,12 @@ class Steps:
         """(n,) of a step: places looked at, and the numbers to take, to rate (a normal one) and to leave by."""
         step = self._step[rows]
         if len(self._key) > 1:
-            return self._drawn(self._key[rows] + step.astype(np.uint64) * _STEP)
+            return self._drawn(self._key[rows] + step.astype(np.uint64) * STEP)
         # Of one user many steps at once: what a number costs is then no more than where there are many users.
-        if not (at := int(step[0]) % len(_AHEAD)):
-            self._ahead = self._drawn(self._key + step.astype(np.uint64) * _STEP + _AHEAD)
+        first, at = divmod(int(step[0]), _AHEAD)
+        if first != self._drawn_from:
+            steps = np.arange(first * _AHEAD, (first + 1) * _AHEAD, dtype=np.uint64)
+            self._drawn_from, self._ahead = first, self._drawn(self._key + steps * STEP)
         looked, take, normal, leave = self._ahead
         return looked[at : at + 1], take[at : at + 1], normal[at : at + 1], leave[at : at + 1]
 
@@ -140,13 +155,11 @@ class Steps:
         places = (odds <= (which[who] * odds[:, -1])[:, None]).sum(axis=1)
         return who, np.minimum(places, looked[who] - 1)
 
-    def _rate(self, normal: Floats, rows: NDArray[Any], items: Ints) -> Floats:
-        """(n,) stars for items taken; the moods move."""
-        mood, decay = self._mood[rows], F(self._known.mood_decay)
+    def _rate(self, normal: Floats, rows: NDArray[Any], items: Ints) -> tuple[Floats, Floats]:
+        """(n,) stars for items taken, and how many more they are than their means, mood apart."""
         mean, deviation = self._ratings(rows, items)
-        given = self._known.on_scale(mean + F(self._known.mood_stars) * mood + deviation * normal)
-        self._mood[rows] = decay * mood + F(1 - self._known.mood_decay) * (given - mean)
-        return given
+        given = self._known.on_scale(mean + F(self._known.mood_stars) * self._mood[rows] + deviation * normal)
+        return given, given - mean
 
     def _leave(self, drawn: Floats, rows: NDArray[Any]) -> NDArray[np.bool_]:
         chance = self._known.leave.take(self._step[rows], mode="clip")

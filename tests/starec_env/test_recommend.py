@@ -340,6 +340,60 @@ def test_mixed_users_answer_as_their_kind_does_and_stay_so(twin):
         Mixed(twin, Replay(twin.dataset), 0.5)
 
 
+def test_by_steps_the_answer_of_one_kind_is_the_other_kinds_own(twin):
+    other = SequenceUser.fit(twin.dataset)
+    n = twin.dataset.n_users
+    rows = users = np.arange(n)
+    slates = np.random.default_rng(0).permuted(np.tile(np.arange(twin.dataset.n_items), (n, 1)), axis=1)[:, :K]
+
+    def visits_of(kind, seed=3):
+        visits = kind.open(n, seed)
+        visits.begin(rows, users, np.zeros(n, np.int64))
+        return visits
+
+    whole, half = visits_of(twin), visits_of(Mixed(twin, twin, 0.5, by="steps"))
+    for _ in range(12):  # the same kind twice: each goes on from the other's answers as from its own
+        one, two = whole.respond(rows, slates), half.respond(rows, slates)
+        assert all(np.array_equal(value, vars(two)[name], equal_nan=True) for name, value in vars(one).items())
+    mixed, first = Mixed(twin, other, 0.5, by="steps"), []
+    for seed in (3, 3, 4):
+        visits, alone = visits_of(mixed, seed), (visits_of(twin, seed), visits_of(other, seed))
+        met, of_twin = [set() for _ in users], []
+        for _ in range(12):
+            given = visits.respond(rows, slates)
+            by_kind = [kind.respond(rows, slates) for kind in alone]
+            of_twin.append(given.taken == by_kind[0].taken)
+            for user in np.flatnonzero(given.taken >= 0):
+                item = slates[user, given.taken[user]]
+                assert item not in met[user]  # whoever took it first, it is met
+                met[user].add(item)
+        first.append(np.array(of_twin))
+        assert len({*map(len, met)}) > 2
+    assert (first[0] == first[1]).all() and (first[0] != first[2]).any()
+    # A user of one row is stepped as one among many.
+    single = mixed.open(1, 3)
+    many = visits_of(mixed)
+    single.begin(np.zeros(1, np.int64), users[5:6], np.zeros(1, np.int64))
+    for _ in range(40):
+        assert single.respond(np.zeros(1, np.int64), slates[5:6]).taken[0] == many.respond(rows, slates).taken[5]
+    replay = Replay(twin.dataset, twin.stops)
+    log = visits_of(Mixed(twin, replay, 0.0, by="steps"))
+    later = np.array([twin.dataset.item_indices[stop] for stop in twin.stops])
+    rest = np.stack([np.setdiff1d(np.arange(twin.dataset.n_items), [item])[: K - 1] for item in later])
+    assert (log.respond(rows, np.column_stack([later, rest])).taken == 0).all()
+    with pytest.raises(InvalidOption, match="did you mean 'steps'"):
+        Mixed(twin, other, 0.5, by="step")
+
+    class Deaf:
+        dataset, stops = twin.dataset, twin.stops
+
+        def open(self, n, seed=0):
+            return object()
+
+    with pytest.raises(InvalidOption, match="object can't go on from another's answers.*mix by users"):
+        Mixed(twin, Deaf(), 0.5, by="steps").open(1)
+
+
 def test_the_second_kind_of_user_likes_what_its_neighbours_liked(twin):
     log = twin.dataset
     user = SequenceUser.fit(log)
