@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Space
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from starec_env.errors import InvalidSlate
@@ -148,3 +148,8 @@ class Slates(Space[Items]):
 @batch_space.register(Slates)
 def _batch(space: Slates, n: int = 1) -> Slates:
     return Slates(space.n_items, space.k, space.allowed, deepcopy(space.np_random), rows=n)
+
+
+@iterate.register(Slates)
+def _iterate(space: Slates, items: Any) -> Iterator[Any]:  # type: ignore[misc]
+    return iter(items)

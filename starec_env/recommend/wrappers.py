@@ -3,7 +3,8 @@
     env = gymnasium.make("starec/Recommend-v0", slate_size=1)
     env = MissingFeedback(PickItem(env), chance=0.5)  # Discrete actions; half of the ratings are never given
 
-What a wrapper changes is what the recommender sees and is rewarded for; `info["rewards"]` keeps the truth.
+What a wrapper changes is what the recommender sees and is rewarded for; `info["rewards"]` keeps the truth. Many wrapped
+environments are made by `make_vec(..., vectorization_mode="sync", wrappers=[...])`; the native vector form is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from starec_env.errors import InvalidOption, InvalidSlate
 from starec_env.recommend.env import Observation, RecommendEnv
 from starec_env.replay.env import check_whole
+from starec_env.wrappers import one_at_a_time
 
 _Env = gymnasium.Env[Any, Any]
 _FEEDBACK = ("history", "ratings", "places", "ages", "slate", "taken")
@@ -45,7 +47,7 @@ class TopK(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._n, self._k = _inner(env).dataset.n_items, _inner(env).slate_size
         self.action_space = spaces.Box(-1, 1, (self._n,), np.float32)
 
@@ -70,7 +72,7 @@ class PickItem(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         if _inner(env).slate_size != 1:
             raise InvalidOption(f"slate_size is {_inner(env).slate_size}: one item is picked where it is 1")
         self.action_space = spaces.Discrete(_inner(env).dataset.n_items)
@@ -97,7 +99,7 @@ class DelayedFeedback(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
     def __init__(self, env: _Env, steps: int) -> None:
         check_whole("steps", steps, 0)
         RecordConstructorArgs.__init__(self, steps=steps)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         _inner(env)
         self._late = steps
 
@@ -125,7 +127,7 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env, seed: int, **options: Any) -> None:
         RecordConstructorArgs.__init__(self, seed=seed, **options)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._data, self._reward = _inner(env).dataset, _inner(env).reward
         self._rng, self._said = np.random.default_rng(seed), dict[int, float]()
         self._levels = np.unique(self._data.ratings)
@@ -226,7 +228,7 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: _Env, visits: int, share: float = 0.5, seed: int = 0) -> None:
         check_whole("visits", visits, 0)
         RecordConstructorArgs.__init__(self, visits=visits, share=_share("share", share), seed=seed)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         n, rng = _inner(env).dataset.n_items, np.random.default_rng(seed)
         moved = rng.permutation(n)[: int(share * n)]
         self._answered_as, self._shown_as = np.arange(n), np.arange(n)

@@ -506,6 +506,30 @@ def test_after_a_drift_users_take_items_for_one_another(twin):
             assert info["item"] == slate[int(there["taken"])] and info["item"] in there["history"]
 
 
+WRAPPERS = {
+    TopK: {},
+    PickItem: {},
+    DelayedFeedback: {"steps": 1},
+    NoisyFeedback: {"chance": 0.5},
+    MissingFeedback: {"chance": 0.5},
+    BiasedFeedback: {"shift": 1.0},
+    Drift: {"visits": 1},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
+def test_the_native_vector_form_is_refused_with_the_way_that_works(wrapper, twin):
+    with pytest.raises(InvalidOption, match='RecommendVectorEnv steps many users at once.*"sync"'):
+        wrapper(vector(twin), **WRAPPERS[wrapper])
+    k = 1 if wrapper is PickItem else K
+    options = {"dataset": twin.dataset, "responder": twin, "slate_size": k}
+    wrappers = [lambda env: wrapper(env, **WRAPPERS[wrapper])]
+    many = gymnasium.make_vec("starec/Recommend-v0", 2, vectorization_mode="sync", wrappers=wrappers, **options)
+    many.reset(seed=0)
+    observation, *_ = many.step(many.action_space.sample())
+    assert observation["step"].tolist() == [1, 1]
+
+
 def test_wrappers_are_for_recommenders_alone(twin):
     with pytest.raises(InvalidOption, match="this wraps starec/Recommend-v0"):
         TopK(gymnasium.make("CartPole-v1"))
