@@ -27,7 +27,6 @@ from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.make import CARD, fidelity
-from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import RECOMMENDERS
 from starec_eval.fidelity.page import tables
 from starec_eval.fidelity.synthetic import TRAINED
@@ -36,7 +35,6 @@ from starec_eval.rankers import BASELINES
 AGENT = "agent"
 USERS: dict[str, UserModelMaker] = {
     "twin": TwinModel.made,
-    "neighbours": NeighboursUser,
     "sequence": SequenceUser.made,
     "popularity": PopularityUser,
 }
