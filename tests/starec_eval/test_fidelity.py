@@ -23,6 +23,7 @@ from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
 from starec_eval.fidelity.synthetic import shuffled, simulated_log
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.report import write_report
 
 SMALL = Reading(min_interactions=1)
 
@@ -435,6 +436,10 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     html = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
     assert 'id="timelines"' not in html and "<script" not in html  # there is no run to look into
+    report = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"Fidelity of popularity on {card.dataset}" in report
+    row = report[report.index(">NDCG@10<") :]
+    assert f"{card.section('choice').value('ndcg@10').mean:.1f}" in row[: row.index("</tr>")]
 
 
 def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):
