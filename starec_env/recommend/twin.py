@@ -98,6 +98,15 @@ class Calibration:
         found: Floats = self.levels[self.cuts.searchsorted(values)]
         return found
 
+    def sitting_lengths(self, n: int, seed: int) -> Ints:
+        """(n,) steps from coming to leaving, drawn from the chances of leaving in an even mood."""
+        leave = self.leave.astype(np.float64)
+        stays = np.cumsum(np.log1p(-leave.clip(max=1 - 1e-9)))
+        drawn = np.log(np.random.default_rng(seed).random(n))
+        within = np.searchsorted(-stays, -drawn) + 1
+        beyond = np.ceil((drawn - stays[-1]) / np.log1p(-leave[-1].clip(1e-9, 1 - 1e-9))).astype(np.int64)
+        return np.where(drawn < stays[-1], len(leave) + np.maximum(beyond, 0), within)
+
 
 @dataclass(frozen=True)
 class States:
