@@ -36,9 +36,13 @@ def results_tables(folders: Sequence[Path]) -> Iterator[tuple[TableData, FigureD
             [f"{row['violations']:,}" for row in rows],
         ]
         head = ["method", *(name.upper() for name in metrics), "seconds", "invalid"]
-        title = f"{whole['dataset']}: ranking in percent ± standard error"
+        seeds, over = f"seed {whole.get('seed', 0)}", "± standard error"
+        if "seeds" in whole:
+            seeds, over = f"seeds {', '.join(map(str, whole['seeds']))}", "with 95 % intervals over seeds and users"
+        title = f"{whole['dataset']}, {seeds}: ranking in percent {over}"
         points = [score_point(row["method"], row) for row in rows if row["ndcg@10"] is not None]
-        heading, note = f"NDCG@10 on {whole['dataset']}", "Percent, with one standard error over users."
+        heading = f"NDCG@10 on {whole['dataset']}, {seeds}"
+        note = f"Percent, with one standard error over {'seeds and ' if 'seeds' in whole else ''}users."
         yield (
             TableData(title, head, list(map(list, zip(*columns, strict=True))), whole.get("notes", ())),
             FigureData(heading, note, "", "NDCG@10, %", {"NDCG@10": points}, bars=True),

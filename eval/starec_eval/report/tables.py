@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,6 +28,12 @@ class TableData:
     def numeric(self) -> list[bool]:
         """Whether each column holds numbers."""
         return [any(map(_NUMBER.match, column)) for column in zip(*self.rows, strict=True)]
+
+    def without(self, column: str) -> TableData:
+        """The table without a column."""
+        kept = [at for at, name in enumerate(self.head) if name != column]
+        rows = [[row[at] for at in kept] for row in self.rows]
+        return replace(self, head=[self.head[at] for at in kept], rows=rows)
 
     def to_markdown(self) -> str:
         """As Markdown, with its notes."""
@@ -53,13 +59,20 @@ class TableData:
 
 
 def score_cells(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """A column of a table from rows of `Results.rows`: percent ± standard error, best and second marked."""
+    """A column of a table from rows of `Results.rows`: percent ± standard error, best and second marked.
+
+    Rows with the ends of a 95 % interval, which those of several seeds have, show it in place of the error.
+    """
     places = sorted({row[metric] for row in rows if row[metric] is not None}, reverse=True)
     cells = []
     for row in rows:
-        value, se = row[metric], row.get(f"{metric}_se")
-        lacking = "failed" if row.get("error") else "none scored"
-        text = lacking if value is None else f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
+        value, se, low, high = (row.get(f"{metric}{of}") for of in ("", "_se", "_low", "_high"))
+        if value is None:
+            text = "failed" if row.get("error") else "none scored"
+        elif low is not None:
+            text = f"{value:.1f} ({low:.1f} to {high:.1f})"
+        else:
+            text = f"{value:.1f}" if se is None else f"{value:.1f} ± {se:.1f}"
         mark = {0: "**", 1: "__"}.get(places.index(value), "") if value is not None else ""
         cells.append(f"{mark}{text}{mark}")
     return cells
