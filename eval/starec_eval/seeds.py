@@ -15,8 +15,8 @@ from starec_env.errors import InvalidOption, RunError
 from starec_env.metrics import METRICS, SHOWN, Difference, Floats, difference, interval, per_user, resampled_means
 from starec_eval.evaluate import AnyRanker, Report, evaluate
 from starec_eval.protocol import Protocol
-from starec_eval.report.tables import TableData
-from starec_eval.table import Results, gap_notes, table_of, write_table
+from starec_eval.report.tables import TableData, results_table
+from starec_eval.table import Results, gap_notes, write_table
 
 Made = Callable[[int], tuple[Iterable[AnyRanker | tuple[str, AnyRanker]], Protocol]]
 """Makes a seed's rankers and its protocol."""
@@ -137,7 +137,7 @@ class SeedResults:
     @property
     def data(self) -> TableData:
         """The table as texts: metrics with intervals, best and second marked, and seconds."""
-        return table_of(str(self._first.settings["dataset"]), self.rows, self.shown, self.notes())
+        return results_table(f"{self._first.settings['dataset']}, percent", self.rows, self.shown, self.notes())
 
     def notes(self) -> list[str]:
         """What the table was made of under all seeds and each, how methods compare, and what went wrong."""
@@ -164,7 +164,7 @@ class SeedResults:
         """Write results.json, table.md and table.tex; what a seed alone has is in its own folder."""
         about = {key: value for key, value in self._first.settings.items() if key not in ("seed", "notes", "counts")}
         lists = {str(seed): results.cases.hash for seed, results in self.by_seed.items()}
-        made = {"seeds": list(self.by_seed), "candidates": lists, "notes": self.notes(), "rows": self.rows}
+        made = {"seeds": list(self.by_seed), "candidates": lists, "rows": self.rows}
         write_table(Path(out), {**about, **made}, self.data)
 
     def __rich__(self) -> RenderableType:

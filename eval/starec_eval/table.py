@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from starec_env.metrics import (
     per_user,
     scored,
 )
-from starec_eval.report.tables import TableData, score_cells
+from starec_eval.report.tables import TableData, results_table
 
 
 @dataclass
@@ -62,7 +62,6 @@ class Results:
     """The method, named in advance, that the notes compare all others with."""
     shown: Sequence[str] = SHOWN
     """The metrics that printed tables show; files hold all of `METRICS`."""
-    _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -114,11 +113,8 @@ class Results:
         able = {method.method: self.values(method, metric) for method in self.methods if not method.error}
         if against not in able:
             raise unknown("evaluated method", against, able)
-        for name in able.keys() - {against}:  # resampling takes its time, and every form of the table asks
-            if (name, against, metric) not in self._found:
-                found = paired_difference(able[name], able[against], self.cases.users)
-                self._found[name, against, metric] = found
-        return {name: self._found[name, against, metric] for name in able if name != against}
+        base = able.pop(against)
+        return {name: paired_difference(values, base, self.cases.users) for name, values in able.items()}
 
     def per_user(self) -> pa.Table:
         """A row a user and method, with all metrics as shares; nan for a user without a scored case."""
@@ -137,7 +133,7 @@ class Results:
         """Write results.json, table.md, table.tex, per_user.parquet, per_user.csv and candidates.parquet."""
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(folder, {**self.settings, "notes": self.notes(), "rows": self.rows}, self.data)
+        write_table(folder, {**self.settings, "rows": self.rows}, self.data)
         pq.write_table(self.per_user(), folder / "per_user.parquet")
         pa_csv.write_csv(self.per_user(), folder / "per_user.csv")
         self.cases.write(folder / "candidates.parquet")
@@ -147,7 +143,7 @@ class Results:
     @property
     def data(self) -> TableData:
         """The table as texts: metrics with errors, best and second marked, and seconds."""
-        return table_of(str(self.settings["dataset"]), self.rows, self.shown, self.notes())
+        return results_table(f"{self.settings['dataset']}, percent", self.rows, self.shown, self.notes())
 
     def to_markdown(self) -> str:
         """A Markdown table, best bold and second underlined, with its notes."""
@@ -199,18 +195,10 @@ class Results:
             yield f"{' and '.join(group)} sent the same prompts: they are one experiment, not {len(group)}"
 
 
-def table_of(title: str, rows: Sequence[Mapping[str, Any]], shown: Iterable[str], notes: Sequence[str]) -> TableData:
-    """Rows as texts: metrics with errors or intervals, best and second marked, and seconds."""
-    names = list(shown)
-    columns = [score_cells(rows, name) for name in names]
-    cells = [[row["method"], *scores, f"{row['seconds']:.1f}"] for row, *scores in zip(rows, *columns, strict=True)]
-    return TableData(f"{title}, percent", ["method", *(name.upper() for name in names), "seconds"], cells, notes)
-
-
 def write_table(folder: Path, whole: Mapping[str, Any], data: TableData) -> None:
-    """Write results.json, table.md and table.tex."""
+    """Write results.json, with the table's notes, table.md and table.tex."""
     texts = {
-        "results.json": json.dumps(whole, indent=1, default=str) + "\n",
+        "results.json": json.dumps({**whole, "notes": data.notes}, indent=1, default=str) + "\n",
         "table.md": data.to_markdown(),
         "table.tex": data.without("seconds").to_latex(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,18 @@ class TableData:
         for row in self.rows:
             table.add_row(*(marked(escape(cell), "[bold]{}[/bold]", "[underline]{}[/underline]") for cell in row))
         return Group(table, *(Text(note) for note in self.notes))
+
+
+def results_table(
+    title: str, rows: Sequence[Mapping[str, Any]], shown: Iterable[str], notes: Sequence[str], *, invalid: bool = False
+) -> TableData:
+    """Rows of `Results.rows` as texts: method, metrics, seconds and, if asked for, the number of invalid rankings."""
+    columns = {"method": [row["method"] for row in rows]}
+    columns |= {name.upper(): score_cells(rows, name) for name in shown}
+    columns["seconds"] = [f"{row['seconds']:,.1f}" for row in rows]
+    if invalid:
+        columns["invalid"] = [f"{row['violations']:,}" for row in rows]
+    return TableData(title, list(columns), list(zip(*columns.values(), strict=True)), notes)
 
 
 def score_cells(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
