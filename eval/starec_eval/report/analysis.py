@@ -211,10 +211,12 @@ def popularity_bias(steps: Sequence[Step], counts: Mapping[Id, int]) -> Estimate
 
     0 is no bias, 0.5 the most there could be. A candidate's percentile is taken among those of its own list.
     """
+    from scipy.stats import rankdata
+
     values = []
     for step in steps:
         shown = np.array([counts.get(item, 0) for item in step.candidates], dtype=np.float64)
-        below = (shown[:, None] > shown).sum(axis=1) + ((shown[:, None] == shown).sum(axis=1) - 1) / 2
+        below = rankdata(shown) - 1
         top = list(step.ranking.order[:TOP])
         values.append(float((below[top] / (len(shown) - 1)).mean()) - 0.5 if top and len(shown) > 1 else np.nan)
     return estimate("popularity bias", values, [step.user_id for step in steps])

@@ -15,7 +15,7 @@ from starec_eval.report import analysis
 from starec_eval.report.data import Run
 from starec_eval.report.figures import FigureData, score_point
 from starec_eval.report.memory import MEMORY_CURVES, check_claims, memory_curves
-from starec_eval.report.tables import TableData, score_cells
+from starec_eval.report.tables import TableData, results_table
 
 MAX_MEMORY_USERS = 1000
 """Users whose memories are compared turn by turn; comparing words costs about a millisecond a turn."""
@@ -29,18 +29,15 @@ def results_tables(folders: Sequence[Path]) -> Iterator[tuple[TableData, FigureD
         whole = json.loads(path.read_text(encoding="utf-8"))
         rows = whole["rows"]
         metrics = [name for name in (*SHOWN, "mrr") if rows and name in rows[0]]
-        columns = [
-            [row["method"] for row in rows],
-            *(score_cells(rows, metric) for metric in metrics),
-            [f"{row['seconds']:,.1f}" for row in rows],
-            [f"{row['violations']:,}" for row in rows],
-        ]
-        head = ["method", *(name.upper() for name in metrics), "seconds", "invalid"]
-        title = f"{whole['dataset']}: ranking in percent ± standard error"
+        seeds, over = f"seed {whole.get('seed', 0)}", "± standard error"
+        if "seeds" in whole:
+            seeds, over = f"seeds {', '.join(map(str, whole['seeds']))}", "with 95 % intervals over seeds and users"
+        title = f"{whole['dataset']}, {seeds}: ranking in percent {over}"
         points = [score_point(row["method"], row) for row in rows if row["ndcg@10"] is not None]
-        heading, note = f"NDCG@10 on {whole['dataset']}", "Percent, with one standard error over users."
+        heading = f"NDCG@10 on {whole['dataset']}, {seeds}"
+        note = f"Percent, with one standard error over {'seeds and ' if 'seeds' in whole else ''}users."
         yield (
-            TableData(title, head, list(map(list, zip(*columns, strict=True))), whole.get("notes", ())),
+            results_table(title, rows, metrics, whole.get("notes", ()), invalid=True),
             FigureData(heading, note, "", "NDCG@10, %", {"NDCG@10": points}, bars=True),
         )
 
