@@ -7,6 +7,15 @@ from numpy.typing import NDArray
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The odd step by which splitmix64's state goes on: 2**64 over the golden ratio."""
+_ALL = 2**64 - 1
+
+
+def seed_word(seed: int) -> np.uint64:
+    """A seed as one 64-bit word: itself where it fits, else its 64-bit parts mixed together."""
+    word = seed & _ALL
+    while seed := seed >> 64:
+        word ^= int(splitmix64(np.array([seed & _ALL], np.uint64) + GOLDEN)[0])
+    return np.uint64(word)
 
 
 def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
 from starec_env.errors import InvalidOption
-from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits
-from starec_env.splitmix import GOLDEN, splitmix64
+from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits, check_stops
+from starec_env.splitmix import GOLDEN, seed_word, splitmix64
 
 Ints = NDArray[np.int64]
 
@@ -29,15 +29,13 @@ class Replay:
         stops: (n_users,) the row before which each user's history ends; None: in the middle of the user's sequence.
 
     Raises:
-        InvalidOption: `stops` isn't a row a user.
+        InvalidOption: `stops` isn't one of each user's rows.
     """
 
     def __init__(self, dataset: Dataset, stops: Ints | None = None) -> None:
         if stops is None:
             stops = (dataset.starts + dataset.indptr[1:]) // 2
-        if np.shape(stops) != (dataset.n_users,):
-            raise InvalidOption(f"stops has shape {np.shape(stops)}: wanted a row for each of {dataset.n_users} users")
-        self.dataset, self.stops = dataset, np.asarray(stops, np.int64)
+        self.dataset, self.stops = dataset, check_stops(dataset, stops)
 
     def open(self, n: int, seed: int = 0) -> Visits:
         """Room for n users at once; the seed has no effect."""
@@ -106,7 +104,7 @@ class Mixed:
 
 class _MixedVisits:
     def __init__(self, mixed: Mixed, n: int, seed: int) -> None:
-        words = np.arange(mixed.dataset.n_users, dtype=np.uint64) * GOLDEN + np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+        words = np.arange(mixed.dataset.n_users, dtype=np.uint64) * GOLDEN + seed_word(seed)
         self._of_first = (splitmix64(words) >> np.uint64(11)).astype(np.float64) * 2.0**-53 < mixed.share
         self._kinds = mixed.first.open(n, seed), mixed.second.open(n, seed)
         self._users = np.zeros(n, np.int64)

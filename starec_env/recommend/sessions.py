@@ -67,8 +67,8 @@ class Sessions:
         self.met.add(rows[owners], self.dataset.item_indices[known].astype(np.int64))
 
     def show(self, rows: Ints, slates: Ints) -> Responses:
-        """Show (m, k) slates at (m,) rows."""
-        given = self.visits.respond(rows, slates)
+        """Show (m, k) slates at (m,) rows; of none nobody is asked."""
+        given = self.visits.respond(rows, slates) if len(rows) else nothing(slates.shape[1])
         self._slate[rows], self._taken[rows] = slates, given.taken
         who = np.flatnonzero(given.taken >= 0)
         self._note(rows[who], slates[who, given.taken[who]], given.stars[who], given.taken[who])
@@ -98,6 +98,12 @@ class Sessions:
             "taken": self._taken.copy(),
             "step": self.step.copy(),
         }
+
+
+def nothing(k: int) -> Responses:
+    """The answers of nobody to slates of k items."""
+    flags = np.zeros(0, np.bool_)
+    return Responses(flags.reshape(0, k), np.zeros(0, np.int64), np.zeros(0, F), flags, flags)
 
 
 def _columns(events: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

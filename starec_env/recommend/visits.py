@@ -20,7 +20,7 @@ from starec_env.dataset import Dataset
 from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Calibration, Twin, spans
-from starec_env.splitmix import GOLDEN, splitmix64
+from starec_env.splitmix import GOLDEN, seed_word, splitmix64
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -50,7 +50,7 @@ class Steps:
 
     def __init__(self, dataset: Dataset, stops: Ints, calibration: Calibration, n: int, seed: int) -> None:
         self._dataset, self._stops, self._known = dataset, stops, calibration
-        self._seed = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+        self._seed = seed_word(seed)
         self._sizes = F(calibration.outside) + F(calibration.size) * np.log(np.arange(1, dataset.n_items + 1, dtype=F))
         self._users, self._step = np.full(n, -1), np.zeros(n, np.int64)
         self._key = np.zeros(n, np.uint64)
