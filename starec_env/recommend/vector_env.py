@@ -13,12 +13,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
-from starec_env.errors import InvalidOption
+from starec_env.errors import InvalidOption, check_whole
 from starec_env.recommend.env import RecommendEnv, RecommendOptions, check_render_mode
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.sessions import REWARDS, Sessions, rewards
 from starec_env.recommend.slates import Slates
-from starec_env.replay.env import check_whole, list_of_ids, reset_option
+from starec_env.replay.env import list_of_ids, reset_option
 from starec_env.replay.render import RENDER_MODES, describe_visit, picture
 
 Ints = NDArray[np.int64]

@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.data import load_dataset, prepare
-from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
+from starec_env.errors import InvalidOption, MissingExtra, check_choice, check_whole, unknown
 from starec_env.replay.render import RENDER_MODES, describe, picture
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
@@ -332,14 +332,6 @@ def check_options(
         check_choice("render_mode", render_mode, render_modes)
     if render_mode == "rgb_array" and find_spec("PIL") is None:
         raise MissingExtra('render_mode="rgb_array"', "report")
-
-
-def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise InvalidOption unless an option's value is a whole number, and at least so much."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidOption(f"{name} is {value!r}: it must be a whole number")
-    if value < least:
-        raise InvalidOption(f"{name} is {value}: it must be at least {least}")
 
 
 def reset_option(options: Any, name: str) -> Any:

@@ -10,12 +10,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption
+from starec_env.errors import InvalidOption, check_whole
 from starec_env.replay.env import (
     EnvOptions,
     UserFeedbackEnv,
     check_options,
-    check_whole,
     reset_option,
     users_with_turns,
 )
