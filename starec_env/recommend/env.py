@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
-from starec_env.recommend.responses import Responder, Responses
+from starec_env.recommend.responses import NOTHING, Responder, Responses
 from starec_env.recommend.sessions import REWARDS, Sessions, observation_space, rewards
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import Traits, traits_of
@@ -78,7 +78,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     | "user_id"      | the data set's own id of the user                                                    |
     | "demographics" | what the data set says of the user, as text                                          |
     | "traits"       | activity, pickiness, conformity and diversity as ranks among the users, 0 to 1       |
-    | "item"         | after a step: catalogue index of the item taken, None for none                       |
+    | "item"         | after a step: catalogue index of the item taken, -1 for none                         |
     | "seen"         | after a step: (k,) whether the user looked at each place                             |
     | "rewards"      | after a step: all rewards by name                                                    |
     | "left"         | after a step: whether the user left                                                  |
@@ -228,7 +228,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
             raise ResetNeeded("there is nobody to recommend to, as the user has left or none came: call reset()")
         given = self._sessions.show(_ROW, self._slates.check(action))
         observation, info = self._answer(given)
-        if info["item"] is not None:
+        if info["item"] >= 0:
             self._taken.append(info["item"])
         left, late = info["left"], int(observation["step"]) >= self.horizon
         self._over = left or late
@@ -241,7 +241,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         if given is not None:
             place = int(given.taken[0])
             info |= {
-                "item": None if place < 0 else int(observation["slate"][place]),
+                "item": NOTHING if place < 0 else int(observation["slate"][place]),
                 "seen": given.seen[0],
                 "rewards": dict(zip(REWARDS, rewards(given)[:, 0].tolist(), strict=True)),
                 "left": bool(given.left[0]),
