@@ -157,7 +157,7 @@ def test_the_vector_environment_equals_the_single_one_step_for_step(twin):
     order = []
     for i, env in enumerate(singles):
         env.reset(seed=11)
-        order = env._order
+        order = env._rotation.order
         alone, known = env.reset(seed=11, options={"user_id": twin.dataset.user(int(order[i])).id})
         assert_row(observation, alone, i)
         assert info["user_id"][i] == known["user_id"]
