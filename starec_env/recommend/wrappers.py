@@ -122,7 +122,7 @@ class DelayedFeedback(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
 
 
 class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Changes the ratings that the recommender gets; `info["reported"]` has the last one, None where there is none."""
+    """Changes the ratings that the recommender gets; `info["reported"]` is the last one, NaN where there is none."""
 
     def __init__(self, env: _Env, seed: int, **options: Any) -> None:
         RecordConstructorArgs.__init__(self, seed=seed, **options)
@@ -142,14 +142,12 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Show a slate."""
         observation, reward, left, late, info = super().step(action)
-        info["reported"] = None
-        if (item := info["item"]) is not None:
+        info["reported"] = np.nan
+        if (item := info["item"]) >= 0:
             given = info["rewards"]["stars"]
-            rated = given != 0 or 0 in self._levels  # who gave no stars is told of by a 0, and reports none either
-            found = self._report(given) if rated else None
-            self._said[item] = 0.0 if found is None else found
-            info["reported"] = found
-            stars = self._said[item]
+            rated = given != 0 or 0 in self._levels  # who gave no stars is shown by a 0, and reports none either
+            found = info["reported"] = self._report(given) if rated else np.nan
+            stars = self._said[item] = 0.0 if np.isnan(found) else found
             reward = {"stars": stars, "likes": float(stars > self._data.liked_above)}.get(self._reward, float(reward))
         if self._said:
             ratings = observation["ratings"].copy()
@@ -159,7 +157,7 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation = {**observation, "ratings": ratings}
         return observation, float(reward), left, late, info
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         raise NotImplementedError
 
 
@@ -176,7 +174,7 @@ class NoisyFeedback(_Ratings):
         super().__init__(env, seed, chance=_share("chance", chance))
         self._chance = chance
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         return float(self._rng.choice(self._levels)) if self._rng.random() < self._chance else stars
 
 
@@ -193,8 +191,8 @@ class MissingFeedback(_Ratings):
         super().__init__(env, seed, chance=_share("chance", chance))
         self._chance = chance
 
-    def _report(self, stars: float) -> float | None:
-        return None if self._rng.random() < self._chance else stars
+    def _report(self, stars: float) -> float:
+        return np.nan if self._rng.random() < self._chance else stars
 
 
 class BiasedFeedback(_Ratings):
@@ -210,7 +208,7 @@ class BiasedFeedback(_Ratings):
         super().__init__(env, seed, shift=shift)
         self._shift = shift
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         return float(self._levels[np.abs(self._levels - (stars + self._shift)).argmin()])
 
 
@@ -257,7 +255,7 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             return observation, float(reward), left, late, info
         history, here = observation["history"].copy(), observation["places"] >= 0
         history[here] = self._shown_as[history[here]]
-        if info["item"] is not None:
+        if info["item"] >= 0:
             info["item"] = int(self._shown_as[info["item"]])
         shown = self._shown_as[observation["slate"]]
         return {**observation, "history": history, "slate": shown}, float(reward), left, late, info
