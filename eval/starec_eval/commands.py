@@ -166,7 +166,7 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
         if options["dry_run"]:
             asyncio.run(_plan(shared_protocol(runs, dataset)[0] if runs else protocol(first), rankers, options))
             if more:
-                click.echo(f"that is of seed {first}: the other {len(more)} ask as much each")
+                click.echo(f"that is of seed {first}, and the others ask as much each: {', '.join(map(str, more))}")
             return 0
         results: Results | SeedResults
         if runs:

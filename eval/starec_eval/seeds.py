@@ -100,8 +100,11 @@ class SeedResults:
         return next(iter(self.by_seed.values()))
 
     def _row(self, method: str) -> dict[str, Any]:
-        parts = self._parts(method)
-        error = next((f"seed {seed}: {part['error']}" for seed, part in parts.items() if part["error"]), None)
+        parts = [next(row for row in part.rows if row["method"] == method) for part in self.by_seed.values()]
+        failed = (
+            f"seed {seed}: {part['error']}" for seed, part in zip(self.by_seed, parts, strict=True) if part["error"]
+        )
+        error = next(failed, None)
         row: dict[str, Any] = {"method": method}
         for name in METRICS:
             values = self.values(method, name)
@@ -109,16 +112,11 @@ class SeedResults:
             found = (np.nanmean(values) if values.size else np.nan, np.nanstd(drawn, ddof=1), *interval(values))
             for of, value in zip(("", "_se", "_low", "_high"), found, strict=True):
                 row[f"{name}{of}"] = None if error or np.isnan(value) else round(100 * float(value), 3)
-            row[f"{name}_by_seed"] = [part[name] for part in parts.values()]
-        sums = {name: sum(part[name] for part in parts.values()) for name in ("cases", "seconds", "violations")}
-        missing = None if error else float(np.mean([part["missing"] for part in parts.values()]))
-        same = next(iter(parts.values()))["same_prompts_as"]
-        users = self.values(method, "mrr").shape[1]
+            row[f"{name}_by_seed"] = [part[name] for part in parts]
+        sums = {name: sum(part[name] for part in parts) for name in ("cases", "seconds", "violations")}
+        missing = None if error else float(np.mean([part["missing"] for part in parts]))
+        users, same = self.values(method, "mrr").shape[1], parts[0]["same_prompts_as"]
         return row | sums | {"users": users, "missing": missing, "error": error, "same_prompts_as": same}
-
-    def _parts(self, method: str) -> dict[int, dict[str, Any]]:
-        rows = {seed: results.rows for seed, results in self.by_seed.items()}
-        return {seed: next(row for row in part if row["method"] == method) for seed, part in rows.items()}
 
     def values(self, method: str, metric: str) -> Floats:
         """(seeds, users) each user's mean of a metric, of all users with a value; nan where a seed gives none."""

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_endpoint import FakeEndpoint, scripted
 from support import make_dataset
 
+from starec_agents.runs.reading import read_steps
 from starec_env.errors import InvalidOption, RunError
 from starec_env.metrics import difference, holm, interval, ndcg, resampled_means
 from starec_eval.commands import eval_command
@@ -140,3 +142,19 @@ def test_the_command_takes_seeds_and_refuses_what_they_make_senseless(tmp_path):
     starec_eval("--users", 20, "--methods", "pop", "--out", tmp_path / "one")
     with pytest.raises(RunError, match="of a single seed: choose another folder"):
         starec_eval("--seeds", "0,1", "--users", 20, "--methods", "pop", "--out", tmp_path / "one", "--resume")
+
+
+def test_agents_answer_each_seeds_own_lists_and_a_dry_run_says_for_how_many(tmp_path):
+    args = ["--seeds", "0,1", "--users", 3, "--repetitions", 1, "--methods", "pop,rank-only", "--model", "scripted"]
+    with FakeEndpoint(scripted(), models=("scripted",)) as endpoint:
+        asking = [*args, "--base-url", endpoint.url, "--out", tmp_path / "t"]
+        planned = starec_eval(*asking, "--dry-run")
+        assert "that is of seed 0, and the others ask as much each: 1" in planned and endpoint.requests == 0
+        starec_eval(*asking)
+        assert endpoint.requests == 6
+        rows = json.loads((tmp_path / "t" / "results.json").read_text())["rows"]
+        starec_eval(*asking, "--resume")
+        assert endpoint.requests == 6
+    runs = [tmp_path / "t" / f"seed-{seed}" / "runs" / "rank-only" / "0" for seed in (0, 1)]
+    users = [{step.user_id for step in read_steps(run)} for run in runs]
+    assert rows[1]["cases"] == 6 and rows[1]["users"] == len(users[0] | users[1]) and users[0] != users[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from starec_agents.runs.steps import Step
-from starec_env.metrics import SHOWN, Estimate, estimate, per_user
+from starec_env.metrics import SHOWN, Estimate, estimate
 from starec_eval.report import analysis
 from starec_eval.report.data import Run
 from starec_eval.report.figures import FigureData, score_point
@@ -131,11 +131,7 @@ def _learning(run: Run) -> list[Estimate]:
 
 def _activity(run: Run) -> list[Estimate]:
     lengths = {user: len(history) + 1 for user, history in run.histories.items()}
-    values, owners = run.last_ndcg
-    means = dict(zip(np.unique(np.asarray(owners)).tolist(), per_user(values, owners).tolist(), strict=True))
-    known = {user: mean for user, mean in means.items() if user in lengths}
-    groups = analysis.activity_groups(lengths, known, analysis.activity_bounds(run.config["dataset"]["name"]))
-    return [group for group in groups if group.n]
+    return analysis.activity_groups(lengths, *run.last_ndcg, analysis.activity_bounds(run.config["dataset"]["name"]))
 
 
 def _position(run: Run) -> list[Estimate]:
@@ -175,7 +171,7 @@ _FIGURES: tuple[tuple[str, str, str, str, Callable[[Run], list[Estimate]]], ...]
 
 def _best_of(run: Run) -> list[Estimate]:
     values = analysis.sampled_ndcg(run.first, 10, run.relevant)
-    return analysis.best_of(values, [n for n in analysis.BEST_OF if n <= values.shape[1]]) if values.size else []
+    return analysis.best_of(values) if values.size else []
 
 
 def _some_users(steps: Sequence[Step]) -> list[Step]:
