@@ -311,7 +311,7 @@ class AgentVisits:
         return line.given(own, raw, float(rng.standard_normal()))
 
     def _likes(self, stars: float) -> bool:
-        return stars > self.responder.dataset.liked_above
+        return bool(np.float32(stars) > self.responder.dataset.liked_above)  # as the data's own ratings are compared
 
     # Moving on -------------------------------------------------------------------------------------------------------
 
