@@ -623,7 +623,7 @@ def test_who_gave_no_stars_is_not_reported_to_have_given_any(twin):
         env = wrap(RecommendEnv(twin.dataset, responder=Silent(twin), slate_size=K, reward="stars"))
         env.reset(seed=0)
         observation, reward, *_, info = env.step([0, 1, 2, 3])
-        assert info["reported"] is None and reward == 0 == info["rewards"]["stars"]
+        assert np.isnan(info["reported"]) and reward == 0 == info["rewards"]["stars"]
         assert observation["taken"] == 0 and observation["ratings"][(observation["history"] >= 0).sum() - 1] == 0
 
 
