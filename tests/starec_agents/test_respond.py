@@ -594,7 +594,7 @@ def test_the_environment_and_its_vector_form_put_agents_before_a_recommender():
     slate = np.setdiff1d(np.arange(60), DATA.item_indices[14:28])[:5]
     seen, reward, _, _, info = one.step(slate)
     assert about["user_id"] == 2 and info["problem"] == "" and len(info["seen"]) == 5
-    assert reward == float(info["rewards"]["likes"]) and (info["item"] is None) == (info["said"] == "Nothing for me.")
+    assert reward == float(info["rewards"]["likes"]) and (info["item"] == -1) == (info["said"] == "Nothing for me.")
     many = gymnasium.make_vec(
         "starec/Recommend-v0", num_envs=3, dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0
     )
