@@ -108,7 +108,9 @@ class Steps:
         looked, take, normal, leave = self._numbers(rows)
         looked = np.minimum(looked, slates.shape[1])
         seen = np.arange(slates.shape[1]) < looked[:, None]
-        taken, stars = np.full(len(rows), NOTHING), np.full(len(rows), np.nan, F)
+        taken, stars = np.empty(len(rows), np.int64), np.empty(len(rows), F)
+        taken.fill(NOTHING)
+        stars.fill(np.nan)
         who, places = self._take(take, rows, slates, looked, seen)
         if len(who):
             at, items = rows[who], slates[who, places]
@@ -166,8 +168,8 @@ class Steps:
     ) -> tuple[Ints, Ints]:
         """Who of the n takes something, and from which place."""
         z = self._utilities(rows, slates)
-        np.copyto(z, _NEVER, where=self._met.has(rows, slates) | ~seen)
-        top = z.max(axis=1)
+        np.putmask(z, self._met.has(rows, slates) | ~seen, _NEVER)
+        top = z.T.copy().max(axis=0)  # ten times as fast as along short rows
         odds = np.exp(z - top[:, None], out=z).cumsum(axis=1)
         inclusive = np.log(odds[:, -1]) + top
         against = self._sizes[looked] + self._level[rows]
@@ -266,7 +268,9 @@ class TwinVisits(Steps):
         return stars.mean(raters, items[:, None])[:, 0], stars.deviation(raters, items[:, None])[:, 0]
 
     def _move(self, rows: NDArray[Any], items: Ints) -> None:
-        sums = self._sums[rows] * self._decays + self._twin.choice.taken[items]
+        sums = self._sums[rows]
+        sums *= self._decays
+        sums += self._twin.choice.taken[items]
         self._sums[rows] = sums
         self._sum_up(rows, sums)
         self._recent[rows, 1:] = self._recent[rows, :-1]
