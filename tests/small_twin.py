@@ -23,7 +23,8 @@ def small_log(seed: int = 0) -> Dataset:
         odds = np.exp(1.2 * pleasing - np.arange(ITEMS) / ITEMS)
         items = rng.choice(ITEMS, ROWS, replace=False, p=odds / odds.sum())
         stars = np.clip(np.rint(2.2 + 2 * pleasing[items] + rng.normal(0, 0.8, ROWS)), 1, 5)
-        times = 10**9 + user * 10**6 + np.cumsum(np.where(rng.random(ROWS) < 0.2, 86_000, 60))
+        pauses = np.select([(drawn := rng.random(ROWS)) < 0.08, drawn < 0.2], [40_000, 200_000], 60)
+        times = 10**9 + user * 10**7 + np.cumsum(pauses)
         rows += [(user, int(i), s, int(t)) for i, s, t in zip(items, stars, times, strict=True)]
     table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
     titles = pd.DataFrame({"item_id": range(ITEMS), "title": [f"Title {i}" for i in range(ITEMS)]})

@@ -24,6 +24,8 @@ _STEPS, _FEWEST = 200, 100
 _LEVELS = 100
 _DECLARED = 0.05
 """Chance to leave after a step where the log can't tell: 20 steps in the mean."""
+_RETURN_DECLARED = 0.2
+"""Share of users who come back within a day where the log can't tell; of MovieLens' sittings it is 0.20 to 0.24."""
 
 
 def weights(raw: Floats, near: Floats, log_like: Floats) -> tuple[float, float]:
@@ -145,10 +147,8 @@ def leaving(owners: Ints, timestamps: Ints) -> tuple[Floats, bool]:
         owners: (rows,) user of each row, ascending.
         timestamps: (rows,) seconds.
     """
-    new = (owners[1:] != owners[:-1]) | (np.diff(timestamps) > SITTING)
-    begins = np.flatnonzero(np.append(True, new))
+    begins, whole = _sittings(owners, timestamps)
     lengths = np.diff(np.append(begins, len(owners)))
-    whole = np.append(owners[begins[1:]] == owners[begins[:-1]], False)
     if not len(owners) or not (timestamps % _DAY).any() or whole.sum() < _FEWEST:
         return np.array([_DECLARED], F), True
     steps = np.arange(1, _STEPS + 1)
@@ -156,6 +156,30 @@ def leaving(owners: Ints, timestamps: Ints) -> tuple[Floats, bool]:
     alive -= np.bincount(lengths[~whole].clip(max=_STEPS + 1), minlength=_STEPS + 2)[1:-1]
     ends = np.bincount(lengths[whole].clip(max=_STEPS + 1), minlength=_STEPS + 2)[1:-1]
     return _smoothed(ends, alive), False
+
+
+def returning(owners: Ints, timestamps: Ints) -> float:
+    """Share of sittings that another one follows within a day; declared where there are too few, or no times of day.
+
+    A user's last sitting isn't counted, since nobody knows whether it was the last or the rows end: who never came back
+    is missing, and the share is too high.
+
+    Args:
+        owners: (rows,) user of each row, ascending.
+        timestamps: (rows,) seconds.
+    """
+    begins, whole = _sittings(owners, timestamps)
+    again = begins[1:][whole[:-1]]
+    if len(again) < _FEWEST or not (timestamps % _DAY).any():
+        return _RETURN_DECLARED
+    return float((timestamps[again] - timestamps[again - 1] <= _DAY).mean())
+
+
+def _sittings(owners: Ints, timestamps: Ints) -> tuple[Ints, Flags]:
+    """Rows at which sittings begin, and whether another one of the same user follows each."""
+    new = (owners[1:] != owners[:-1]) | (np.diff(timestamps) > SITTING)
+    begins = np.flatnonzero(np.append(True, new))
+    return begins, np.append(owners[begins[1:]] == owners[begins[:-1]], False)
 
 
 def _smoothed(ends: Ints, alive: Ints) -> Floats:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from starec_env.dataset import Dataset, Id
 from starec_env.errors import InvalidOption, check_choice, check_whole, unknown
 from starec_env.recommend.responses import NOTHING, Responder, Responses, check_responder
-from starec_env.recommend.sessions import REWARDS, Sessions, observation_space, rewards
+from starec_env.recommend.sessions import REWARDS, Sessions, observation_space
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import Traits, traits_of
 from starec_env.recommend.twin import twin_of
 from starec_env.replay.env import Rotation, list_of_ids, open_dataset, reset_option
 from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
 
-Reward = Literal["clicks", "likes", "stars", "stay"]
+Reward = Literal["clicks", "likes", "stars", "stay", "return"]
 Observation = dict[str, Any]
 
 
@@ -91,7 +91,10 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
 
     ## Rewards
     "clicks" 1 for an item taken; "likes" 1 for one that is liked; "stars" the rating given, 0 for none; "stay" 1 unless
-    the user leaves after the step, so that the return is the visit's length less one.
+    the user leaves after the step, so that the sum is the visit's length less one; "return" 1 at the visit's end
+    if the user comes back within a day. Of that the log says how many sittings another one follows within a day, users'
+    last ones aside, which makes too many; that a good mood at the end makes it likelier is declared, not fitted. Agents
+    and the log don't say it: then it is NaN at the end, and can't be the reward.
 
     ## Episode End
     Terminates when the user leaves; truncates after `horizon` steps.
@@ -157,6 +160,10 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         check_choice("reward", reward, [*REWARDS])
         self.dataset = open_dataset(dataset, data_dir)
         self.responder = _responder(responder, self.dataset)
+        if reward == "return" and not hasattr(self.responder.open(1), "returns"):
+            raise InvalidOption(
+                f"reward='return' needs users who come back or don't, as the twin's do: {self.responder!r} doesn't say"
+            )
         self.users = np.arange(self.dataset.n_users) if users is None else users_of(self.dataset, users)
         self.allowed = _allowed(self.dataset, candidates, slate_size)
         self.slate_size, self.horizon, self.reward, self.seed = slate_size, horizon, reward, seed
@@ -222,11 +229,11 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         if self._over:
             raise ResetNeeded("there is nobody to recommend to, as the user has left or none came: call reset()")
         given = self._sessions.show(_ROW, self._slates.check(action))
+        left, late = bool(given.left[0]), bool(self._sessions.step[0] >= self.horizon)
+        self._over = left or late
         observation, info = self._answer(given)
         if info["item"] >= 0:
             self._taken.append(info["item"])
-        left, late = info["left"], int(observation["step"]) >= self.horizon
-        self._over = left or late
         return observation, info["rewards"][self.reward], left, late and not left, info
 
     def _answer(self, given: Responses | None) -> tuple[Observation, dict[str, Any]]:
@@ -234,11 +241,11 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         about = self._about
         info: dict[str, Any] = about | {name: about[name].copy() for name in ("demographics", "traits")}
         if given is not None:
-            place = int(given.taken[0])
+            place, paid = int(given.taken[0]), self._sessions.rewards(given, _OVER[int(self._over)])
             info |= {
                 "item": NOTHING if place < 0 else int(observation["slate"][place]),
                 "seen": given.seen[0],
-                "rewards": dict(zip(REWARDS, rewards(given)[:, 0].tolist(), strict=True)),
+                "rewards": dict(zip(REWARDS, paid[:, 0].tolist(), strict=True)),
                 "left": bool(given.left[0]),
                 "said": given.said[0] if given.said else "",
                 "problem": given.problems[0] if given.problems else "",
@@ -272,6 +279,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
 
 
 _ROW = np.zeros(1, np.int64)
+_OVER = np.array([[False], [True]])
 
 
 def _responder(responder: Any, dataset: Dataset) -> Responder:

@@ -64,6 +64,14 @@ class Visits(Protocol):
         ...
 
 
+class Returns(Visits, Protocol):
+    """Visits of users who come back, or don't; those of the statistical models."""
+
+    def returns(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """(m,) whether the users at (m,) rows, whose visits end now, come back within a day."""
+        ...
+
+
 class Follows(Visits, Protocol):
     """Visits in which others may answer some of the slates, as `Mixed` by steps asks: those of all our users are."""
 

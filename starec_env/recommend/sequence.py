@@ -128,6 +128,12 @@ class SequenceUser:
         known = replace(known, temperature=temperature, near=weight, outside=outside, slope=slope, size=size)
         return replace(self, calibration=known)
 
+    @cached_property
+    def returning(self) -> float:
+        """Share of sittings that another follows within a day; see `calibrate.returning`."""
+        users, _, rows = seen(self.dataset, self.stops)
+        return calibrate.returning(users, self.dataset.timestamps[rows])
+
     def open(self, n: int, seed: int = 0) -> Visits:
         """Room for n users at once."""
         return _SequenceVisits(self, n, seed)
@@ -253,23 +259,23 @@ class SequenceUser:
 
 class _SequenceVisits(Steps):
     def __init__(self, model: SequenceUser, n: int, seed: int) -> None:
-        super().__init__(model.dataset, model.stops, model.calibration, n, seed)
-        self._model = model
+        super().__init__(model, n, seed)
+        self._user = model
         self._recent = np.full((n, _RECENT), -1)
         self._levels = np.zeros(n, F)
 
     def _restart(self, rows: Ints, users: Ints) -> None:
         super()._restart(rows, users)
         first, stops = self._dataset.indptr[users], self._stops[users]
-        self._recent[rows] = self._model._recent(self._dataset, first, stops)
-        self._levels[rows] = self._model._levels(self._dataset, first, stops)
+        self._recent[rows] = self._user._recent(self._dataset, first, stops)
+        self._levels[rows] = self._user._levels(self._dataset, first, stops)
 
     def _utilities(self, rows: NDArray[Any], slates: NDArray[Any]) -> Floats:
-        return self._model.utilities(self._recent[rows], slates)
+        return self._user.utilities(self._recent[rows], slates)
 
     def _ratings(self, rows: NDArray[Any], items: Ints) -> tuple[Floats, Floats]:
-        means = self._model._means(self._levels[rows], items[:, None])[:, 0]
-        return means, np.full(len(rows), self._model.deviation, F)
+        means = self._user._means(self._levels[rows], items[:, None])[:, 0]
+        return means, np.full(len(rows), self._user.deviation, F)
 
     def _move(self, rows: NDArray[Any], items: Ints) -> None:
         self._recent[rows, 1:] = self._recent[rows, :-1]

@@ -14,19 +14,11 @@ from starec_env.recommend.responses import Responder, Responses
 Ints = NDArray[np.int64]
 F = np.float32
 
-REWARDS = ("clicks", "likes", "stars", "stay")
+REWARDS = ("clicks", "likes", "stars", "stay", "return")
 """What a step is rewarded for; all of them are in an environment's info."""
 
 _BEFORE = np.int32(2**30)
 """The step of what was taken before the visit."""
-
-
-def rewards(given: Responses) -> NDArray[np.float64]:
-    """(rewards, n) what n answers are worth, in the order of `REWARDS`."""
-    found = np.empty((len(REWARDS), len(given.taken)))
-    found[0], found[1], found[2], found[3] = given.taken >= 0, given.liked, given.stars, ~given.left
-    found[2, np.isnan(given.stars)] = 0
-    return found
 
 
 class Sessions:
@@ -87,6 +79,22 @@ class Sessions:
         rating[np.isnan(stars)] = 0
         self._events[rows, :, self._length[rows]] = event[:, :, 0]
         self._length[rows] += 1
+
+    def rewards(self, given: Responses, over: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(rewards, n) what the last answers of all rows are worth, in the order of `REWARDS`.
+
+        Args:
+            given: The answers.
+            over: (n,) whether the visit ended with it.
+        """
+        found = np.zeros((len(REWARDS), len(over)))
+        found[0], found[1], found[2], found[3] = given.taken >= 0, given.liked, given.stars, ~given.left
+        found[2, np.isnan(given.stars)] = 0
+        ended = over.nonzero()[0]
+        if len(ended):
+            visits: Any = self.visits
+            found[4, ended] = visits.returns(ended) if hasattr(visits, "returns") else np.nan
+        return found
 
     def observe(self) -> dict[str, NDArray[Any]]:
         """What a recommender could know, one row a user; see `RecommendEnv`. No arrays are shared with later ones."""

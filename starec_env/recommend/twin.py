@@ -29,6 +29,7 @@ from scipy.special import expit, logsumexp, ndtr
 from starec_env.data import cache_dir
 from starec_env.dataset import Dataset
 from starec_env.errors import DataError, StarecWarning, check_whole
+from starec_env.recommend import calibrate
 from starec_env.recommend.choice import Choice
 from starec_env.recommend.followers import RECENT, Followers
 from starec_env.recommend.responses import Visits, check_stops
@@ -65,7 +66,8 @@ class Calibration:
         leave: (steps,) chance that a sitting ends after its first, second, .. step; the last holds for all later ones.
         leave_declared: Whether `leave` is declared, because the log's times can't tell; else it is the log's, with
             30 minutes between sittings.
-        mood_leaves: Leaving's odds are exp(-mood_leaves * mood) as large; declared: logs of ratings show no such thing.
+        mood_leaves: Leaving's odds are exp(-mood_leaves * mood) as large, and those of coming back exp(mood_leaves *
+            mood); declared: logs of ratings show no such thing.
         levels: (levels,) the ratings of the scale, ascending.
         cuts: (levels - 1,) where one level ends and the next begins.
         liked_above: Ratings above this are likes.
@@ -238,6 +240,12 @@ class Twin:
     def start(self) -> States:
         """States of all users of the data set at `stops`."""
         return self.states_at(self.dataset, np.arange(self.dataset.n_users), self.stops)
+
+    @cached_property
+    def returning(self) -> float:
+        """Share of sittings that another follows within a day; see `calibrate.returning`."""
+        users, _, rows = seen(self.dataset, self.stops)
+        return calibrate.returning(users, self.dataset.timestamps[rows])
 
     def states(self, owners: Ints, items: Ints, ratings: Floats, n: int) -> States:
         """States after histories laid end to end.

@@ -16,7 +16,7 @@ from starec_env.dataset import Dataset
 from starec_env.errors import check_whole
 from starec_env.recommend.env import RecommendEnv, RecommendOptions, users_of
 from starec_env.recommend.responses import NOTHING, Responses
-from starec_env.recommend.sessions import REWARDS, Sessions, rewards
+from starec_env.recommend.sessions import REWARDS, Sessions
 from starec_env.recommend.slates import Slates
 from starec_env.replay.env import Rotation, one_for_each, reset_option
 from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
@@ -167,7 +167,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             places = np.maximum(given.taken, 0)
             items = np.where(given.taken >= 0, observation["slate"][self._each, places], NOTHING)
             found: dict[str, Any] = {"item": items, "seen": given.seen, "left": given.left}
-            found |= dict(zip(REWARDS, np.where(stepped, rewards(given), 0.0), strict=True))
+            found |= dict(zip(REWARDS, np.where(stepped, self._sessions.rewards(given, self._over), 0.0), strict=True))
             found |= {name: np.array(texts, object) for name, texts in _texts(given) if texts}
             info |= found | {f"_{name}": stepped.copy() for name in found}
         self._last = observation, info

@@ -1,6 +1,7 @@
 """`starec/Recommend-v0`: a recommender before simulated users."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from small_twin import small_twin
 
 from starec_env.errors import InvalidOption, InvalidSlate, UnknownName
+from starec_env.recommend.calibrate import returning
 from starec_env.recommend.env import RecommendEnv
 from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
@@ -17,7 +19,7 @@ from starec_env.recommend.responses import Responses
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import traits_of
-from starec_env.recommend.twin import Twin
+from starec_env.recommend.twin import Twin, seen
 from starec_env.recommend.vector_env import RecommendVectorEnv
 from starec_env.recommend.wrappers import (
     BiasedFeedback,
@@ -39,7 +41,8 @@ def twin() -> Twin:
 
 
 def made(twin: Twin, **options) -> RecommendEnv:
-    return RecommendEnv(twin.dataset, responder=twin, slate_size=K, **{"horizon": 12, "max_history": 8, **options})
+    options = {"responder": twin, "horizon": 12, "max_history": 8, **options}
+    return RecommendEnv(twin.dataset, slate_size=K, **options)
 
 
 def vector(twin: Twin, n: int = N, **options) -> RecommendVectorEnv:
@@ -315,6 +318,37 @@ def test_chances_of_answers_are_the_twins(twin):
     wanted = (twin.mean_stars(state, unmet[None])[0] * which).sum()
     assert abs(stars.mean() - wanted) < 4 * stars.std() / np.sqrt(len(stars))
     assert abs(given.left.mean() - twin.calibration.leave[0]) < 0.08
+
+
+def test_who_liked_a_visit_comes_back_within_a_day_the_likelier(twin):
+    n, log = 4000, twin.dataset
+    rows = np.arange(n)
+    shares = []
+    for mood in (-1, 0, 1):
+        visits = twin.open(n, 1)
+        visits.begin(rows, np.full(n, 1), rows)
+        visits._mood[:] = mood
+        odds = twin.returning / (1 - twin.returning) * np.exp(twin.calibration.mood_leaves * mood)
+        p = odds / (1 + odds)
+        shares.append(visits.returns(rows).mean())
+        assert abs(shares[-1] - p) < 4 * np.sqrt(p * (1 - p) / n)
+    assert shares[0] < shares[1] < shares[2]
+    users, _, seen_rows = seen(log, twin.stops)
+    times = log.timestamps[seen_rows]
+    pairs = [later - earlier for earlier, later in pairwise(times.tolist()) if 1800 < later - earlier < 10**6]
+    assert twin.returning == pytest.approx(np.mean([pause <= 86400 for pause in pairs]), abs=0.02)
+    assert returning(users, times // 86400 * 86400) == returning(users[:50], times[:50]) == 0.2  # declared
+    env, paid = made(twin, reward="return", horizon=4), []
+    for seed in range(40):
+        *before, (*_, reward, left, late, info) = episode(env, np.random.default_rng(seed), seed=seed)
+        assert all(step[2] == 0 for step in before[1:]) and info["rewards"]["return"] == reward and (left or late)
+        paid.append(reward)
+    assert {*paid} == {0.0, 1.0}
+    with pytest.raises(InvalidOption, match="reward='return' needs users who come back or don't"):
+        made(twin, responder=Replay(log), reward="return")
+    env = made(twin, responder=Replay(log), horizon=1)
+    env.reset(seed=0)
+    assert np.isnan(env.step([0, 1, 2, 3])[4]["rewards"]["return"])
 
 
 def test_replay_takes_what_the_user_took_next_and_nothing_else(twin):
