@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.special import ndtr, ndtri
 
 from starec_env.errors import DataError, InvalidOption
+from starec_env.recommend.calibrate import SITTING
 from starec_env.types import Ranking
 
 Floats = NDArray[np.float64]
@@ -32,8 +33,6 @@ _SHRUNK = 5.0
 """So many ratings of the mean rating are added to a user's own before their mean is taken."""
 FEWEST = 20
 """Interactions that a fit needs."""
-_SITTING_S = 1800
-"""A sitting ends where the next interaction is further away than these seconds."""
 _DECLARED = 0.1
 _RIDGE = 1e-4
 _QUANTILES = 51
@@ -253,6 +252,6 @@ def leaving_rate(timestamps: Sequence[NDArray[np.int64]]) -> float:
     Args:
         timestamps: (interactions,) seconds of each user, ascending.
     """
-    sittings = sum(1 + int((np.diff(times) > _SITTING_S).sum()) for times in timestamps if len(times))
+    sittings = sum(1 + int((np.diff(times) > SITTING).sum()) for times in timestamps if len(times))
     rate = sittings / max(1, sum(map(len, timestamps)))
     return rate if 0 < rate < 0.5 else _DECLARED

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from starec_env.metrics import Estimate, Floats, per_user
+from starec_env.recommend.calibrate import SITTING
 
 BINS = 10
 """Bins of equal width that calibration errors are taken over."""
-SITTING_SECONDS = 1800
-"""A longer pause ends a sitting."""
 HALVINGS = 20
 """Of the users, for a floor."""
 _RESAMPLES = 200
@@ -131,9 +130,9 @@ def total_variation(one: ArrayLike, other: ArrayLike) -> float:
 
 def earth_mover(one: ArrayLike, other: ArrayLike, at: ArrayLike) -> float:
     """Wasserstein-1 distance of two histograms over the same ascending places, in the places' unit."""
-    p, q, places = (np.asarray(each, np.float64) for each in (one, other, at))
-    gaps = np.abs(np.cumsum(p / p.sum() - q / q.sum())[:-1])
-    return float((gaps * np.diff(places)).sum())
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(np.asarray(at), np.asarray(at), np.asarray(one), np.asarray(other)))
 
 
 def beside_floor(
@@ -257,7 +256,7 @@ def by_user(values: ArrayLike, users: ArrayLike) -> Floats:
     return per_user(array, users) if array.ndim == 1 else np.stack([per_user(row, users) for row in array])
 
 
-def sitting_lengths(owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING_SECONDS) -> NDArray[np.int64]:
+def sitting_lengths(owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING) -> NDArray[np.int64]:
     """(sittings,) interactions of each sitting: rows of one user without a pause longer than `gap` seconds.
 
     Args:
@@ -272,9 +271,7 @@ def sitting_lengths(owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING_SE
     return np.diff(np.append(begins, len(who)))
 
 
-def sitting_steps(
-    owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING_SECONDS
-) -> tuple[NDArray[np.int64], Floats]:
+def sitting_steps(owners: ArrayLike, seconds: ArrayLike, gap: int = SITTING) -> tuple[NDArray[np.int64], Floats]:
     """(rows,) which step of its sitting each row is, from 1, and (rows,) 1 where the sitting ends after it, else 0.
 
     nan for a user's last row, after which the log says nothing. Arguments as of `sitting_lengths`.

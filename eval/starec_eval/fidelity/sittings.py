@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.recommend.calibrate import SITTING
 from starec_eval.fidelity import measures
 from starec_eval.fidelity.answers import Columns
 from starec_eval.fidelity.asked import Asked
@@ -38,7 +39,7 @@ def sittings(asked: Asked, columns: Columns) -> Section | str:
     made, seen = np.asarray(model.sitting_lengths(_DRAWN, asked.seed)), asked.seen_of_tenths
     lengths = {MODEL: made, SEEN: measures.sitting_lengths(seen.owner, seen.timestamps)}
     found = [_quantile(q, lengths) for q in _QUANTILES] + _leaving(asked, made)
-    about = _ABOUT.format(minutes=measures.SITTING_SECONDS // 60, drawn=_DRAWN)
+    about = _ABOUT.format(minutes=SITTING // 60, drawn=_DRAWN)
     return Section(key="sittings", title="Sittings", about=about, measures=found)
 
 
