@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -120,13 +120,13 @@ class _Run:
             ranker.fitted(self._training(ranker), self.cache)
             log.all(score_ranks(ranker, cases))
         elif isinstance(ranker, LLMRanker):
-            _run_async(lambda: self._rank_recorded(name, ranker, log))
+            _run_async(self._rank_recorded(name, ranker, log))
         elif isinstance(ranker, Ranker) and not hasattr(ranker, "arank"):
             for case in log.todo:
                 log.add(case, ranker.rank(cases.query(case)), cases)
                 self.report(name, log.done, len(cases))
         elif hasattr(ranker, "arank"):
-            _run_async(lambda: self._rank_async(name, ranker, log))
+            _run_async(self._rank_async(name, ranker, log))
         else:
             raise InvalidOption(
                 f"{name} is a {type(ranker).__name__}, which can't rank: give it rank(query) or an async arank(query) "
@@ -274,17 +274,14 @@ class _Log:
             self._journal.close()
 
 
-def _run_async(start: Callable[[], Awaitable[None]]) -> None:
-    async def run() -> None:
-        await start()
-
+def _run_async(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(run())
+        asyncio.run(work)
         return
     with ThreadPoolExecutor(1) as pool:  # e.g. a notebook, whose loop is busy with us
-        pool.submit(asyncio.run, run()).result()
+        pool.submit(asyncio.run, work).result()
 
 
 def _name(ranker: AnyRanker) -> str:

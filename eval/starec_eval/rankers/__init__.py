@@ -108,28 +108,25 @@ def build(names: Iterable[str], seed: int = 0) -> list[Scorer]:
     Raises:
         UnknownName: With the nearest name that exists.
     """
-    made: dict[str, Scorer] = {}
     wanted = list(dict.fromkeys(names))
     for name in wanted:
-        base = name.removesuffix("-full")
-        if base not in BASELINES and base != "ensemble":
+        if name.removesuffix("-full") not in (*BASELINES, "ensemble"):
             raise unknown("method", name, [*BASELINES, "ensemble"])
-        if base != "ensemble":
-            made[name] = _one(name, seed)
-    for name in wanted:
-        base, full = name.removesuffix("-full"), name.removeprefix("ensemble")
-        if base == "ensemble":
-            learners = [f"{learner}{full}" for learner in BASELINES if learner not in ("random", "next-id", "pop")]
-            members = [made[learner] for learner in learners if learner in made]
-            members = members or [_one(learner, seed) for learner in learners]
-            made[name] = Ensemble(members, train="full" if full else "sample", seed=seed)
-    return [made[name] for name in wanted]
+    made = {name: _one(name, seed) for name in wanted if not name.startswith("ensemble")}
+    return [made[name] if name in made else _ensemble(name, made, seed) for name in wanted]
 
 
 def _one(name: str, seed: int) -> Scorer:
-    if name.endswith("-full"):
-        return BASELINES[name.removesuffix("-full")](train="full", seed=seed)
-    return BASELINES[name](seed=seed)
+    base = name.removesuffix("-full")
+    return BASELINES[base](seed=seed) if base == name else BASELINES[base](seed=seed, train="full")
+
+
+def _ensemble(name: str, made: Mapping[str, Scorer], seed: int) -> Ensemble:
+    full = name.removeprefix("ensemble")
+    learners = [f"{learner}{full}" for learner in BASELINES if learner not in ("random", "next-id", "pop")]
+    named = [made[learner] for learner in learners if learner in made]
+    members = named or [_one(learner, seed) for learner in learners]
+    return Ensemble(members=members, train="full" if full else "sample", seed=seed)
 
 
 def build_methods(
