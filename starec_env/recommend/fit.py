@@ -25,6 +25,8 @@ _NEGATIVES = 19
 _FEWEST_ROWS, _FEWEST_USERS = 3, 20
 _LEAST = 0.05
 """Smallest deviation of a rating, in stars."""
+_GREATEST = 1000.0
+"""Rating: vectors are kept as float16, whose steps are half a star beyond it."""
 _MOST_USERS = 20_000
 """Users who calibrate: more would add nothing to a dozen numbers."""
 
@@ -33,6 +35,7 @@ def fit_parts(
     dataset: Dataset, stops: Ints, rank: int, seed: int, report: Report | None
 ) -> tuple[Choice, Stars, Calibration]:
     """The parts of `Twin.fit`, of the rows before (n_users,) stops."""
+    _check_scale(dataset)
     held = _Held.of(dataset, stops, seed)
     n, m = dataset.n_users, dataset.n_items
     users, items, _ = seen(dataset, held.targets)
@@ -41,6 +44,18 @@ def fit_parts(
     ratings = dataset.ratings[rows]
     stars = rounded(fit_stars(users, items, ratings, n, m, seed=seed, report=_of(report, "how it is rated")))
     return _calibrated(dataset, held, choice, stars, seed)
+
+
+def _check_scale(dataset: Dataset) -> None:
+    """Raise DataError for ratings that float16 can't hold, or that lie as near each other as `_LEAST`."""
+    if not dataset.n_interactions:
+        return
+    low, high = float(dataset.ratings.min()), float(dataset.ratings.max())
+    if max(-low, high) > _GREATEST or 0 < high - low < 10 * _LEAST:
+        raise DataError(
+            f"ratings of {dataset.name} run from {low:g} to {high:g}: a twin needs a scale that is at least "
+            f"{10 * _LEAST:g} wide and within {_GREATEST:g} of zero; put them on one such as 1 to 5"
+        )
 
 
 def rounded(part: Any) -> Any:

@@ -87,7 +87,7 @@ class SequenceUser:
         early[who] = held[who]
         model = cls._counted(dataset, early)
         return replace(
-            model._calibrated(dataset, who, held, rng, seed),
+            model._calibrated(dataset, who, held, stops, rng, seed),
             **{name: getattr(cls._counted(dataset, stops), name) for name in ("stops", "pairs", "counts")},
         )
 
@@ -107,8 +107,11 @@ class SequenceUser:
         pairs = PairCounts.of(counted, _WINDOW)
         return cls(dataset, stops, pairs, counts, offset, of_items.astype(F), float(left.std()), known)
 
-    def _calibrated(self, dataset: Dataset, who: Ints, held: Ints, rng: np.random.Generator, seed: int) -> Self:
-        met = [set(dataset.item_indices[slice(*dataset.indptr[user : user + 2])].tolist()) for user in who.tolist()]
+    def _calibrated(
+        self, dataset: Dataset, who: Ints, held: Ints, stops: Ints, rng: np.random.Generator, seed: int
+    ) -> Self:
+        may = zip(dataset.indptr[who].tolist(), stops[who].tolist(), strict=True)
+        met = [set(dataset.item_indices[first:stop].tolist()) for first, stop in may]
         unmet = np.stack([_drawn(rng, dataset.n_items, mine) for mine in met])
         shown = np.concatenate([dataset.item_indices[held[who], None].astype(np.int64), unmet], axis=1)
         recent = self._recent(dataset, dataset.indptr[who], held[who])

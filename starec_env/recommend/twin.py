@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -226,7 +227,8 @@ class Twin:
             parts = {name: _restored(kind, name, arrays) for name, kind in _PARTS.items()}
             made = cls(**parts, dataset=dataset, stops=dataset.indptr[:-1] + arrays["stops"])
             _check_shapes(made)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            _check_numbers(made)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is no twin that can be read ({error}): fit it again, `Twin.fit`") from None
         return made
 
@@ -443,8 +445,26 @@ def _check_shapes(twin: Twin) -> None:
     for name, (found, wanted) in shapes.items():
         if found.shape != wanted:
             raise ValueError(f"{name} has shape {found.shape}, wanted {wanted}")
-        if not np.isfinite(found).all():
-            raise ValueError(f"{name} isn't all finite")
-    lengths = np.diff(twin.dataset.indptr)
-    if ((twin.stops < twin.dataset.indptr[:-1]) | (twin.stops - twin.dataset.indptr[:-1] > lengths)).any():
-        raise ValueError("stops lie outside the users' rows")
+    check_stops(twin.dataset, twin.stops)
+
+
+def _check_numbers(twin: Twin) -> None:
+    """Raise ValueError unless all are finite, and within what they mean."""
+    known, stars = twin.calibration, twin.stars
+    for part in _PARTS:
+        for name, value in vars(getattr(twin, part)).items():
+            if not np.isfinite(np.asarray(value)).all():
+                raise ValueError(f"{part}.{name} isn't all finite")
+    wrong = {
+        "stars.noise": stars.noise <= 0,
+        "stars.spread": (stars.spread < 0).any(),
+        "choice.decays": not all(0 <= decay <= 1 for decay in twin.choice.decays),
+        "calibration.leave": not known.leave.size or (known.leave < 0).any() or (known.leave > 1).any(),
+        "calibration.look": not 0 < known.look <= 1,
+        "calibration.mood_decay": not 0 <= known.mood_decay < 1,
+        "calibration.levels": (np.diff(known.levels) <= 0).any(),
+        "calibration.cuts": (np.diff(known.cuts) < 0).any(),
+        "calibration.liked_above": known.liked_above != twin.dataset.liked_above,
+    }
+    if names := [name for name, is_wrong in wrong.items() if is_wrong]:
+        raise ValueError(f"{', '.join(names)} can't be those of a twin")

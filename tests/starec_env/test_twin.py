@@ -11,6 +11,7 @@ from starec_env import load_dataset, prepare
 from starec_env.cases import Cases
 from starec_env.errors import DataError, StarecWarning
 from starec_env.recommend import calibrate
+from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin import BUNDLED, Twin, last_liked, twin_of
 from starec_env.recommend.twin_model import TwinModel
 from starec_env.types import Dataset
@@ -70,7 +71,23 @@ def test_it_is_read_as_it_was_written_and_refused_on_other_data(log, tmp_path):
         Twin.load(tmp_path / "twin.npz", other)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "pickle", "shape", "version", "nan"])
+WRONG = {
+    "stars.items": np.nan,
+    "stars.noise": -1.0,
+    "stars.spread": -1.0,
+    "stars.prior": np.inf,
+    "choice.decays": 2.0,
+    "calibration.temperature": np.nan,
+    "calibration.leave": 2.0,
+    "calibration.look": 0.0,
+    "calibration.mood_decay": 3.0,
+    "calibration.levels": 1.0,
+    "calibration.liked_above": 1.0,
+}
+"""Numbers that no twin has."""
+
+
+@pytest.mark.parametrize("damage", ["cut", "bits", "text", "pickle", "shape", "version", *WRONG])
 def test_a_file_that_is_no_twin_is_refused_in_one_line(damage, log, tmp_path):
     path = tmp_path / "twin.npz"
     small_twin().save(path)
@@ -79,6 +96,8 @@ def test_a_file_that_is_no_twin_is_refused_in_one_line(damage, log, tmp_path):
         arrays = dict(file)
     if damage == "cut":
         path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "bits":
+        path.write_bytes(whole[:3000] + bytes(300) + whole[3300:])
     elif damage == "text":
         path.write_text("nothing")
     elif damage == "pickle":
@@ -88,9 +107,33 @@ def test_a_file_that_is_no_twin_is_refused_in_one_line(damage, log, tmp_path):
     elif damage == "version":
         np.savez(path, **arrays | {"version": np.array(99)})
     else:
-        np.savez(path, **arrays | {"stars.items": arrays["stars.items"] * np.nan})
+        np.savez(path, **arrays | {damage: np.full_like(arrays[damage], WRONG[damage])})
     with pytest.raises(DataError, match="no twin that can be read.*fit it again"):
         Twin.load(path, log)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e6])
+def test_a_scale_whose_steps_a_twin_cannot_hold_is_refused_before_the_fit(factor, log):
+    other = replace(log, ratings=(log.ratings * factor).astype(np.float32), liked_above=3 * factor)
+    with pytest.raises(DataError, match="a twin needs a scale that is at least 0.5 wide and within 1000 of zero"):
+        Twin.fit(other, rank=4)
+    assert Twin.fit(replace(log, ratings=log.ratings * 20, liked_above=60.0), rank=4).calibration.levels[0] == 20
+
+
+@pytest.mark.parametrize("fit", [lambda data, stops: Twin.fit(data, stops=stops, rank=4), SequenceUser.fit])
+def test_what_follows_the_stops_changes_nothing_of_a_fit(fit, log):
+    stops = last_liked(log, log.indptr[1:])
+    late = np.arange(log.n_interactions) >= stops[log.owner]
+    items = np.where(late, (log.item_indices + 7) % log.n_items, log.item_indices).astype(np.int32)
+    other = replace(log, item_indices=items, ratings=np.where(late, 6 - log.ratings, log.ratings))
+    assert late.any() and describe_parts(fit(log, stops=stops)) == describe_parts(fit(other, stops=stops))
+
+
+def describe_parts(model) -> str:
+    """All that a fit learned, as text."""
+    names = ("choice", "stars") if isinstance(model, Twin) else ("counts", "offset", "item_stars", "deviation")
+    with np.printoptions(threshold=10**6, precision=17):
+        return repr([vars(model)[name] for name in (*names, "calibration")])
 
 
 def test_the_bundled_twin_is_that_of_the_bundled_films_and_small(films):

@@ -282,22 +282,126 @@ def test_a_slate_that_is_none_is_refused(slate: Any, said: str, dataset: Dataset
         run_loop(Fans(dataset), {"wrong": Wrong()}, out=tmp_path, **SIZES)
 
 
-def test_answers_that_are_none_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+def answering(dataset: Dataset, change: Any) -> Fans:
+    """Fans whose answers, a dict of columns, are changed on the way."""
+
     class Odd(Fans):
         def open(self, n: int, seed: int = 0) -> Any:
             visits = super().open(n, seed)
             answer = visits.respond
-
-            def respond(rows: np.ndarray, slates: np.ndarray) -> Responses:
-                given = answer(rows, slates)
-                given.taken[0] = 3
-                return given
-
-            visits.respond = respond  # type: ignore[method-assign]
+            visits.respond = lambda rows, slates: change(dict(vars(answer(rows, slates))))  # type: ignore[method-assign]
             return visits
 
-    with pytest.raises(InvalidOption, match="isn't one of 3"):
-        loop(Odd(dataset), tmp_path)
+    return Odd(dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("taken", lambda taken: np.full(len(taken), 3), "isn't one of 3"),
+        ("taken", lambda taken: taken.astype(float), "type float64: wanted .* integers"),
+        ("taken", lambda taken: taken.tolist(), "wanted .* integers"),
+        ("left", lambda left: left.astype(int), "type int64: wanted .* truth values"),
+        ("stars", lambda stars: stars[:-1], "wanted .* floats"),
+        ("stars", lambda stars: np.where(np.isnan(stars), np.nan, 1), "liked otherwise than its stars say"),
+        ("said", lambda said: ("x",), "wanted 16 texts"),
+        ("problems", lambda problems: (None,) * 16, "wanted 16 texts"),
+    ],
+)
+def test_answers_that_are_none_are_refused(name: str, change: Any, said: str, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match=said):
+        loop(answering(dataset, lambda given: Responses(**{**given, name: change(given[name])})), tmp_path)
+    with pytest.raises(InvalidOption, match="answered with a dict: wanted Responses"):
+        loop(answering(dataset, dict), tmp_path / "other")
+
+
+def test_half_characters_that_users_say_are_recorded_and_resumed(dataset: Dataset, tmp_path: Path) -> None:
+    fans = answering(dataset, lambda given: Responses(**{**given, "said": ("a\ud800b",) * len(given["taken"])}))
+    assert {*loop(fans, tmp_path, "pop").answers["pop"][0].said} == {"a?b"}
+    (tmp_path / "pop" / "round-003.parquet").unlink()
+    assert {*loop(fans, tmp_path, "pop", resume=True).answers["pop"][0].said} == {"a?b"}
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *(("rounds", wrong) for wrong in (0, True, 2.5, "2")),
+        *(("seed", wrong) for wrong in (-1, None, 1.5)),
+        *(("users", wrong) for wrong in (0, True, "12", [])),
+        ("slate_size", None),
+        ("horizon", True),
+        ("concurrency", 1.5),
+    ],
+)
+def test_numbers_that_cant_be_are_refused(option: str, wrong: Any, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption):
+        loop(Fans(dataset), tmp_path / "loop", **{option: wrong})
+    assert not (tmp_path / "loop").exists()
+
+
+def test_recommenders_are_recorded_in_folders_of_their_own_inside_the_loops(dataset: Dataset, tmp_path: Path) -> None:
+    one, other = build_recommenders(["pop", "random"]).values()
+    with pytest.raises(InvalidOption, match="'a/b' and 'A:b' would be recorded in one folder"):
+        run_loop(Fans(dataset), {"a/b": one, "A:b": other}, out=tmp_path, **SIZES)
+    run_loop(Fans(dataset), {"..": one, "": other}, out=tmp_path / "loop", **SIZES)
+    assert {path.name for path in tmp_path.iterdir()} == {"loop"}
+    assert len([*(tmp_path / "loop").glob("*/round-001.parquet")]) == 2
+
+
+def test_a_loop_keeps_its_folder_from_another(dataset: Dataset, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    class Twice(Spy):
+        def fit(self, dataset: Dataset) -> None:
+            with pytest.raises(RunError, match=f"in use by process {os.getpid()}") as error:
+                loop(Fans(dataset), tmp_path, resume=True)
+            refused.append(str(error.value))
+
+    run_loop(Fans(dataset), {"twice": Twice()}, out=tmp_path, **SIZES)
+    assert len(refused) == SIZES["rounds"]
+
+
+def test_another_start_of_the_users_histories_is_another_loop(dataset: Dataset, tmp_path: Path) -> None:
+    loop(Fans(dataset), tmp_path, "pop")
+    with pytest.raises(RunError, match=r"responder.stops was"):
+        loop(Fans(dataset, dataset.indptr[1:] - 2), tmp_path, "pop", resume=True)
+    with pytest.raises(InvalidOption, match="stops has"):
+        loop(Fans(dataset, dataset.indptr[1:] + 1), tmp_path, "pop", resume=True)
+
+
+@pytest.mark.parametrize("column", ["row", "taken", "slate", "user_id"])
+def test_a_round_that_is_no_round_of_these_users_is_refused_by_its_path(
+    column: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    loop(Fans(dataset), tmp_path, "pop")
+    path = tmp_path / "pop" / "round-001.parquet"
+    table = pq.read_table(path)
+    value = [500, 501, 502] if column == "slate" else 99
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array([value] * len(table))), path)
+    with pytest.raises(RunError, match=r"round-001.parquet can't be read as a round's record"):
+        loop(Fans(dataset), tmp_path, "pop", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"row": 0}', "last"])
+def test_a_journal_of_other_visits_is_refused_by_its_path(damage: str, dataset: Dataset, tmp_path: Path) -> None:
+    loop(LoneFans(dataset), tmp_path, "pop")
+    path = tmp_path / "pop" / "visits-001.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([rest[-1] if damage == "last" else damage, *rest]) + "\n")
+    with pytest.raises(RunError, match=r"visits-001.jsonl can't be read"):
+        loop(LoneFans(dataset), tmp_path, "pop", resume=True)
+
+
+def test_markup_of_data_and_names_is_text_on_the_loops_pages(dataset: Dataset, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>|\nz"
+    found = run_loop(Fans(dataset), {name: Spy(), "b": Spy()}, out=tmp_path, user=name, **SIZES)
+    found.write_pages(tmp_path)
+    assert "<img" not in (tmp_path / "loop.html").read_text() and "<img" not in (tmp_path / "loop.md").read_text()
+    rows = [line for line in (tmp_path / "loop.md").read_text().splitlines() if line.startswith("|")]
+    assert {row.replace("\\|", "").count("|") for row in rows[:4]} == {len(found.tables()[0].head) + 1}
 
 
 def test_users_whom_nothing_is_left_to_show_are_not_taken(dataset: Dataset, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
@@ -82,7 +83,7 @@ class Scorer:
                 self.restore(train, dict(arrays))
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
             warnings.warn(f"{path} can't be used ({error}): {self.label} is fitted again", StarecWarning, stacklevel=3)
             return False
         return True
