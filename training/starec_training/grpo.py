@@ -237,7 +237,7 @@ def train_grpo(
         reward_funcs=[*(knowing(ending, function) for function in ours), *functions],
         train_dataset=to_dataset(rows).remove_columns("completion"),
         processing_class=tokenizer,
-        peft_config=adapter,
+        peft_config=copy.deepcopy(adapter),  # peft fills it in, and a resumed stage compares it
         rollout_func=rollout,
         callbacks=[Guard(minutes, most_kl=most_kl(config) if own_start else None, groups=algorithm == "grpo")],
     )
