@@ -40,8 +40,8 @@ lint: install
 test: lint $(VENV)/.installed-train  ## ruff, mypy and the test suite
 	$(BIN)/pytest -m 'not vllm and not studio and not crosscheck and not adapters and not reproduce'
 
-test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers
-	$(BIN)/pytest -m reproduce tests/test_reproduce.py
+test-reproduce: $(VENV)/.installed-train  ## every table and figure of the paper at the tiny scale, from the split to the numbers; sharded models
+	$(BIN)/pytest -m reproduce tests/test_reproduce.py tests/starec_training/test_sharded.py
 
 .venv-docs/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv .venv-docs

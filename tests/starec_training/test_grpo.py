@@ -135,7 +135,7 @@ def test_a_batch_that_mixes_prompts_stops(
         def _calculate_rewards(self, inputs: list[Any], *args: Any, **options: Any) -> Any:
             return super()._calculate_rewards([*inputs[1:], inputs[0]], *args, **options)
 
-    monkeypatch.setattr(grpo, "_trainer_class", lambda _: Mixed)
+    monkeypatch.setitem(grpo.TRAINERS, "grpo", Mixed)
     with pytest.raises(TrainingError, match="mixes prompts"):
         train_grpo(adapter, taught, config(tmp_path))
 

@@ -1,4 +1,4 @@
-"""A sharded model is saved whole: two processes on a CPU, sharded by torch where accelerate would on GPUs."""
+"""TRL under FSDP2: SFT and GRPO by two processes on a CPU, stopped, resumed and saved whole."""
 
 import subprocess
 import sys
@@ -6,90 +6,112 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_training import environment
+from support_training import environment, logged
 
-from starec_training.checkpoints import FINAL, load_policy
+from starec_training.checkpoints import load_policy
+from starec_training.dataset import Rows, write_rows
+from starec_training.sft import lora, paper_sft, train_sft
 
-SHARDED = """
+pytestmark = pytest.mark.reproduce
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}  # fmt: skip
+"""What `accelerate launch` makes of starec/recipes/fsdp.yaml, in float32."""
+
+SETTINGS = {
+    "max_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "save_steps": 1, "logging_steps": 1,
+    "bf16": False, "report_to": "none", "disable_tqdm": True,
+}  # fmt: skip
+
+SHARDED = f"""
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+
+import accelerate.state
+from accelerate.utils import DistributedType
+
+made = accelerate.state.AcceleratorState.__init__
+
+def on_a_cpu_too(self, *args, **options):
+    # accelerate keeps FSDP to GPUs by a list of kinds of processes, and runs whole copies elsewhere, without a word.
+    made(self, *args, **options)
+    plugin = options.get("fsdp_plugin") or self.__dict__.get("fsdp_plugin")
+    if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+
+accelerate.state.AcceleratorState.__init__ = on_a_cpu_too
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from starec_training import checkpoints, grpo, sft
+from starec_training.dataset import Rows, read_rows
 
-from starec_env.data.splits import Split
-from starec_agents.serving.card import ModelCard
-from starec_training.checkpoints import load_policy, save_final
+save = checkpoints.save_final
 
-for number, folder in enumerate(sys.argv[2:]):
-    model, tokenizer = load_policy(folder)
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.distributed_type = DistributedType.FSDP  # which accelerate sets up on GPUs alone
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    mesh = init_device_mesh("cpu", (2,))
-    for part in model.modules():
-        if type(part).__name__.endswith("DecoderLayer"):
-            fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert any(type(each).__name__ == "DTensor" for each in model.parameters())
-    known = [each for each in model.parameters() if each.requires_grad]
-    tokens = torch.arange(4, 20)[None]
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    torch.optim.SGD(known, lr=0.1).step()
-    trainer = SimpleNamespace(
-        state=SimpleNamespace(global_step=1, max_steps=1), accelerator=accelerator, model=model, model_wrapped=model,
-        is_world_process_zero=lambda: accelerator.is_main_process,
-    )
-    card = ModelCard(stage="sft", base_model=folder, split=Split(train=(1,), test=()), settings={})
-    assert save_final(trainer, tokenizer, Path(sys.argv[1]) / str(number), card)
+def seen(trainer, *rest):
+    assert any(type(weight).__name__ == "DTensor" for weight in trainer.model.parameters())
+    return save(trainer, *rest)
+
+sft.save_final = grpo.save_final = seen
+out, tiny = map(Path, sys.argv[1:])
+rows = Rows(read_rows(out / "rows.jsonl"))
+for name, adapter in (("whole", None), ("adapter", sft.lora(4))):
+    config = sft.paper_sft(output_dir=str(out / name), per_device_train_batch_size=2, **{SETTINGS})
+    assert sft.train_sft(tiny, rows, config, adapter=adapter, minutes=0) is None
+    assert sft.train_sft(tiny, rows, config, adapter=adapter) == out / name / "final"
+config = grpo.paper_grpo(
+    output_dir=str(out / "grpo"), num_generations=4, per_device_train_batch_size=4, gradient_accumulation_steps=1,
+    max_completion_length=8, beta=0.01, **{SETTINGS},
+)
+ranked = Rows([row for row in rows if row.task == "rank"])
+
+def paid(completions, **trl):
+    return [float(len(completion[-1]["content"])) for completion in completions]
+
+options = {{"reward": "none", "reward_funcs": [paid], "refill": 1}}
+assert grpo.train_grpo(out / "whole" / "final", ranked, config, **options) == out / "grpo" / "final"
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA on the tiny policy, whose second matrices aren't zero."""
-    from peft import get_peft_model
-
-    from starec_training.sft import lora
-
-    folder = tmp_path_factory.mktemp("adapter")
-    policy, tokenizer = load_policy(tiny)
-    made = get_peft_model(policy, lora(4))
-    torch.manual_seed(0)
-    for name, weight in made.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def stepped(folder: Path) -> dict[str, torch.Tensor]:
-    model, _ = load_policy(folder)
-    tokens = torch.arange(4, 20)[None]
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1).step()
-    return {name: weight.detach() for name, weight in model.named_parameters()}
-
-
-def test_a_model_and_an_adapter_sharded_over_two_processes_are_saved_whole(
-    tiny: Path, adapter: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "sharded.py").write_text(SHARDED)
+def sharded(tiny: Path, taught: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes trained: a whole model, an adapter, and the whole model by GRPO."""
+    out = tmp_path_factory.mktemp("sharded")
+    write_rows(out / "rows.jsonl", taught)
+    (out / "sharded.py").write_text(SHARDED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, str(tmp_path / "sharded.py"), str(tmp_path), str(tiny), str(adapter)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
+    command = [*launch, str(out / "sharded.py"), str(out), str(tiny)]
+    done = subprocess.run(command, env=environment() | FSDP, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
-    for number, folder in enumerate((tiny, adapter)):
-        saved, _ = load_policy(tmp_path / str(number) / FINAL)
-        wanted, before = stepped(folder), dict(load_policy(folder)[0].named_parameters())
-        found = dict(saved.named_parameters())
-        assert found.keys() == wanted.keys()
-        assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
-        assert any(not torch.equal(found[name], before[name]) for name in wanted)
+    return out
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in load_policy(folder)[0].named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["whole", "adapter"])
+def test_a_sharded_sft_that_was_stopped_ends_at_the_weights_of_an_unsharded_one(
+    sharded: Path, tiny: Path, taught: Rows, tmp_path: Path, name: str
+) -> None:
+    config = paper_sft(output_dir=str(tmp_path), per_device_train_batch_size=4, **SETTINGS)
+    final = train_sft(tiny, taught, config, adapter=lora(4) if name == "adapter" else None)
+    assert final is not None
+    wanted, found = weights(final), weights(sharded / name / "final")
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[key], wanted[key], atol=1e-4) for key in wanted)
+    if name == "whole":
+        before = weights(tiny)
+        assert all(not torch.allclose(found[key], before[key], atol=1e-3) for key in wanted)
+
+
+def test_a_sharded_grpo_steps_from_its_anchor_and_saves_a_model_that_loads(sharded: Path) -> None:
+    kl = logged(sharded / "grpo", "kl")
+    assert kl[0] == 0.0 < kl[1]
+    start, found = weights(sharded / "whole" / "final"), weights(sharded / "grpo" / "final")
+    assert found.keys() == start.keys()
+    assert any(not torch.equal(found[key], start[key]) for key in start)

@@ -48,6 +48,7 @@ from starec_training.dataset import (
 from starec_training.generation import ends_of, ranker
 from starec_training.grouped import Rollout, share_prefixes
 from starec_training.negatives import KINDS
+from starec_training.reinforce_pp import AgentReinforcePP
 from starec_training.rendering import fitting
 from starec_training.rewards import (
     REWARDS,
@@ -65,7 +66,8 @@ from starec_training.rewards import (
 from starec_training.trainer import AgentGRPO
 from starec_training.vllm_server import holds_policy, server_chat, watched
 
-ALGORITHMS = ("grpo", "reinforce++")
+TRAINERS: dict[str, type[AgentGRPO]] = {"grpo": AgentGRPO, "reinforce++": AgentReinforcePP}
+"""By algorithm."""
 MAX_PROMPT = 4096
 """Most tokens of a prompt (5.1.4)."""
 
@@ -231,13 +233,13 @@ def train_grpo(
     ours = [] if pays is None else [ranking_reward(pays), memory_reward(follow, pays)]
     config.logging_first_step = True  # whose KL is checked
     own_start = start is None and checkpoint is None
-    trainer = _trainer_class(algorithm)(
+    trainer = TRAINERS[algorithm](
         model=policy,
         args=config,
         reward_funcs=[*(knowing(ending, function) for function in ours), *functions],
         train_dataset=to_dataset(rows).remove_columns("completion"),
         processing_class=tokenizer,
-        peft_config=adapter,
+        peft_config=copy.deepcopy(adapter),  # peft fills it in, and a resumed stage compares it
         rollout_func=rollout,
         callbacks=[Guard(minutes, most_kl=most_kl(config) if own_start else None, groups=algorithm == "grpo")],
     )
@@ -284,36 +286,31 @@ def stage_of(
         InvalidOption: An algorithm, reward, weight or function can't be used.
         TrainingError: A held-out user is among the rows.
     """
-    names = _check_rewards(algorithm, reward, reward_funcs, config)
-    check_refill(refill, algorithm, config)
+    names = _checked(algorithm, reward, reward_funcs, refill, config)
     check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
     known |= {"reward": reward, "reward_funcs": names, "refill": refill or None}
     known |= {"chat_template": config.chat_template_kwargs or {}}
     return StageConfig.of(algorithm, model, config, rows, **known)
 
 
-def _check_rewards(
-    algorithm: str, reward: str, functions: Sequence[str | RewardFunction], config: GRPOConfig
+def _checked(
+    algorithm: str, reward: str, functions: Sequence[str | RewardFunction], refill: int, config: GRPOConfig
 ) -> tuple[str, ...]:
     """The names of reward functions of one's own; raises what is wrong with these options."""
-    check_choice("algorithm", algorithm, ALGORITHMS)
+    check_choice("algorithm", algorithm, list(TRAINERS))
     check_rewards(reward, functions, config.reward_weights)
-    return tuple(map(name_of, reward_functions(functions)))
-
-
-def check_refill(rounds: int, algorithm: str, config: GRPOConfig) -> None:
-    """Raise InvalidOption unless groups without spread can be replaced in each process."""
-    if rounds < 0 or (rounds and algorithm != "grpo"):
+    if refill < 0 or (refill and algorithm != "grpo"):
         raise InvalidOption(
-            f"refill={rounds} with algorithm {algorithm!r}: wanted 0 or more, and more than 0 with grpo alone: "
+            f"refill={refill} with algorithm {algorithm!r}: wanted 0 or more, and more than 0 with grpo alone: "
             "where rewards are normalised over the whole batch, a group of equal ones teaches too"
         )
     held = config.per_device_train_batch_size * config.steps_per_generation
-    if rounds and held % config.num_generations:
+    if refill and held % config.num_generations:
         raise InvalidOption(
             f"refill replaces whole groups of a process, and {held} completions a generation aren't groups of "
             f"{config.num_generations}: change per_device_train_batch_size, or num_generations"
         )
+    return tuple(map(name_of, reward_functions(functions)))
 
 
 def whole_batches(rows: Rows, config: GRPOConfig) -> Rows:
@@ -337,14 +334,6 @@ def _gathered(model: Any) -> AbstractContextManager[Any]:
     adapter = [value for name, value in model.named_parameters() if ".default." in name]
     gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(adapter, modifier_rank=0)
     return gathered
-
-
-def _trainer_class(algorithm: str) -> type[AgentGRPO]:
-    if algorithm == "grpo":
-        return AgentGRPO
-    from starec_training.reinforce_pp import AgentReinforcePP
-
-    return AgentReinforcePP
 
 
 def train_rounds(
@@ -401,9 +390,6 @@ def train_rounds(
     return policy
 
 
-_USUAL = {"algorithm": "grpo", "reward": "position", "refill": 0}
-
-
 def rounds_stage(
     model: str | Path,
     dataset: Dataset,
@@ -413,6 +399,10 @@ def rounds_stage(
     *,
     heldout: Collection[Id] = (),
     split: Split | None = None,
+    algorithm: str = "grpo",
+    reward: str = "position",
+    reward_funcs: Sequence[str | RewardFunction] = (),
+    refill: int = 0,
     **options: Any,
 ) -> StageConfig:
     """What `train_rounds` with these arguments is; raises what is wrong with them that can be seen beforehand."""
@@ -420,9 +410,7 @@ def rounds_stage(
         raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
     check_choice("hard_kind", rounds.hard_kind, KINDS)
     check_apart(train_users, [*heldout, *kept_apart(split)])
-    algorithm, reward, refill = (options.get(name, usual) for name, usual in _USUAL.items())
-    check_refill(refill, algorithm, config)
-    names = _check_rewards(algorithm, reward, options.get("reward_funcs", ()), config)
+    names = _checked(algorithm, reward, reward_funcs, refill, config)
     agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
     free = ("rounds", "batch_size", "agent")  # more rounds may follow
     known: dict[str, Any] = {name: options.get(name) for name in ("adapter", "follow_up_tokens", "max_prompt")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def train_sft(
         train_dataset=tokens(rows, tokenizer),
         eval_dataset=None if eval_rows is None else tokens(eval_rows, tokenizer),
         processing_class=tokenizer,
-        peft_config=adapter,
+        peft_config=copy.deepcopy(adapter),  # peft fills it in, and a resumed stage compares it
         callbacks=[Guard(minutes)],
     )
     check_trainable(trainer.model)
