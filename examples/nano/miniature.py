@@ -32,6 +32,7 @@ from start import new_model, save, tokens_for
 
 from starec_env import load_dataset, prepare
 from starec_env.cases import Cases
+from starec_env.data.spec import DataSpec
 from starec_env.metrics import interval, ndcg, of_means, per_user
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset
@@ -78,7 +79,8 @@ class Data:
 
     def __init__(self, loaded: Dataset | None = None, teacher_sees: Sequence[str] = CONTENT) -> None:
         self.loaded, self.sees = loaded or load_dataset("ml-latest-small"), teacher_sees
-        self.windows, self.streams = prepare(self.loaded), prepare(self.loaded, max_length=None)
+        self.windows = DataSpec().load() if loaded is None else prepare(loaded)  # which names itself on a card
+        self.streams = prepare(self.loaded, max_length=None)
         self.split = split_able_users(self.windows)
 
     @cached_property
@@ -91,7 +93,14 @@ class Data:
         return Prompts(self.streams, self.teacher, self.split.train, seed)
 
 
-def mixed(prompts: Prompts, steps: int, batch: int, popular_first: float = 0.0, reflecting: float = 0.0) -> Rows:
+def mixed(
+    prompts: Prompts,
+    steps: int,
+    batch: int,
+    popular_first: float = 0.0,
+    reflecting: float = 0.0,
+    lists: Sequence[int] = LISTS,
+) -> Rows:
     """Rows for so many steps, each of lists of one length, in the order in which they are learned.
 
     Args:
@@ -100,11 +109,12 @@ def mixed(prompts: Prompts, steps: int, batch: int, popular_first: float = 0.0, 
         batch: Rows of each.
         popular_first: In this share of the steps the teacher goes over from popularity to what it sees itself.
         reflecting: Share of memory updates.
+        lists: Candidates of each step's rankings, in turn.
     """
     rows: list[Row] = []
     for step in range(steps):
         popular = max(0.0, 1 - step / max(1.0, popular_first * steps))
-        length = LISTS[step % len(LISTS)]
+        length = lists[step % len(lists)]
         rows += prompts.draw(batch, candidates=length, popularity=popular, reflecting=reflecting)
     return Rows(rows)
 

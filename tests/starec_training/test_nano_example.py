@@ -10,7 +10,10 @@ import pytest
 from support import make_dataset
 from support_training import ROOT
 
+from starec_agents.serving.card import read_card
+from starec_agents.serving.weights import nano_folder
 from starec_agents.tasks import parse_profile, parse_ranking
+from starec_env.data.spec import DataSpec
 from starec_env.types import Candidates
 
 pytest.importorskip("trl", reason="needs the 'train' extra")
@@ -158,9 +161,18 @@ def test_a_taught_score_costs_least_and_a_near_one_less_than_a_far_one(nano):
 
 def test_what_ships_is_in_both_formats_with_its_users(nano, data, tmp_path):
     pytest.importorskip("gguf")
-    folder = nano.make.make(tmp_path, data, 1, [(1, 1e-3, 0.0, 0.5)], "tiny")
+    folder = nano.make.make(tmp_path, data, 1, [nano.make.Stage(1, 1e-3, 0.5, lists=(20,))], "tiny")
     names = {path.name for path in folder.iterdir()}
-    assert {"model.safetensors", "tokenizer.json", "users.json", "starec-nano.gguf"} <= names
+    assert {"model.safetensors", "tokenizer.json", "starec.json", "starec-nano.gguf"} <= names
     assert (folder / "starec-nano.gguf").read_bytes()[:4] == b"GGUF"
-    users = json.loads((folder / "users.json").read_text())
-    assert sum(map(len, users.values())) == len(data.windows.user_ids)
+    card = read_card(folder)
+    assert card is not None and card.split.data_hash == data.windows.hash
+    assert all(set(getattr(card.split, part)) == set(getattr(data.split, part)) for part in ("train", "test"))
+
+
+def test_a_calibration_is_fitted_on_the_validation_users_last_interactions(nano):
+    windows = DataSpec().load()
+    some = nano.rows.split_able_users(windows).model_copy(update={"validation": (4, 9, 20, 48, 53)})
+    fitted = nano.make.calibrated(nano_folder(), SimpleNamespace(windows=windows, split=some))
+    assert fitted.by_ranking.n == 5 * nano.make.CALIBRATED_ON and fitted.n >= 20
+    assert fitted.temperature > 0.5 and fitted.made_from["users"] == "validation"
