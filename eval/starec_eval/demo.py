@@ -44,7 +44,7 @@ _ABOUT = {
 _METHODS = {
     "random": "a random order",
     "pop": "the most watched first",
-    "item-knn": "the likest first",
+    "item-knn": "the most similar first",
 }
 _SHOWN = {"hr@1": "ranked first", "hr@5": "in the first 5", "ndcg@10": "NDCG@10"}
 
@@ -142,8 +142,8 @@ def _show_table(console: Console, results: Results, model: str) -> None:
         console,
         f"Of {row['cases']} lists; ± is the standard error over {row['users']} people, so a gap of one or two of it is "
         "noise. NDCG@10 is 100 where the film is always ranked first, 63 for second, 0 beyond tenth. The last two rows "
-        "look up what everybody watched (likest: together with this person's films); the agents read one person's "
-        "record, with what the model has learned.",
+        "look up what everybody watched (most similar: together with this person's films); the agents read one "
+        "person's record, with what the model has learned.",
     )
 
 
