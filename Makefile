@@ -16,14 +16,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,serve]' -c constraints.txt
 	@touch $@
 
-# torch and TRL are large, and only the tests need them all: `make demo` does without.
+# The first look is quick: what only developers need comes with `make install`.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve,report]' -c constraints.txt
+	@touch $@
+
+# torch and TRL are large, and only the tests need them all.
 $(VENV)/.installed-train: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,baselines,examples]' -c constraints.txt
 	@touch $@
 
 install: $(VENV)/.installed  ## create .venv and install starec into it
 
-demo: install  ## serve a small model, run a population of user agents, print its table and one turn
+demo: $(VENV)/.installed-demo  ## serve a small model, run a population of user agents, print its table and one turn
 	$(BIN)/python -m starec_env.cli demo
 
 # The allocator keeps large tensors: a third of a step on a CPU was page faults of memory handed back and taken again.

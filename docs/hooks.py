@@ -27,6 +27,8 @@ PAGES = {
 }
 """Files outside this folder that are pages of the site, by their names there."""
 _SOURCES = {page: source for source, page in PAGES.items()}
+_FIGURE = re.compile(r"(?<=\d) (?=±|%)|(?<=±) (?=\d)")
+"""Blanks within "1.5 ± 0.2 %"."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -39,10 +41,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links that are right in the repository to where their targets are on the site."""
+    """Lead links that are right in the repository to their targets on the site; keep tables' figures whole."""
+    lines = (_FIGURE.sub("\N{NO-BREAK SPACE}", line) if line.startswith("|") else line for line in markdown.split("\n"))
     source = _SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     folder = posixpath.dirname(page.file.src_uri)
-    return _LINK.sub(lambda link: _relinked(link, posixpath.dirname(source), folder), markdown)
+    return _LINK.sub(lambda link: _relinked(link, posixpath.dirname(source), folder), "\n".join(lines))
 
 
 def _relinked(link: re.Match[str], source: str, folder: str) -> str:

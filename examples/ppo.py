@@ -9,7 +9,7 @@
 It shows what the wrappers are for: `ItemFeatures` tells the policy genres, year and popularity instead of items'
 numbers, and `PickOne` or `ScoreActions` makes its action a ranking. Of the bundled data's users a fifth is kept for
 the test. Each line of the curve is NDCG@10 and reward on the last turn of these, with standard errors over users; the
-lines above it are a random order, the most popular first, and the likest to what the user liked first.
+lines above it are a random order, the most popular first, and those most similar to what the user liked first.
 
 A ranking doesn't change what the user does next, so that each turn is a bandit of its own: hence gamma=0. Takes about
 a minute on one core of a CPU.
@@ -99,7 +99,7 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     report("random", tested, lambda observation: rng.random(20))
     popular = report("popular first", tested, lambda observation: tested.split(observation)[0][:, -2])
-    report("likest first", tested, lambda observation: tested.split(observation)[0][:, -1])
+    report("most similar first", tested, lambda observation: tested.split(observation)[0][:, -1])
     actions = PickOne if options.actions == "pick" else ScoreActions
     model = build(options, actions(watched(train, "train")), tested.n_features)
     start = perf_counter()

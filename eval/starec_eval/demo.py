@@ -8,6 +8,9 @@ read the paper.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,7 @@ _ABOUT = {
 _METHODS = {
     "random": "a random order",
     "pop": "the most watched first",
-    "item-knn": "the likest first",
+    "item-knn": "the most similar first",
 }
 _SHOWN = {"hr@1": "ranked first", "hr@5": "in the first 5", "ndcg@10": "NDCG@10"}
 
@@ -142,8 +145,8 @@ def _show_table(console: Console, results: Results, model: str) -> None:
         console,
         f"Of {row['cases']} lists; ± is the standard error over {row['users']} people, so a gap of one or two of it is "
         "noise. NDCG@10 is 100 where the film is always ranked first, 63 for second, 0 beyond tenth. The last two rows "
-        "look up what everybody watched (likest: together with this person's films); the agents read one person's "
-        "record, with what the model has learned.",
+        "look up what everybody watched (most similar: together with this person's films); the agents read one "
+        "person's record, with what the model has learned.",
     )
 
 
@@ -196,14 +199,16 @@ def _show_card(console: Console, out: Path) -> None:
         values = (card.section(section).value(key, column) for column in ("model", "popularity"))
         table.add_row(name, *(f"{value.mean:.2f} ± {value.se:.2f}" for value in values))
     console.print(Padding(table, (0, 0, 0, 3), expand=False))
-    _say(console, f"The whole card is {out / 'card.html'}.")
+    page = next(path for path in (out / "card.html", out / "card.md") if path.exists())
+    _say(console, f"The whole card is {page}.")
 
 
 def _say_next(console: Console, out: Path, user: Id) -> None:
     console.print("\n[bold]The server is stopped; nothing is left running. To try next:[/bold]")
+    starec = "starec" if shutil.which("starec") else f"{os.path.relpath(sys.executable)} -m starec"
     for command, why in (
-        (f"starec show {out} --user {user}", "all turns of this person"),
-        (f"starec report {out} --out report.html", "the run as one page; needs the extra report"),
-        ("starec loop --recommenders random,pop,item-knn --out runs/loop", "recommenders that learn, over five rounds"),
+        (f"show {out} --user {user}", "all turns of this person"),
+        (f"report {out} --out report.html", "the run as one page; needs the extra report"),
+        ("loop --recommenders random,pop,item-knn --out runs/loop", "recommenders that learn, over five rounds"),
     ):
-        console.print(f"   {command}  [dim]# {why}[/dim]", highlight=False, soft_wrap=True)
+        console.print(f"   {starec} {command}  [dim]# {why}[/dim]", highlight=False, soft_wrap=True)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import starec
 
 
 def test_the_demo_says_what_it_does_ends_with_a_table_a_turn_and_commands_that_work(tmp_path: Path) -> None:
@@ -23,9 +22,9 @@ def test_the_demo_says_what_it_does_ends_with_a_table_a_turn_and_commands_that_w
     assert "The user took" in said and "memory after learning" in said
     assert "reading:" not in said and "Holm" not in said
     (run,) = (tmp_path / "runs").iterdir()
-    show, report, loop = re.findall(r"^   (starec [^#]+?) +#", done.stdout, re.M)
-    assert show == f"starec show {run.relative_to(tmp_path)} --user {show.split()[-1]}"
-    assert starec("show", run, "--user", show.split()[-1]).returncode == 0
+    show, report, loop = re.findall(r"^   (\S.*?) +# ", done.stdout, re.M)
+    assert f"starec show {run.relative_to(tmp_path)} --user " in show
+    subprocess.run(show, shell=True, cwd=tmp_path, check=True, capture_output=True)
     assert str(run.relative_to(tmp_path)) in report and "--recommenders random,pop,item-knn" in loop
     (server,) = set(re.findall(r"http://127.0.0.1:\d+", said))
     gone = f"import urllib.request as r; r.urlopen('{server}/health')"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.order import places, simulated_lists
-from starec_eval.fidelity.page import to_markdown
+from starec_eval.fidelity.page import head, to_markdown
 from starec_eval.fidelity.synthetic import shuffled, simulated_log
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.report import write_report
@@ -435,6 +436,7 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     assert "Order of recommenders" in to_markdown(card)
     html = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
+    assert all(f"<li>{line}</li>" in unescape(html) for line in head(card))
     assert 'id="timelines"' not in html and "<script" not in html  # there is no run to look into
     report = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"Fidelity of popularity on {card.dataset}" in report

@@ -87,7 +87,7 @@ def write(card: Card, out: Path) -> None:
         from starec_eval.report.page import page_html
 
         title = f"starec: fidelity of {card.user} on {card.dataset}"
-        about = TableData("What was measured", ["", "about"], [[str(n + 1), line] for n, line in enumerate(head(card))])
+        about = TableData("What was measured", [], [], head(card))
         html = page_html(title, [about, *tables(card)], figures(card), [], timelines=False)
         (out / HTML).write_text(html, encoding="utf-8", errors="replace")
 
