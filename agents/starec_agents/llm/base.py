@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Annotated, Any, Protocol
@@ -170,6 +171,16 @@ def kind_of_status(status: int) -> str:
 def count(value: object) -> int:
     """A token count as a server gave it; 0 where it is none, or out of all proportion."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else 0
+
+
+def logprobs_of(given: object) -> tuple[float, ...] | None:
+    """Log-probabilities of an answer's tokens as OpenAI's API has them; None where they are none, or not all finite."""
+    tokens = given.get("content") if isinstance(given, dict) else None
+    try:
+        values = tuple([float(token["logprob"]) for token in tokens or ()])
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    return values if values and all(map(math.isfinite, values)) else None
 
 
 def longest_text(max_tokens: object) -> int:

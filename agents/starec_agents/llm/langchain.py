@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
 
-from starec_agents.llm.base import Completion, Message, Usage, bounded, count, kind_of_status, longest_text
+from starec_agents.llm.base import (
+    Completion,
+    Message,
+    Usage,
+    bounded,
+    count,
+    kind_of_status,
+    logprobs_of,
+    longest_text,
+)
 from starec_agents.llm.redaction import Secrets
 from starec_env.errors import EndpointError, StarecError
 
@@ -118,7 +126,7 @@ def _completion(message: AIMessage, latency: float, limit: int, secrets: Secrets
         ),
         latency=latency,
         model=str(about.get("model_name") or "")[:200],
-        logprobs=_logprobs(about),
+        logprobs=logprobs_of(about.get("logprobs")),
     )
 
 
@@ -126,13 +134,3 @@ def _reasoning(message: AIMessage) -> str:
     thoughts = [str(block.get("reasoning", "")) for block in message.content_blocks if block["type"] == "reasoning"]
     apart = message.additional_kwargs.get("reasoning_content") or message.additional_kwargs.get("reasoning")
     return "\n".join(thoughts) or (apart if isinstance(apart, str) else "")
-
-
-def _logprobs(about: Mapping[str, Any]) -> tuple[float, ...] | None:
-    given = about.get("logprobs")
-    tokens = given.get("content") if isinstance(given, dict) else None
-    try:
-        values = tuple([float(token["logprob"]) for token in tokens or ()])
-    except (TypeError, KeyError, ValueError):
-        return None
-    return values if values and all(map(math.isfinite, values)) else None

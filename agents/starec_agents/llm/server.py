@@ -301,16 +301,12 @@ def _headers(endpoint: Endpoint, address: Address, key: str | None) -> tuple[dic
     # Compressed answers are too short to gain by it.
     headers |= {"accept-encoding": "identity", "user-agent": "starec"}
     if address.login:
-        headers["authorization"] = aiohttp.encode_basic_auth(*_login(address.login))
+        user, _, password = address.login.partition(":")
+        headers["authorization"] = aiohttp.encode_basic_auth(user, password)
     elif key or not hidden:
         headers["authorization"] = f"Bearer {key or 'EMPTY'}"
     names = {name.lower() for name in given}
     return {name: value for name, value in headers.items() if name not in names} | given, hidden
-
-
-def _login(login: str) -> tuple[str, str]:
-    user, _, password = login.partition(":")
-    return user, password
 
 
 def _read_variable(name: str, what: str) -> str:

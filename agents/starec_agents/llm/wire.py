@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic_core import from_json
 
-from starec_agents.llm.base import MAX_COUNT, Completion, Usage, bounded, count, longest_text
+from starec_agents.llm.base import MAX_COUNT, Completion, Usage, bounded, count, logprobs_of, longest_text
 from starec_agents.llm.faults import Refused
 from starec_agents.llm.redaction import Secrets, short
 from starec_env.errors import EndpointError
@@ -66,7 +65,7 @@ def read_completion(
         model=_name(answer.get("model"), secrets),
         token_ids=_ids(choice.get("token_ids")),
         prompt_token_ids=_ids(answer.get("prompt_token_ids")) or _ids(choice.get("prompt_token_ids")),
-        logprobs=_logprobs(choice.get("logprobs")),
+        logprobs=logprobs_of(choice.get("logprobs")),
     )
 
 
@@ -220,15 +219,6 @@ def _ids(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not value:
         return None
     return tuple(value) if all(type(number) is int and 0 <= number <= MAX_COUNT for number in value) else None
-
-
-def _logprobs(value: object) -> tuple[float, ...] | None:
-    tokens = _mapping(value).get("content")
-    try:
-        values = tuple([float(token["logprob"]) for token in tokens or ()])
-    except (TypeError, KeyError, ValueError, OverflowError):
-        return None
-    return values if values and all(map(math.isfinite, values)) else None
 
 
 def _name(value: object, secrets: Secrets) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,8 @@ from starec_env.types import Id
 Formats = Literal["hf", "parquet", "csv"]
 Row = dict[str, Any]
 Titles = Mapping[Id, str]
+Write = Callable[[list[Row]], object]
+"""Appends rows to a table."""
 
 RUN = ("run", "model", "graph", "answer_format", "dataset", "dataset_hash")
 """The columns that tell runs apart: the run's id, its model and its graph; then `seed`."""
@@ -95,8 +97,8 @@ def export_runs(
             }
             for path, run in described.items():
                 for steps, calls in _rows(path, run):
-                    tables["steps"].write(steps)
-                    tables["calls"].write(calls)
+                    tables["steps"](steps)
+                    tables["calls"](calls)
                     progress(len(steps))
         write_text(folder / "README.md", card(list(described.values()), to))
     return [*files.values(), folder / "README.md"]
@@ -160,41 +162,24 @@ def _call(call: Call) -> Row:
     return {"kind": call.kind, "messages": list(map(dict, call.messages)), **plain, **call.usage.model_dump(), **judged}
 
 
-class _Parquet:
-    def __init__(self, path: Path, schema: Any) -> None:
-        import pyarrow.parquet as pq
+@contextmanager
+def _parquet(path: Path, schema: Any) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-        self.schema, self.file = schema, pq.ParquetWriter(path, schema, compression="zstd")
-
-    def __enter__(self) -> _Parquet:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, rows: Sequence[Row]) -> None:
-        import pyarrow as pa
-
-        self.file.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
+    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+        yield lambda rows: file.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-class _Csv:
-    def __init__(self, path: Path, schema: Any) -> None:
-        self.names, self.file = schema.names, open(path, "w", encoding="utf-8", newline="")
-        self.writer = csv.writer(self.file)
-
-    def __enter__(self) -> _Csv:
-        self.writer.writerow(self.names)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, rows: Sequence[Row]) -> None:
-        self.writer.writerows([cell(row[name]) for name in self.names] for row in rows)
+@contextmanager
+def _csv(path: Path, schema: Any) -> Iterator[Write]:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(schema.names)
+        yield lambda rows: writer.writerows([cell(row[name]) for name in schema.names] for row in rows)
 
 
-_WRITERS: Mapping[str, Callable[[Path, Any], Any]] = {"parquet": _Parquet, "csv": _Csv}
+_WRITERS = {"parquet": _parquet, "csv": _csv}
 
 
 def cell(value: object) -> object:

@@ -116,31 +116,18 @@ async def arun_population(
     alone = engine == "local" and workers in (None, 1)
     if on_step and not alone:
         raise InvalidOption("on_step is called in this process alone: leave it out, or run with one local worker")
-    stream = stream or Stream(
-        dataset,
-        n_candidates=n_candidates,
-        seed=seed,
-        split=split,
-        targets=targets,
-        turns=turns,
-        min_history=min_history,
-    )
+    drawn: dict[str, Any] = {
+        "turns": turns,
+        "seed": seed,
+        "n_candidates": n_candidates,
+        "targets": targets,
+        "split": split,
+        "min_history": min_history,
+    }
+    stream = stream or Stream(dataset, **drawn)
     first = agent()
-    chosen, config = await resolve(
-        dataset,
-        first,
-        stream,
-        users,
-        memories,
-        seed=seed,
-        turns=turns,
-        n_candidates=n_candidates,
-        targets=targets,
-        split=split,
-        min_history=min_history,
-        learn_last=learn_last,
-        purpose=purpose or Purpose(),
-    )
+    kept: dict[str, Any] = {**drawn, "learn_last": learn_last, "purpose": purpose or Purpose()}
+    chosen, config = await resolve(dataset, first, stream, users, memories, **kept)
     ids = [dataset.user(user).id for user in chosen]
     store = RunStore(out, config.record(), resume=resume, data=dataset.source, users=ids)
     try:

@@ -28,11 +28,6 @@ from starec_agents.runs.steps import Step, Trajectory
 from starec_env.errors import RunError
 from starec_env.types import Id
 
-try:
-    import fcntl
-except ImportError:  # Windows: runs can be read there
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT = 3
 """Of the record; 1 had whole steps as lines, 2 events as text. Both can be read."""
 

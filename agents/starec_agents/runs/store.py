@@ -360,14 +360,12 @@ class RunStore:
 
 def _rewrite(path: Path, spans: Iterable[tuple[int, int]]) -> None:
     """Leave these byte ranges alone in a file; a kill leaves the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    with open(path, "rb") as old, open(temporary, "wb") as new:
+    with temporary(path) as place, open(path, "rb") as old, open(place, "wb") as new:
         for start, stop in spans:
             old.seek(start)
             new.write(old.read(stop - start))
         new.flush()
         os.fsync(new.fileno())
-    os.replace(temporary, path)
 
 
 def take_lock(file: int, out: Path) -> None:
@@ -409,9 +407,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, meets the old text or the new one and nothing between."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with temporary(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from starec_env.types import ParseReport
+
 MAX_CHARS = 1_000_000
 """Characters of an answer that are read."""
 
@@ -25,6 +27,24 @@ class Answer(NamedTuple):
     cut_off: bool
     """Whether the answer ended at the most tokens allowed, or a thought is left open: then it is none."""
     too_long: bool
+
+    def report(self, found: bool, **more: Any) -> ParseReport:
+        """What is wrong with it.
+
+        Args:
+            found: Whether its text holds what was asked for.
+            more: What is wrong with that; further fields of `ParseReport`.
+        """
+        blank = not self.text.strip()
+        faults = {"too_long": self.too_long, **more}
+        return ParseReport(
+            cut_off=self.cut_off, empty=blank and not self.cut_off, no_answer=not found and not blank, **faults
+        )
+
+
+def with_thought(thought: str, answer: str) -> str:
+    """An answer as a model should write it, behind its thought where there is one."""
+    return f"<think>\n{thought}\n</think>\n{answer}" if thought else answer
 
 
 def read_answer(text: str, cut_off: bool = False) -> Answer:

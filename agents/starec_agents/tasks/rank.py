@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from starec_agents.llm import Message
 from starec_agents.memory import Memory
-from starec_agents.tasks.answers import Pairs, json_values, read_answer
+from starec_agents.tasks.answers import Pairs, json_values, read_answer, with_thought
 from starec_agents.tasks.prompts import AS_DATA, MAX_HISTORY, about, conversation, nouns_of
 from starec_agents.tasks.titles import candidate_titles, find_title, item_line, rest_of, title_table, visible
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.types import Candidates, ParseReport, Query, Ranking
+from starec_env.types import Candidates, Query, Ranking
 
 MAX_LINES = 10_000
 """Lines of an answer that are read."""
@@ -64,9 +64,8 @@ class RankingFormat:
 
     def lines(self, candidates: Candidates) -> list[str]:
         """The candidates as a prompt lists them: numbered, or labelled where the answer names labels."""
-        names = labels(len(candidates)) if not self.thinks else [str(n) for n in range(1, len(candidates) + 1)]
-        triples = zip(names, candidates, candidate_titles(candidates), strict=True)
-        return [f"{name}. {item_line(item, title)}" for name, item, title in triples]
+        n = len(candidates)
+        return listed(map(str, range(1, n + 1)) if self.thinks else labels(n), candidates)
 
     def render(
         self, candidates: Candidates, order: Sequence[int], reasons: Mapping[int, str] | None = None, thought: str = ""
@@ -79,17 +78,16 @@ class RankingFormat:
             reasons: An explanation for each position; in the paper's format alone.
             thought: Goes before the answer, in any format.
         """
-        before = f"<think>\n{thought}\n</think>\n" if thought else ""
-        names = labels(len(candidates))
+        names, why = labels(len(candidates)), reasons or {}
         if self.name == "scores":
-            return before + json.dumps({names[position]: 99 - place for place, position in enumerate(order[:100])})
-        if self.name == "labels":
-            return before + " ".join(names[position] for position in order)
-        titles = candidate_titles(candidates)
-        why = reasons or {}
-        ends = {position: f" - {why[position]}" if position in why else "" for position in order}
-        ranked = enumerate(order, 1)
-        return before + "\n".join(f"{place}. {titles[position]}{ends[position]}" for place, position in ranked)
+            answer = json.dumps({names[position]: 99 - place for place, position in enumerate(order[:100])})
+        elif self.name == "labels":
+            answer = " ".join(names[position] for position in order)
+        else:
+            titles = candidate_titles(candidates)
+            ends = {position: f" - {why[position]}" if position in why else "" for position in order}
+            answer = "\n".join(f"{place}. {titles[each]}{ends[each]}" for place, each in enumerate(order, 1))
+        return with_thought(thought, answer)
 
     def schema(self, n: int) -> dict[str, Any] | None:
         """JSON schema for the server to enforce on rankings of n candidates; None where the format is free text."""
@@ -112,11 +110,8 @@ class RankingFormat:
         entries, tied = read(lines[:MAX_LINES], candidates)
         known = [entry for entry in entries if entry is not None]
         order = tuple(dict.fromkeys(known))
-        blank = not answer.text.strip()
-        report = ParseReport(
-            cut_off=answer.cut_off,
-            empty=blank and not answer.cut_off,
-            no_answer=not entries and not blank,
+        report = answer.report(
+            bool(entries),
             too_long=answer.too_long or len(lines) > MAX_LINES,
             missing=len(candidates) - len(order) if entries else 0,
             repeated=len(known) - len(order),
@@ -212,6 +207,12 @@ def parse_ranking(text: str, candidates: Candidates, answer_format: str = "paper
 def candidate_lines(candidates: Candidates, answer_format: str) -> list[str]:
     """The candidates as a prompt lists them and `parse_ranking` knows them."""
     return ranking_format(answer_format).lines(candidates)
+
+
+def listed(names: Iterable[str], candidates: Candidates) -> list[str]:
+    """Candidates as lines of a prompt, each behind its number or label."""
+    triples = zip(names, candidates, candidate_titles(candidates), strict=True)
+    return [f"{name}. {item_line(item, title)}" for name, item, title in triples]
 
 
 def labels(n: int) -> list[str]:

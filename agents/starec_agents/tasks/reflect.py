@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from starec_agents.llm import Message
 from starec_agents.memory import Memory
-from starec_agents.tasks.answers import read_answer
+from starec_agents.tasks.answers import read_answer, with_thought
 from starec_agents.tasks.prompts import (
     AS_DATA,
     MAX_HISTORY,
@@ -72,8 +72,8 @@ class ProfileFormat:
 
     def render(self, profile: str, thought: str = "") -> str:
         """Write an answer as a model should; a thought goes before it, in any format."""
-        before = f"<think>\n{thought}\n</think>\n" if thought else ""
-        return before + (f"<description>{profile}</description>" if self.thinks else f"{_HEADED} {profile}")
+        answer = f"<description>{profile}</description>" if self.thinks else f"{_HEADED} {profile}"
+        return with_thought(thought, answer)
 
     def parse(self, text: str, cut_off: bool = False) -> Profile:
         """Read a new profile in either format, or what follows a thought where it has neither marks nor heading.
@@ -86,14 +86,7 @@ class ProfileFormat:
         """
         answer = read_answer(text, cut_off)
         profile = next(filter(None, map(_profile, _parts(answer.text, answer.thought))), None)
-        blank = not answer.text.strip()
-        report = ParseReport(
-            cut_off=answer.cut_off,
-            empty=blank and not answer.cut_off,
-            no_answer=profile is None and not blank,
-            too_long=answer.too_long,
-        )
-        return Profile(profile, report)
+        return Profile(profile, answer.report(profile is not None))
 
 
 _HEADED = "Updated User description:"

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from starec_agents.llm import Message
 from starec_agents.memory import Memory
-from starec_agents.tasks.answers import Pairs, json_values, read_answer
+from starec_agents.tasks.answers import Pairs, json_values, read_answer, with_thought
 from starec_agents.tasks.prompts import AS_DATA, MAX_HISTORY, about, conversation, nouns_of
-from starec_agents.tasks.rank import labels, ranking_format
-from starec_agents.tasks.titles import candidate_titles, item_line, visible
+from starec_agents.tasks.rank import labels, listed, ranking_format
+from starec_agents.tasks.titles import visible
 from starec_env.types import Candidates, ParseReport, Query
 
 MAX_SAID = 200
@@ -101,8 +101,7 @@ class ResponseFormat:
 
     def lines(self, slate: Candidates) -> list[str]:
         """The slate as a prompt lists it, labelled."""
-        triples = zip(labels(len(slate)), slate, candidate_titles(slate), strict=True)
-        return [f"{name}. {item_line(item, title)}" for name, item, title in triples]
+        return listed(labels(len(slate)), slate)
 
     def render(self, response: Response, n: int, thought: str = "") -> str:
         """Write an answer to a slate of n items as a model should; a thought goes before it, in any format."""
@@ -114,8 +113,7 @@ class ResponseFormat:
             "leave": response.leaves,
             "say": response.says,
         }
-        before = f"<think>\n{thought}\n</think>\n" if thought else ""
-        return before + json.dumps(answer, ensure_ascii=False)
+        return with_thought(thought, json.dumps(answer, ensure_ascii=False))
 
     def schema(self, n: int, visit: Visit) -> dict[str, Any] | None:
         """JSON schema for the server to enforce on answers to a slate of n items; None where the format is free text.
@@ -152,15 +150,8 @@ class ResponseFormat:
         """
         answer = read_answer(text, cut_off)
         found = [value for value in json_values(answer.text) if isinstance(value, Pairs) and _asked_for(value)]
-        blank = not answer.text.strip()
         if not found:
-            report = ParseReport(
-                cut_off=answer.cut_off,
-                empty=blank and not answer.cut_off,
-                no_answer=not blank,
-                too_long=answer.too_long,
-            )
-            return Response(text=answer.kept, report=report)
+            return Response(text=answer.kept, report=answer.report(False))
         response, report = _read(found[-1], n, visit)
         report = report.model_copy(update={"too_long": answer.too_long})
         kept = response if report.valid else Response()
