@@ -151,7 +151,7 @@ def test_an_old_flag_is_spelled_anew_wherever_it_is_a_flag(capsys: pytest.Captur
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
-    with FakeEndpoint(scripted(), models=("scripted",), latency=0.1) as slow:
+    with FakeEndpoint(scripted(), models=("scripted",), latency=1) as slow:
         args = simulate_args(slow, tmp_path / "run", users=12, concurrency=2)
         process = subprocess.Popen([*STAREC, *map(str, args)], stderr=subprocess.PIPE, text=True)
         steps = tmp_path / "run" / "steps.jsonl"
@@ -163,6 +163,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
         assert process.returncode == 130
         before = len(list(read_steps(tmp_path / "run")))
         assert 0 < before < 24
+        slow.latency = 0
         assert starec(*args).returncode == 1  # not without --resume
         asked = slow.requests
         assert starec(*args, "--resume").returncode == 0
