@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The odd step by which splitmix64's state goes on: 2**64 over the golden ratio."""
 
+_ROUNDS = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
+_LAST = np.uint64(31)
+
 
 def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Mix the bits of 64-bit words in place, modulo 2**64 (splitmix64's finaliser), and return them."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
+    for shift, factor in _ROUNDS:
+        words ^= words >> shift
+        words *= factor
+    words ^= words >> _LAST
     return words
 
 
