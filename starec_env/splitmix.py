@@ -17,14 +17,16 @@ def seed_word(seed: int) -> np.uint64:
         word ^= int(splitmix64(np.array([seed & _ALL], np.uint64) + GOLDEN)[0])
     return np.uint64(word)
 
+_ROUNDS = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
+_LAST = np.uint64(31)
+
 
 def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Mix the bits of 64-bit words in place, modulo 2**64 (splitmix64's finaliser), and return them."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
+    for shift, factor in _ROUNDS:
+        words ^= words >> shift
+        words *= factor
+    words ^= words >> _LAST
     return words
 
 

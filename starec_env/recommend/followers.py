@@ -101,10 +101,11 @@ class Followers:
             recent: (n, m) catalogue indices, newest first, -1 where there is none.
             candidates: (n, k) catalogue indices.
         """
-        found, after = np.empty(candidates.shape, F), candidates.astype(np.int64, copy=False)
+        step = max(1, _CELLS // max(1, recent.shape[1] * candidates.shape[1]))
+        if len(candidates) > step:
+            parts = [slice(at, at + step) for at in range(0, len(candidates), step)]
+            return np.concatenate([self.near(recent[part], candidates[part]) for part in parts])
         weights = _WEIGHTS[: recent.shape[1]] * (recent >= 0)
-        step = max(1, _CELLS // max(1, recent.shape[1] * after.shape[1]))
-        for part in (slice(at, at + step) for at in range(0, len(after), step)):
-            shares = self.shares(recent[part, :, None], after[part, None])
-            found[part] = np.matmul(weights[part, None], shares)[:, 0]
+        shares = self.shares(recent[:, :, None], candidates.astype(np.int64, copy=False)[:, None])
+        found: Floats = np.matmul(weights[:, None], shares)[:, 0]
         return np.log1p(found, out=found)

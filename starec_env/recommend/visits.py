@@ -254,13 +254,12 @@ class TwinVisits(Steps):
         self._level[rows] = F(self._known.level) * np.einsum("nr,nr->n", x, x)
 
     def _utilities(self, rows: NDArray[Any], slates: NDArray[Any]) -> Floats:
-        z = np.empty(slates.shape, F)
-        for first in range(0, len(rows), _BLOCK):
-            part = slice(first, first + _BLOCK)
-            at, some = rows[part], slates[part]
-            np.matmul(self._items.take(some, axis=0), self._x[at, :, None], out=z[part, :, None])
-            if self._near:
-                z[part] += self._near * self._twin.followers.near(self._recent[at], some)
+        if len(rows) > _BLOCK:
+            parts = [slice(first, first + _BLOCK) for first in range(0, len(rows), _BLOCK)]
+            return np.concatenate([self._utilities(rows[part], slates[part]) for part in parts])
+        z: Floats = np.matmul(self._items.take(slates, axis=0), self._x[rows, :, None])[:, :, 0]
+        if self._near:
+            z += self._near * self._twin.followers.near(self._recent[rows], slates)
         return z
 
     def _ratings(self, rows: NDArray[Any], items: Ints) -> tuple[Floats, Floats]:
