@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents._visitor import Given, Visitor, recorded, together, without_prompts
+from starec_agents._visitor import Given, Visitor, apart, recorded, together, without_prompts
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import Calibration, StarsLine, rank_score
 from starec_agents.memory import Memory
@@ -151,6 +151,15 @@ class AgentVisits:
         given = await all_of([self._answer(visitor, slate) for visitor, slate in pairs])
         return together(given, slates.shape[1])
 
+    async def afollow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """Go on as if these had been the agents' own answers, for which nobody was asked; see `Follows`."""
+        each = zip(np.atleast_1d(rows).tolist(), np.atleast_2d(slates), apart(given), strict=True)
+        await all_of([self._follow(self._at(row), slate, one) for row, slate, one in each])
+
+    def follow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """The same from synchronous code."""
+        wait_for(self.afollow(rows, slates, given))
+
     async def aend(self, rows: NDArray[np.integer[Any]]) -> None:
         """Have users reflect whose visit was cut short."""
         await all_of([self._reflect(self._at(row)) for row in np.atleast_1d(rows).tolist()])
@@ -219,6 +228,14 @@ class AgentVisits:
         if given.left and not given.problem:  # who could not be asked is asked to reflect before the next visit
             await self._reflect(visitor)
         return given
+
+    async def _follow(self, visitor: Visitor, slate: NDArray[np.integer[Any]], given: Given) -> None:
+        if visitor.page == 0:
+            await self._reflect(visitor)
+        visitor.query, visitor.agent.calls = visitor.query_of(self.responder.dataset, slate), []
+        visitor.move_on(self.responder.dataset, slate, given)
+        if given.left:
+            await self._reflect(visitor)
 
     def _failed(self, error: Exception) -> Given:
         """The answer of a user who gave none; an error that all users would meet is raised."""
@@ -294,7 +311,7 @@ class AgentVisits:
         return line.given(own, raw, float(rng.standard_normal()))
 
     def _likes(self, stars: float) -> bool:
-        return stars > self.responder.dataset.liked_above
+        return bool(np.float32(stars) > self.responder.dataset.liked_above)  # as the data's own ratings are compared
 
     # Moving on -------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from starec_env.errors import DataError
 from starec_env.metrics import Relevant
 from starec_env.pairs import PairCounts
 from starec_env.recommend import calibrate
-from starec_env.recommend.responses import Visits
+from starec_env.recommend.responses import Visits, check_stops
 from starec_env.recommend.twin import Calibration, last_liked, seen, spans
 from starec_env.recommend.visits import Steps
 
@@ -73,7 +73,7 @@ class SequenceUser:
         Raises:
             DataError: There is too little.
         """
-        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else np.asarray(stops, np.int64)
+        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else check_stops(dataset, stops)
         held = last_liked(dataset, stops)
         rng = np.random.default_rng(seed)
         able = np.flatnonzero((held < stops) & (held - dataset.indptr[:-1] >= 3))

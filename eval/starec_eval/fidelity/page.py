@@ -8,7 +8,7 @@ from pathlib import Path
 from starec_env.metrics import Estimate
 from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Card, Measure, Value
 from starec_eval.report.figures import FigureData
-from starec_eval.report.tables import TableData
+from starec_eval.report.tables import TableData, in_markdown
 
 HTML = "card.html"
 _FIRST = (MODEL, FLOOR, REAL)
@@ -73,7 +73,8 @@ def head(card: Card) -> list[str]:
 
 def to_markdown(card: Card) -> str:
     """All of it, as Markdown."""
-    lines = [f"# Fidelity of {card.user} on {card.dataset}", "", *(f"- {line}" for line in head(card)), ""]
+    title = in_markdown(f"Fidelity of {card.user} on {card.dataset}")
+    lines = [f"# {title}", "", *(f"- {in_markdown(line)}" for line in head(card)), ""]
     return "\n".join([*lines, *(table.to_markdown() for table in tables(card))])
 
 
