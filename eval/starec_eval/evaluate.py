@@ -174,7 +174,8 @@ class _Run:
 
 def file_name(method: str) -> str:
     """A method's name as the name of a file."""
-    return "".join(char if char.isalnum() or char in "-._@+ ()" else "_" for char in method)
+    name = "".join(char if char.isalnum() or char in "-._@+ ()" else "_" for char in method)
+    return name if name.strip(". ") else f"_{len(name)}"  # "", "." and ".." are other folders
 
 
 def score_ranks(scorer: Scorer, cases: Cases) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_eval.rankers.pairs import PairScorer
+from starec_eval.rankers.pair_counts import PairScorer
 from starec_eval.rankers.scorer import Scores
 
 

@@ -37,9 +37,11 @@ class TableData:
 
     def to_markdown(self) -> str:
         """As Markdown, with its notes."""
-        lines = ["| " + " | ".join(self.head) + " |", "|---" + "|---:" * (len(self.head) - 1) + "|"]
-        lines += ["| " + " | ".join(marked(cell, "**{}**", "<u>{}</u>") for cell in row) + " |" for row in self.rows]
-        return "\n".join([f"{self.title}:", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+        rows = [[marked(cell, "**{}**", "<u>{}</u>", in_markdown) for cell in row] for row in self.rows]
+        head, *lines = ("| " + " | ".join(row) + " |" for row in (list(map(in_markdown, self.head)), *rows))
+        rule = "|---" + "|---:" * (len(self.head) - 1) + "|"
+        notes = (f"- {in_markdown(note)}" for note in self.notes)
+        return "\n".join([f"{in_markdown(self.title)}:", "", head, rule, *lines, "", *notes, ""])
 
     def to_latex(self) -> str:
         """As a booktabs table, best bold and second underlined."""
@@ -47,7 +49,8 @@ class TableData:
         lines = [" & ".join(row) + r" \\" for row in (list(map(_tex, self.head)), *rows)]
         begin = rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}"
         body = [begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""]
-        return "\n".join([f"% {self.title}", *(f"% {note}" for note in self.notes), *body])
+        comments = (f"% {' '.join(text.split())}" for text in (self.title, *self.notes))
+        return "\n".join([*comments, *body])
 
     def __rich__(self) -> RenderableType:
         table = Table(title=Text(self.title))
@@ -96,6 +99,11 @@ def marked(cell: str, best: str, second: str, plain: Callable[[str], str] = str)
         if len(cell) > 4 and cell.startswith(mark) and cell.endswith(mark):
             return form.format(plain(cell[2:-2]))
     return plain(cell)
+
+
+def in_markdown(text: str) -> str:
+    """A text within a line or a table's cell of Markdown: no cell, line or tag ends or begins in it."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _tex(text: str) -> str:
