@@ -16,10 +16,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption, InvalidRanking
-from starec_env.replay.env import Observation, check_whole, list_of_ids
+from starec_env.errors import InvalidOption, InvalidRanking, check_whole
+from starec_env.replay.env import Observation, list_of_ids
 from starec_env.replay.spaces import Rankings
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id
@@ -45,7 +46,7 @@ class ScoreActions(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._n = _candidates(env)
         self.action_space = spaces.Box(-1, 1, (self._n,), np.float32)
 
@@ -77,7 +78,7 @@ class PickOne(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._n = _candidates(env)
         self.action_space = spaces.Discrete(self._n)
 
@@ -107,7 +108,7 @@ class SlateActions(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs
 
     def __init__(self, env: _Env, k: int) -> None:
         RecordConstructorArgs.__init__(self, k=k)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._n, self._k = _candidates(env), k
         check_whole("k", k, least=0)
         if not 1 <= k <= self._n:
@@ -157,7 +158,7 @@ class ItemFeatures(gymnasium.ObservationWrapper[Features, Any, Any], RecordConst
         decay: float = 1.0,
     ) -> None:
         RecordConstructorArgs.__init__(self, features=features, train_users=train_users, decay=decay)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         if not isinstance(env.observation_space, spaces.Dict) or "candidates" not in env.observation_space.keys():
             raise InvalidOption(
                 f"the environment's observations are {env.observation_space}: this wrapper needs those of "
@@ -231,6 +232,16 @@ class _Popularity:
         own = self._keys.take(np.searchsorted(self._keys, keys), mode="clip") == keys if len(self._keys) else 0
         logs = np.log1p(self._counts[items] - own)
         return np.where(items < 0, 0, (logs - self._centre) / self._scale).astype(np.float32)
+
+
+def one_at_a_time(env: Any) -> _Env:
+    """The environment; raises InvalidOption for one of many users at once, which no wrapper of ours can change."""
+    if isinstance(env, VectorEnv):
+        raise InvalidOption(
+            f"{type(env).__name__} steps many users at once, and this wrapper changes one user's environment: give "
+            'it to make_vec with wrappers=[...] and vectorization_mode="sync" or "async", which wrap each'
+        )
+    return env  # type: ignore[no-any-return]
 
 
 def item_features(dataset: Dataset) -> Features:

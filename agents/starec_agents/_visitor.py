@@ -177,3 +177,14 @@ def together(given: Sequence[Given], k: int) -> Responses:
         said=tuple(one.said for one in given),
         problems=tuple(one.problem for one in given),
     )
+
+
+def apart(given: Responses) -> list[Given]:
+    """Answers as arrays, one a user; the inverse of `together`."""
+    n = len(given.taken)
+    columns = given.taken.tolist(), given.stars.tolist(), given.liked.tolist(), given.left.tolist()
+    texts = given.said or ("",) * n, given.problems or ("",) * n
+    return [
+        Given(tuple(np.flatnonzero(seen).tolist()), taken, stars, math.nan, liked, left, said, problem)
+        for seen, taken, stars, liked, left, said, problem in zip(given.seen, *columns, *texts, strict=True)
+    ]

@@ -254,7 +254,7 @@ def play_visit(
             _, reward, left, late, info = env.step(shown[order[: env.slate_size]])
             earn(reward)
             over = left or late
-            if info["item"] is not None:
+            if info["item"] >= 0:
                 place, liked = shown.tolist().index(info["item"]), info["rewards"]["likes"] > 0
                 stars = info["rewards"]["stars"]
                 history = history.extended([info["item"]], [stars], [liked], [history.timestamps[-1] + 1])

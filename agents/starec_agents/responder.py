@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents._visitor import Given, Visitor, recorded, together, without_prompts
+from starec_agents._visitor import Given, Visitor, apart, recorded, together, without_prompts
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import Calibration, StarsLine, rank_score
 from starec_agents.memory import Memory
@@ -22,7 +22,7 @@ from starec_agents.tasks import Visit, start_memory
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecError, check_choice
 from starec_env.recommend.responses import Responses
 from starec_env.replay.stream import Seen, feedback_on, sample_negatives
-from starec_env.types import Dataset, History, Ranking, SlateFeedback
+from starec_env.types import Dataset, History, Query, Ranking, SlateFeedback
 
 _T = TypeVar("_T")
 
@@ -90,6 +90,13 @@ class AgentResponder:
             "visit_prompts": context.prompts.visit_fingerprint(context.answer_format, context.max_history),
         }
 
+    def begin(self, agent: UserAgent, query: Query) -> None:
+        """Have a new agent's memory begin with the traits of the query's user, where traits are wanted."""
+        if self.traits:
+            start = agent.memory or start_memory(query)
+            said = self.traits(self.dataset.user_index(query.user.id))
+            agent.memory = start.updated(profile=f"{start.profile} {said}".strip())
+
     def open(self, n: int, seed: int = 0) -> AgentVisits:
         """Room for n users at once."""
         if n < 1:
@@ -144,6 +151,15 @@ class AgentVisits:
         given = await all_of([self._answer(visitor, slate) for visitor, slate in pairs])
         return together(given, slates.shape[1])
 
+    async def afollow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """Go on as if these had been the agents' own answers, for which nobody was asked; see `Follows`."""
+        each = zip(np.atleast_1d(rows).tolist(), np.atleast_2d(slates), apart(given), strict=True)
+        await all_of([self._follow(self._at(row), slate, one) for row, slate, one in each])
+
+    def follow(self, rows: NDArray[np.integer[Any]], slates: NDArray[np.integer[Any]], given: Responses) -> None:
+        """The same from synchronous code."""
+        wait_for(self.afollow(rows, slates, given))
+
     async def aend(self, rows: NDArray[np.integer[Any]]) -> None:
         """Have users reflect whose visit was cut short."""
         await all_of([self._reflect(self._at(row)) for row in np.atleast_1d(rows).tolist()])
@@ -191,9 +207,7 @@ class AgentVisits:
         dataset, agent = responder.dataset, responder.agent()
         first, stop = int(dataset.starts[user]), int(responder.stops[user])
         visitor = Visitor(user, dataset.user(user).id, agent, History(dataset, user, first, stop), stop - first)
-        if responder.traits:
-            start = agent.memory or start_memory(visitor.query_of(dataset, np.array([], np.int32)))
-            agent.memory = start.updated(profile=f"{start.profile} {responder.traits(user)}".strip())
+        responder.begin(agent, visitor.query_of(dataset, np.array([], np.int32)))
         return visitor
 
     # Answering -------------------------------------------------------------------------------------------------------
@@ -214,6 +228,14 @@ class AgentVisits:
         if given.left and not given.problem:  # who could not be asked is asked to reflect before the next visit
             await self._reflect(visitor)
         return given
+
+    async def _follow(self, visitor: Visitor, slate: NDArray[np.integer[Any]], given: Given) -> None:
+        if visitor.page == 0:
+            await self._reflect(visitor)
+        visitor.query, visitor.agent.calls = visitor.query_of(self.responder.dataset, slate), []
+        visitor.move_on(self.responder.dataset, slate, given)
+        if given.left:
+            await self._reflect(visitor)
 
     def _failed(self, error: Exception) -> Given:
         """The answer of a user who gave none; an error that all users would meet is raised."""
@@ -289,7 +311,7 @@ class AgentVisits:
         return line.given(own, raw, float(rng.standard_normal()))
 
     def _likes(self, stars: float) -> bool:
-        return stars > self.responder.dataset.liked_above
+        return bool(np.float32(stars) > self.responder.dataset.liked_above)  # as the data's own ratings are compared
 
     # Moving on -------------------------------------------------------------------------------------------------------
 

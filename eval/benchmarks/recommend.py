@@ -6,7 +6,7 @@
 
 Slates are drawn at random, of 10 items; RecSim chooses 10 among its 20 documents. Steps and resets are counted, the
 making of actions is not. Times are of CPU, medians over short rounds in which all take turns, so that a busy machine
-slows all alike; the last line is of the clock, one process a core. SARDINE isn't on PyPI, so it isn't here.
+slows all alike; the last two lines are of the clock, one process a core. SARDINE isn't on PyPI, so it isn't here.
 """
 
 import argparse
@@ -126,31 +126,34 @@ def alone(options: dict[str, Any], rounds: int, folder: Path | None) -> Any:
     return env
 
 
-def together(env: Any, n: int, rounds: int) -> None:
-    """Print millions of user-steps a CPU second at n users."""
+def vector(env: Any, n: int) -> Callable[[], float]:
+    """CPU seconds a user-step of the vector environment of n users, over eight steps."""
     inner = env.unwrapped
     options = {"dataset": inner.dataset, "responder": inner.responder, "slate_size": K}
     many = gymnasium.make_vec(ENV, n, vectorization_mode="vector_entry_point", **options)
-    stepped = step_many(many, slates_for(n, inner.dataset.n_items, 8))
-    answered = responses(inner.responder, n)
+    return step_many(many, slates_for(n, inner.dataset.n_items, 8))
+
+
+def together(env: Any, n: int, rounds: int) -> None:
+    """Print millions of user-steps a CPU second at n users."""
+    stepped, answered = vector(env, n), responses(env.unwrapped.responder, n)
     times = [(stepped() * 1e6, answered() * 1e6) for _ in range(rounds)]
     mine, bare = (median(column) for column in zip(*times, strict=True))
     print(f"{n:>6} users: {1 / mine:.2f} M user-steps a CPU second, answers alone {1 / bare:.2f} M")
 
 
-def by_the_clock(responder: Any, n: int, rounds: int) -> None:
-    """Print millions of answers a second of one process a core."""
-    cores = len(os.sched_getaffinity(0))
-    step, start = responses(responder, n), perf_counter()
+def by_the_clock(what: str, round_: Callable[[], float], n: int, rounds: int) -> None:
+    """Print millions a second of one process a core, of what n users do eight times a round."""
+    cores, start = len(os.sched_getaffinity(0)), perf_counter()
     context = get_context("fork")
-    workers = [context.Process(target=lambda: [step() for _ in range(rounds)]) for _ in range(cores)]
+    workers = [context.Process(target=lambda: [round_() for _ in range(rounds)]) for _ in range(cores)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     rate = cores * rounds * 8 * n / (perf_counter() - start) / 1e6
     busy = f"{os.getloadavg()[0]:.0f}"
-    print(f"{cores} processes of {n} users: {rate:.2f} M answers a second by the clock, at a load of {busy}")
+    print(f"{cores} processes of {n} users: {rate:.2f} M {what} a second by the clock, at a load of {busy}")
 
 
 def main() -> None:
@@ -163,7 +166,8 @@ def main() -> None:
     env = alone({"dataset": options.dataset, "data_dir": options.data_dir}, options.rounds, options.recsim)
     for n in (256, 1024, 4096):
         together(env, n, options.rounds)
-    by_the_clock(env.unwrapped.responder, 4096, options.rounds)
+    by_the_clock("answers", responses(env.unwrapped.responder, 4096), 4096, options.rounds)
+    by_the_clock("user-steps", vector(env, 4096), 4096, options.rounds)
 
 
 if __name__ == "__main__":

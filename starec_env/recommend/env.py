@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Never, TypedDict
@@ -15,14 +14,14 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset, Id
-from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
-from starec_env.recommend.responses import Responder, Responses
-from starec_env.recommend.sessions import REWARDS, Sessions, observation_space
+from starec_env.errors import InvalidOption, check_choice, check_whole, unknown
+from starec_env.recommend.responses import NOTHING, Responder, Responses, check_responder
+from starec_env.recommend.sessions import REWARDS, Sessions, observation_space, rewards
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import Traits, traits_of
 from starec_env.recommend.twin import twin_of
-from starec_env.replay.env import check_whole, list_of_ids, open_dataset, reset_option
-from starec_env.replay.render import RENDER_MODES, describe_visit, picture
+from starec_env.replay.env import Rotation, list_of_ids, open_dataset, reset_option
+from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
 
 Reward = Literal["clicks", "likes", "stars", "stay"]
 Observation = dict[str, Any]
@@ -78,7 +77,7 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
     | "user_id"      | the data set's own id of the user                                                    |
     | "demographics" | what the data set says of the user, as text                                          |
     | "traits"       | activity, pickiness, conformity and diversity as ranks among the users, 0 to 1       |
-    | "item"         | after a step: catalogue index of the item taken, None for none                       |
+    | "item"         | after a step: catalogue index of the item taken, -1 for none                         |
     | "seen"         | after a step: (k,) whether the user looked at each place                             |
     | "rewards"      | after a step: all rewards by name                                                    |
     | "left"         | after a step: whether the user left                                                  |
@@ -158,13 +157,13 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         check_choice("reward", reward, [*REWARDS])
         self.dataset = open_dataset(dataset, data_dir)
         self.responder = _responder(responder, self.dataset)
-        self.users = np.arange(self.dataset.n_users) if users is None else _users(self.dataset, users)
+        self.users = np.arange(self.dataset.n_users) if users is None else users_of(self.dataset, users)
         self.allowed = _allowed(self.dataset, candidates, slate_size)
         self.slate_size, self.horizon, self.reward, self.seed = slate_size, horizon, reward, seed
         self.max_history, self.render_mode = max_history, render_mode
         self._slates = self.action_space = Slates(self.dataset.n_items, slate_size, self.allowed)
         self.observation_space = observation_space(self.dataset, max_history, slate_size, horizon)
-        self._order: NDArray[np.int64] | None = None
+        self._rotation: Rotation | None = None
         self._over = True
 
     def reset(
@@ -181,14 +180,15 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         """
         user_id = reset_option(options, "user_id")
         named = None if user_id is None else self.dataset.user_index(user_id)
-        if seed is None and self._order is None:
+        if seed is None and self._rotation is None:
             seed = self.seed
         super().reset(seed=seed)
         if seed is not None:
             self._sessions = self.sessions(1, seed)
-            self._order, self._visited = self.np_random.permutation(self.users), 0
+            self._rotation = Rotation(self.np_random, self.users)
             self._visits = np.zeros(self.dataset.n_users, np.int64)
-        self._begin(self._next_user() if named is None else named)
+        assert self._rotation
+        self._begin(int(self._rotation.take(_ROW)[0]) if named is None else named)
         return self._answer(None)
 
     @cached_property
@@ -200,15 +200,17 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         """Room for n users under a seed."""
         return Sessions(self.responder, n, seed, self.max_history, self.slate_size)
 
-    def _next_user(self) -> int:
-        assert self._order is not None
-        self._visited += 1
-        return int(self._order[(self._visited - 1) % len(self._order)])
-
     def _begin(self, user: int) -> None:
-        self._user, self._over = user, False
+        self._user, self._taken, self._over = user, list[int](), False
         self._sessions.begin(_ROW, np.array([user]), self._visits[[user]])
         self._visits[user] += 1
+        known = self.dataset.user(user)
+        traits = {name: float(ranks[user]) for name, ranks in vars(self.traits).items()}
+        self._about: dict[str, Any] = {
+            "user_id": known.id,
+            "demographics": dict(known.demographics),
+            "traits": traits,
+        }
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Show a slate; see the class for what comes back.
@@ -220,22 +222,23 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         if self._over:
             raise ResetNeeded("there is nobody to recommend to, as the user has left or none came: call reset()")
         given = self._sessions.show(_ROW, self._slates.check(action))
-        left, late = bool(given.left[0]), bool(self._sessions.step[0] >= self.horizon)
-        self._over = left or late
         observation, info = self._answer(given)
+        if info["item"] >= 0:
+            self._taken.append(info["item"])
+        left, late = info["left"], int(observation["step"]) >= self.horizon
+        self._over = left or late
         return observation, info["rewards"][self.reward], left, late and not left, info
 
     def _answer(self, given: Responses | None) -> tuple[Observation, dict[str, Any]]:
         observation = {name: column[0] for name, column in self._sessions.observe().items()}
-        user = self.dataset.user(self._user)
-        traits = {name: float(ranks[self._user]) for name, ranks in vars(self.traits).items()}
-        info: dict[str, Any] = {"user_id": user.id, "demographics": dict(user.demographics), "traits": traits}
+        about = self._about
+        info: dict[str, Any] = about | {name: about[name].copy() for name in ("demographics", "traits")}
         if given is not None:
             place = int(given.taken[0])
             info |= {
-                "item": None if place < 0 else int(observation["slate"][place]),
+                "item": NOTHING if place < 0 else int(observation["slate"][place]),
                 "seen": given.seen[0],
-                "rewards": {name: float(reward(given)[0]) for name, reward in REWARDS.items()},
+                "rewards": dict(zip(REWARDS, rewards(given)[:, 0].tolist(), strict=True)),
                 "left": bool(given.left[0]),
                 "said": given.said[0] if given.said else "",
                 "problem": given.problems[0] if given.problems else "",
@@ -246,16 +249,20 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         return observation, info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """(n_items,) whether each item may be shown and isn't met yet by the user."""
-        fresh: NDArray[np.bool_] = ~self._sessions.met.mask(_ROW)[0]
-        return fresh if self.allowed is None else fresh & self.allowed
+        """(n_items,) whether each item may be shown and isn't met yet; raises ResetNeeded before the first visit."""
+        if self._rotation is None:
+            raise ResetNeeded("nobody has met anything yet: call reset() first")
+        fresh = np.ones(self.dataset.n_items, np.bool_) if self.allowed is None else self.allowed.copy()
+        fresh[self.dataset.item_indices[self.dataset.indptr[self._user] : self.responder.stops[self._user]]] = False
+        fresh[self._taken] = False
+        return fresh
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """The last step as text a person can read, or a picture of it; printed in mode "human"."""
         if self.render_mode is None:
             gymnasium.logger.warn(f"nothing to render: make the environment with a render_mode of {RENDER_MODES}")
             return None
-        if self._order is None:
+        if self._rotation is None:
             raise ResetNeeded("there is no visit to render: call reset() first")
         text = describe_visit(self.dataset, *self._last)
         if self.render_mode == "human":
@@ -267,18 +274,11 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
 _ROW = np.zeros(1, np.int64)
 
 
-def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MODES) -> None:
-    """Raise InvalidOption for a mode that there isn't, MissingExtra for pictures without Pillow."""
-    if render_mode is not None:
-        check_choice("render_mode", render_mode, modes)
-    if render_mode == "rgb_array" and find_spec("PIL") is None:
-        raise MissingExtra('render_mode="rgb_array"', "report")
-
-
 def _responder(responder: Any, dataset: Dataset) -> Responder:
     if isinstance(responder, str):
         check_choice("responder", responder, ["twin"])
         return twin_of(dataset)
+    check_responder(responder)
     if responder.dataset.hash != dataset.hash:
         raise InvalidOption(
             f"the responder's users are those of {responder.dataset!r} (hash {responder.dataset.hash}), not of "
@@ -288,7 +288,8 @@ def _responder(responder: Any, dataset: Dataset) -> Responder:
     return found
 
 
-def _users(dataset: Dataset, users: Any) -> NDArray[np.int64]:
+def users_of(dataset: Dataset, users: Any) -> NDArray[np.int64]:
+    """0-based indices of users given by their ids."""
     return np.array([dataset.user_index(user_id) for user_id in list_of_ids(users)])
 
 

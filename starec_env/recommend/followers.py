@@ -1,14 +1,15 @@
-"""Which items soon follow which: the pairs that a low rank forgets, in one hash table of 32 bits a place.
+"""Which items soon follow which: the pairs that a low rank forgets, in one hash table of 48 bits a place.
 
     share(h, j) = sum over rows of h with j at most 10 rows later, 1 / lag each, over (count of h + 20)
 
-The greatest 64 shares of each h are kept. A place holds 16 bits of the key and the share as a float16; a look-up reads
-one place, and where two pairs want the same one the greater share has it.
+The greatest 64 shares of each h are kept, with the precision of float16. A place holds 16 bits of the key, and the
+share; a look-up reads one place, and where two pairs want the same one the greater share has it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,9 @@ F = np.float32
 
 RECENT = 3
 """How many of the last items are looked up."""
-_FADES = 0.85
-_GAIN = 100.0
+_WEIGHTS = (100.0 * 0.85 ** np.arange(RECENT)).astype(F)
 _KEPT, _WINDOW, _SHRINK, _SPARE = 64, 10, 20.0, 4
-_PLACE = np.dtype([("share", np.float16), ("tag", np.uint16)])
+_TAG = np.uint64(16)
 _CELLS = 1 << 14
 """Pairs looked up together, which stay in the processor's cache."""
 
@@ -35,11 +35,13 @@ class Followers:
     """Shares of pairs of items, by one probe.
 
     Attributes:
-        table: (2**bits,) of "share", 0 where there is none, and "tag", 16 bits of the key.
+        kept: (2**bits,) shares, 0 where there is none.
+        tags: (2**bits,) 16 bits of each pair's key.
         n_items: Items in the catalogue.
     """
 
-    table: NDArray[Any]
+    kept: Floats
+    tags: NDArray[np.uint16]
     n_items: int
 
     @classmethod
@@ -67,26 +69,29 @@ class Followers:
 
     @classmethod
     def _packed(cls, before: Ints, after: Ints, share: Floats, n_items: int) -> Followers:
-        table = np.zeros(1 << max(4, int(np.ceil(np.log2(max(1, len(share)) * _SPARE)))), _PLACE)
-        made = cls(table, n_items)
+        size = 1 << max(4, int(np.ceil(np.log2(max(1, len(share)) * _SPARE))))
+        made = cls(np.zeros(size, F), np.zeros(size, np.uint16), n_items)
         order = np.argsort(share, kind="stable")  # of equal places the last one written stays: the greatest
         places, tags = made._hashed(before[order], after[order])
-        table["share"][places], table["tag"][places] = share[order], tags
+        made.kept[places], made.tags[places] = share[order].astype(np.float16), tags
         return made
 
+    @cached_property
+    def _factors(self) -> tuple[np.uint64, np.uint64]:
+        """What the earlier item is multiplied by, and by how much a key is shifted for its place."""
+        return np.uint64(self.n_items * int(GOLDEN) % 2**64), np.uint64(65 - len(self.kept).bit_length())
+
     def _hashed(self, before: NDArray[Any], after: NDArray[Any]) -> tuple[Ints, NDArray[np.uint16]]:
-        key = (before * self.n_items + after).view(np.uint64)
-        key *= GOLDEN
-        places = (key >> np.uint64(65 - len(self.table).bit_length())).view(np.int64)
-        key >>= np.uint64(16)
-        return places, key.astype(np.uint16)
+        # (before n + after) golden, modulo 2**64; the products are of items, of which there are fewer than pairs
+        factor, shift = self._factors
+        key = before.view(np.uint64) * factor + after.view(np.uint64) * GOLDEN
+        return (key >> shift).view(np.int64), (key >> _TAG).astype(np.uint16)
 
     def shares(self, before: Ints, after: Ints) -> Floats:
         """(...) shares of pairs, broadcast together; 0 for a pair that isn't kept."""
         places, tags = self._hashed(before, after)
-        words = self.table.take(places)
-        found: Floats = words["share"].astype(F)
-        found *= words["tag"] == tags
+        found: Floats = self.kept.take(places)
+        found *= self.tags.take(places) == tags
         return found
 
     def near(self, recent: Ints, candidates: NDArray[np.integer[Any]]) -> Floats:
@@ -97,10 +102,9 @@ class Followers:
             candidates: (n, k) catalogue indices.
         """
         found, after = np.empty(candidates.shape, F), candidates.astype(np.int64, copy=False)
-        weights = np.where(recent < 0, F(0), (_GAIN * _FADES ** np.arange(recent.shape[1])).astype(F))
-        before = np.maximum(recent, 0)
+        weights = _WEIGHTS[: recent.shape[1]] * (recent >= 0)
         step = max(1, _CELLS // max(1, recent.shape[1] * after.shape[1]))
         for part in (slice(at, at + step) for at in range(0, len(after), step)):
-            shares = self.shares(before[part, :, None], after[part, None])
+            shares = self.shares(recent[part, :, None], after[part, None])
             found[part] = np.matmul(weights[part, None], shares)[:, 0]
         return np.log1p(found, out=found)

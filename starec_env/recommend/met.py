@@ -21,7 +21,7 @@ class Met:
     """
 
     def __init__(self, n: int, n_items: int) -> None:
-        self._packed, self._n_items = n * n_items > _MOST_BYTES, n_items
+        self._packed = n * n_items > _MOST_BYTES
         self._width = -(-n_items // 8) if self._packed else n_items
         self._table = np.zeros(n * self._width, np.uint8)
 
@@ -44,13 +44,5 @@ class Met:
             found = self._table.take(first + (items >> 3)) >> (items & 7).astype(np.uint8) & np.uint8(1)
         else:
             found = self._table.take(first + items)
-        met: NDArray[np.bool_] = found.view(np.bool_)
-        return met
-
-    def mask(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """(m, n_items) whether each item was met at (m,) rows."""
-        found = self._table.reshape(-1, self._width)[rows]
-        if self._packed:
-            found = np.unpackbits(found, axis=1, count=self._n_items, bitorder="little")
         met: NDArray[np.bool_] = found.view(np.bool_)
         return met

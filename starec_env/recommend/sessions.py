@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,24 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
-from starec_env.recommend.met import Met
 from starec_env.recommend.responses import Responder, Responses
-from starec_env.recommend.twin import spans
 
 Ints = NDArray[np.int64]
 F = np.float32
 
-REWARDS: dict[str, Callable[[Responses], NDArray[np.float64]]] = {
-    "clicks": lambda given: (given.taken >= 0).astype(np.float64),
-    "likes": lambda given: given.liked.astype(np.float64),
-    "stars": lambda given: np.where(np.isnan(given.stars), 0, given.stars).astype(np.float64),
-    "stay": lambda given: (~given.left).astype(np.float64),
-}
-"""What a step is rewarded for, by name; all of them are in an environment's info."""
+REWARDS = ("clicks", "likes", "stars", "stay")
+"""What a step is rewarded for; all of them are in an environment's info."""
+
+_BEFORE = np.int32(2**30)
+"""The step of what was taken before the visit."""
+
+
+def rewards(given: Responses) -> NDArray[np.float64]:
+    """(rewards, n) what n answers are worth, in the order of `REWARDS`."""
+    found = np.empty((len(REWARDS), len(given.taken)))
+    found[0], found[1], found[2], found[3] = given.taken >= 0, given.liked, given.stars, ~given.left
+    found[2, np.isnan(given.stars)] = 0
+    return found
 
 
 class Sessions:
@@ -40,8 +43,7 @@ class Sessions:
     def __init__(self, responder: Responder, n: int, seed: int, width: int, k: int) -> None:
         self.dataset, self.stops = responder.dataset, responder.stops
         self.visits = responder.open(n, seed)
-        self.users, self.step = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self.met = Met(n, self.dataset.n_items)
+        self.users, self.step = np.zeros(n, np.int64), np.zeros(n, np.int32)
         self._length = np.zeros(n, np.int64)
         self._events = np.full((n, 4, width), -1, np.int32)
         self._history, self._places, self._when, self._ratings = _columns(self._events)
@@ -61,29 +63,30 @@ class Sessions:
         shown = np.where(inside, shown, 0)
         self._history[rows] = np.where(inside, self.dataset.item_indices[shown], -1)
         self._ratings[rows] = np.where(inside, self.dataset.ratings[shown], 0)
-        self._places[rows], self._when[rows], self._length[rows] = -1, -1, inside.sum(axis=1)
-        self.met.clear(rows)
-        owners, known = spans(self.dataset.indptr[users], stop)
-        self.met.add(rows[owners], self.dataset.item_indices[known].astype(np.int64))
+        self._places[rows], self._when[rows], self._length[rows] = -1, _BEFORE, inside.sum(axis=1)
 
     def show(self, rows: Ints, slates: Ints) -> Responses:
-        """Show (m, k) slates at (m,) rows."""
-        given = self.visits.respond(rows, slates)
+        """Show (m, k) slates at (m,) rows; of none nobody is asked."""
+        given = self.visits.respond(rows, slates) if len(rows) else nothing(slates.shape[1])
         self._slate[rows], self._taken[rows] = slates, given.taken
-        who = np.flatnonzero(given.taken >= 0)
-        self._note(rows[who], slates[who, given.taken[who]], given.stars[who], given.taken[who])
+        who = (given.taken >= 0).nonzero()[0]
+        if len(who):
+            at, places = rows[who], given.taken[who]
+            self._note(at, slates[who, places], given.stars[who], places)
         self.step[rows] += 1
         return given
 
     def _note(self, rows: Ints, items: Ints, stars: NDArray[np.float32], places: Ints) -> None:
         full = rows[self._length[rows] == self._history.shape[1]]
-        self._events[full, :, :-1] = self._events[full, :, 1:]
-        self._length[full] -= 1
-        at = rows, self._length[rows]
-        self._history[at], self._ratings[at] = items, np.where(np.isnan(stars), 0, stars)
-        self._places[at], self._when[at] = places, self.step[rows]
+        if len(full):
+            self._events[full, :, :-1] = self._events[full, :, 1:]
+            self._length[full] -= 1
+        event = np.empty((len(rows), 4, 1), np.int32)
+        item, place, when, rating = _columns(event)
+        item[:, 0], place[:, 0], when[:, 0], rating[:, 0] = items, places, self.step[rows], stars
+        rating[np.isnan(stars)] = 0
+        self._events[rows, :, self._length[rows]] = event[:, :, 0]
         self._length[rows] += 1
-        self.met.add(rows, items)
 
     def observe(self) -> dict[str, NDArray[Any]]:
         """What a recommender could know, one row a user; see `RecommendEnv`. No arrays are shared with later ones."""
@@ -93,11 +96,17 @@ class Sessions:
             "history": history,
             "ratings": ratings,
             "places": places,
-            "ages": np.where(when >= 0, self.step.astype(np.int32)[:, None] - when, np.int32(-1)),
+            "ages": np.maximum(self.step[:, None] - when, np.int32(-1)),
             "slate": self._slate.copy(),
             "taken": self._taken.copy(),
-            "step": self.step.copy(),
+            "step": self.step.astype(np.int64),
         }
+
+
+def nothing(k: int) -> Responses:
+    """The answers of nobody to slates of k items."""
+    flags = np.zeros(0, np.bool_)
+    return Responses(flags.reshape(0, k), np.zeros(0, np.int64), np.zeros(0, F), flags, flags)
 
 
 def _columns(events: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Space
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from starec_env.errors import InvalidSlate
@@ -50,6 +50,8 @@ class Slates(Space[Items]):
         if probability is not None:
             raise ValueError("Slates.sample can't take probabilities: pass a mask, or sample by your own policy")
         known = np.ones(self.n_items, np.bool_) if self.allowed is None else self.allowed
+        if mask is not None and np.shape(mask) != (self.n_items,):
+            raise ValueError(f"the mask has shape {np.shape(mask)}: wanted ({self.n_items},), a number for each item")
         items = np.flatnonzero(known if mask is None else known & np.asarray(mask, np.bool_))
         if len(items) < self.k:
             raise ValueError(f"{len(items)} items are left for a slate of {self.k}")
@@ -80,34 +82,41 @@ class Slates(Space[Items]):
             raise self._invalid(x, "its rows aren't equally long") from None
         if slates.dtype.kind not in "iu":
             raise self._invalid(x, f"it is of type {slates.dtype}")
+        if not isinstance(x, np.ndarray) and any(
+            isinstance(each, bool | np.bool_) for each in np.asarray(x, object).ravel()
+        ):
+            raise self._invalid(x, "a truth value is no index")  # NumPy would take True for item 1
         if self.rows is None and slates.shape in ((self.k,), ()) or self.k == 1 and slates.shape == (self.rows,):
             slates = slates.reshape(-1, 1) if self.k == 1 else slates[None]
         if slates.shape != (self.rows or 1, self.k):
             raise self._invalid(x, f"it has shape {slates.shape}")
         slates = slates.astype(np.int64, copy=False)
         looked = slates if skip is None or not skip.any() else slates[~skip]
-        if looked.size and not self._good(looked):
-            row = next(row for row in range(len(looked)) if not self._good(looked[row : row + 1]))
-            at = row if skip is None else int(np.flatnonzero(~skip)[row])
-            raise self._invalid(x if self.rows is None else looked[row].tolist(), self._why(looked[row]), at)
+        if len(looked) == 1 or not self._all_good(looked):
+            for row, slate in enumerate(looked.tolist()):
+                if why := self._fault(slate):
+                    at = row if skip is None else int(np.flatnonzero(~skip)[row])
+                    raise self._invalid(x if self.rows is None else slate, why, at)
         return slates
 
-    def _good(self, slates: Items) -> bool:
-        inside = slates.min() >= 0 and slates.max() < self.n_items
-        if not inside or self.allowed is not None and not self.allowed[slates].all():
+    def _all_good(self, slates: Items) -> bool:
+        """Whether none of many slates has a fault."""
+        if not slates.size:
+            return True
+        if slates.min() < 0 or slates.max() >= self.n_items:
             return False
         ordered = np.sort(slates, axis=1)
-        return bool((ordered[:, 1:] != ordered[:, :-1]).all())
+        return bool((ordered[:, 1:] != ordered[:, :-1]).all() and (self.allowed is None or self.allowed[slates].all()))
 
-    def _why(self, slate: Items) -> str:
-        for place, item in enumerate(slate.tolist()):
-            if not 0 <= item < self.n_items:
-                return f"there is no item {item}"
-            if self.allowed is not None and not self.allowed[item]:
-                return f"item {item} isn't among the candidates allowed"
-            if item in slate[:place]:
-                return f"item {item} is in it more than once"
-        raise AssertionError("no item is at fault")
+    def _fault(self, slate: list[int]) -> str:
+        """What is wrong with one slate, "" for nothing."""
+        if min(slate) < 0 or max(slate) >= self.n_items:
+            return f"there is no item {next(item for item in slate if not 0 <= item < self.n_items)}"
+        if self.allowed is not None and not self.allowed[slate].all():
+            return f"item {next(item for item in slate if not self.allowed[item])} isn't among the candidates allowed"
+        if len(set(slate)) < len(slate):
+            return f"item {next(item for item in slate if slate.count(item) > 1)} is in it more than once"
+        return ""
 
     def _invalid(self, x: Any, why: str, row: int = 0) -> InvalidSlate:
         shown = " ".join(repr(x).split())
@@ -145,3 +154,8 @@ class Slates(Space[Items]):
 @batch_space.register(Slates)
 def _batch(space: Slates, n: int = 1) -> Slates:
     return Slates(space.n_items, space.k, space.allowed, deepcopy(space.np_random), rows=n)
+
+
+@iterate.register(Slates)
+def _iterate(space: Slates, items: Any) -> Iterator[Any]:  # type: ignore[misc]
+    return iter(items)

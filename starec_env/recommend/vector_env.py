@@ -13,13 +13,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
-from starec_env.errors import InvalidOption
-from starec_env.recommend.env import RecommendEnv, RecommendOptions, check_render_mode
+from starec_env.errors import check_whole
+from starec_env.recommend.env import RecommendEnv, RecommendOptions, users_of
 from starec_env.recommend.responses import NOTHING, Responses
-from starec_env.recommend.sessions import REWARDS, Sessions
+from starec_env.recommend.sessions import REWARDS, Sessions, rewards
 from starec_env.recommend.slates import Slates
-from starec_env.replay.env import check_whole, list_of_ids, reset_option
-from starec_env.replay.render import RENDER_MODES, describe_visit, picture
+from starec_env.replay.env import Rotation, one_for_each, reset_option
+from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -76,7 +76,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         self.single_action_space = self._single.action_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._each = np.arange(num_envs)
-        self._order: Ints | None = None
+        self._rotation: Rotation | None = None
 
     @cached_property
     def observation_space(self) -> Space[Any]:  # type: ignore[override]
@@ -96,15 +96,16 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             UnknownName: There is no such option or user.
             InvalidOption: The users named aren't `num_envs`.
         """
-        named = self._named(reset_option(options, "user_ids"))
-        if seed is None and self._order is None:
+        user_ids = reset_option(options, "user_ids")
+        users = None if user_ids is None else one_for_each(users_of(self.dataset, user_ids), self.num_envs)
+        if seed is None and self._rotation is None:
             seed = self._single.seed
         super().reset(seed=seed)
         if seed is not None:
             self._sessions: Sessions = self._single.sessions(self.num_envs, seed)
-            self._order, self._next = self.np_random.permutation(self._single.users), self._each.copy()
+            self._rotation = Rotation(self.np_random, self._single.users, self.num_envs)
             self._visits = np.zeros(self.dataset.n_users, np.int64)
-        self._begin(self._each, self._next_users(self._each) if named is None else named)
+        self._begin(self._each, users)
         self._over = np.zeros(self.num_envs, np.bool_)
         return self._answer(None, self._over)
 
@@ -115,7 +116,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             InvalidSlate: An action isn't a slate (the message says whose); the step can be taken again.
             gymnasium.error.ResetNeeded: `reset` was never called.
         """
-        if self._order is None:
+        if self._rotation is None:
             raise ResetNeeded("there is nobody to recommend to: call reset() first")
         over = self._over
         assert isinstance(self.action_space, Slates)
@@ -123,7 +124,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         rows = np.flatnonzero(~over) if over.any() else self._each
         given = self._sessions.show(rows, slates[rows])
         again = np.flatnonzero(over)
-        self._begin(again, self._next_users(again))
+        self._begin(again)
         given = given if len(rows) == self.num_envs else _spread(given, rows, self.num_envs)
         late = (self._sessions.step >= self._single.horizon) & ~over & ~given.left
         self._over = given.left | late
@@ -134,7 +135,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         """Every environment's last step, as text or as a picture."""
         if self.render_mode is None:
             return None
-        if self._order is None:
+        if self._rotation is None:
             raise ResetNeeded("there is no visit to render: call reset() first")
         observation, info = self._last
         texts = []
@@ -147,23 +148,9 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             texts.append(describe_visit(self.dataset, mine, known))
         return tuple(texts if self.render_mode == "ansi" else [picture(t, self._single.slate_size) for t in texts])
 
-    def _named(self, user_ids: Any) -> Ints | None:
-        if user_ids is None:
-            return None
-        users = np.array([self.dataset.user_index(user_id) for user_id in list_of_ids(user_ids)])
-        if len(users) != self.num_envs:
-            raise InvalidOption(
-                f"user_ids names {len(users)} users for {self.num_envs} environments: name one for each"
-            )
-        return users
-
-    def _next_users(self, envs: Ints) -> Ints:
-        assert self._order is not None
-        users = self._order[self._next[envs] % len(self._order)]
-        self._next[envs] += self.num_envs
-        return users
-
-    def _begin(self, envs: Ints, users: Ints) -> None:
+    def _begin(self, envs: Ints, users: Ints | None = None) -> None:
+        assert self._rotation
+        users = self._rotation.take(envs) if users is None else users
         visits = self._visits[users]
         order = np.argsort(users, kind="stable")  # a user may come to several environments at once
         ordered = users[order]
@@ -180,7 +167,7 @@ class RecommendVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             places = np.maximum(given.taken, 0)
             items = np.where(given.taken >= 0, observation["slate"][self._each, places], NOTHING)
             found: dict[str, Any] = {"item": items, "seen": given.seen, "left": given.left}
-            found |= {name: np.where(stepped, reward(given), 0.0) for name, reward in REWARDS.items()}
+            found |= dict(zip(REWARDS, np.where(stepped, rewards(given), 0.0), strict=True))
             found |= {name: np.array(texts, object) for name, texts in _texts(given) if texts}
             info |= found | {f"_{name}": stepped.copy() for name in found}
         self._last = observation, info

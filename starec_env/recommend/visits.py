@@ -20,7 +20,7 @@ from starec_env.dataset import Dataset
 from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Calibration, Twin, spans
-from starec_env.splitmix import GOLDEN, splitmix64
+from starec_env.splitmix import GOLDEN, STEP, seed_word, splitmix64, visit_words
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -29,10 +29,12 @@ F = np.float32
 
 _SALTS = (np.arange(1, 6, dtype=np.uint64) * GOLDEN)[:, None]
 """One for each number of a step: looking, taking, two for the stars, leaving."""
-_NEXT = GOLDEN << np.uint64(3)
-"""From a step's key to the next's."""
+_AHEAD = 32
+"""Steps of a single user whose numbers are drawn together."""
 _NEVER = F(-1e4)
 """Utility of an item that can't be taken; its odds are 0 exactly."""
+_MOST = F(80)
+"""No exponent is greater, so that no exponential overflows."""
 _BLOCK = 512
 """Users whose slates' vectors are gathered together, so that they stay in the processor's cache."""
 
@@ -50,8 +52,11 @@ class Steps:
 
     def __init__(self, dataset: Dataset, stops: Ints, calibration: Calibration, n: int, seed: int) -> None:
         self._dataset, self._stops, self._known = dataset, stops, calibration
-        self._seed = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
-        self._sizes = F(calibration.outside) + F(calibration.size) * np.log(np.arange(1, dataset.n_items + 1, dtype=F))
+        self._seed, self._drawn_from = seed_word(seed), -1
+        sizes = F(calibration.outside) + F(calibration.size) * np.log(np.arange(1, dataset.n_items + 1, dtype=F))
+        self._sizes = np.append(F(0), sizes)
+        """(n_items + 1,) what speaks against taking any of so many items."""
+        self._slope, self._mood_leaves = F(calibration.slope), F(-calibration.mood_leaves)
         self._users, self._step = np.full(n, -1), np.zeros(n, np.int64)
         self._key = np.zeros(n, np.uint64)
         self._level, self._mood = np.zeros(n, F), np.zeros(n, F)
@@ -60,9 +65,7 @@ class Steps:
     def begin(self, rows: NDArray[Any], users: NDArray[Any], visits: NDArray[Any], anew: bool = False) -> None:
         """See `Visits`."""
         rows, users, visits = (np.asarray(each, np.int64) for each in (rows, users, visits))
-        key = splitmix64(users.astype(np.uint64) * GOLDEN + self._seed)
-        key += visits.astype(np.uint64) * GOLDEN
-        self._key[rows], self._step[rows] = splitmix64(key), 0
+        self._key[rows], self._step[rows], self._drawn_from = visit_words(self._seed, users, visits), 0, -1
         other = (self._users[rows] != users) | anew
         if other.any():
             self._restart(rows[other], users[other])
@@ -76,62 +79,91 @@ class Steps:
 
     def respond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
         """See `Visits`."""
-        key = self._key[rows]
-        self._key[rows] = key + _NEXT
-        look, take, radius, angle, leave = _uniform(key)
-        looked = self._looked(look, slates.shape[1])
+        looked, take, normal, leave = self._numbers(rows)
+        looked = np.minimum(looked, slates.shape[1])
         seen = np.arange(slates.shape[1]) < looked[:, None]
-        taken = self._take(take, rows, slates, looked, seen)
-        stars = np.full(len(rows), np.nan, F)
-        who = np.flatnonzero(taken >= 0)
+        taken, stars = np.full(len(rows), NOTHING), np.full(len(rows), np.nan, F)
+        who, places = self._take(take, rows, slates, looked, seen)
         if len(who):
-            at, items = rows[who], slates[who, taken[who]]
-            stars[who] = self._rate(_normal(radius[who], angle[who]), at, items)
-            self._move(at, items)
-            self._met.add(at, items)
+            at, items = rows[who], slates[who, places]
+            taken[who], (stars[who], surprise) = places, self._rate(normal[who], at, items)
+            self._take_in(at, items, surprise)
         left = self._leave(leave, rows)
         self._step[rows] += 1
         return Responses(seen, taken, stars, stars > self._known.liked_above, left)
+
+    def follow(self, rows: NDArray[Any], slates: NDArray[Any], given: Responses) -> None:
+        """See `Follows`."""
+        who = np.flatnonzero(given.taken >= 0)
+        at, items = rows[who], slates[who, given.taken[who]]
+        self._take_in(at, items, np.nan_to_num(given.stars[who] - self._ratings(at, items)[0]))
+        self._step[rows] += 1
+
+    async def afollow(self, rows: NDArray[Any], slates: NDArray[Any], given: Responses) -> None:
+        """See `Follows`."""
+        self.follow(rows, slates, given)
+
+    def _take_in(self, rows: NDArray[Any], items: Ints, surprise: Floats) -> None:
+        """Let moods and states follow what was taken, and the stars that it got above their mean."""
+        decay = self._known.mood_decay
+        self._mood[rows] = F(decay) * self._mood[rows] + F(1 - decay) * surprise
+        self._move(rows, items)
+        self._met.add(rows, items)
 
     async def arespond(self, rows: NDArray[Any], slates: NDArray[Any]) -> Responses:
         """See `Visits`; a statistical model answers at once."""
         return self.respond(rows, slates)
 
-    def _looked(self, drawn: Floats, k: int) -> Ints:
-        """(n,) how many places of a slate of k each user looks at, at least one."""
-        look = self._known.look
-        if look >= 1:
-            return np.full(len(drawn), k)
-        return 1 + np.minimum(np.log(drawn) / F(np.log(look)), k - 1).astype(np.int64)
+    def _numbers(self, rows: NDArray[Any]) -> tuple[Ints, Floats, Floats, Floats]:
+        """(n,) of a step: places looked at, and the numbers to take, to rate (a normal one) and to leave by."""
+        step = self._step[rows]
+        if len(self._key) > 1:
+            return self._drawn(self._key[rows] + step.astype(np.uint64) * STEP)
+        # Of one user many steps at once: what a number costs is then no more than where there are many users.
+        first, at = divmod(int(step[0]), _AHEAD)
+        if first != self._drawn_from:
+            steps = np.arange(first * _AHEAD, (first + 1) * _AHEAD, dtype=np.uint64)
+            self._drawn_from, self._ahead = first, self._drawn(self._key + steps * STEP)
+        looked, take, normal, leave = self._ahead
+        return looked[at : at + 1], take[at : at + 1], normal[at : at + 1], leave[at : at + 1]
+
+    def _drawn(self, key: Words) -> tuple[Ints, Floats, Floats, Floats]:
+        look, take, radius, angle, leave = _uniform(key)
+        if self._known.look < 1:
+            looked = 1 + (np.log(look) / F(np.log(self._known.look))).astype(np.int64)
+        else:
+            looked = np.full(len(key), self._dataset.n_items)
+        return looked, take, _normal(radius, angle), leave
 
     def _take(
         self, drawn: Floats, rows: NDArray[Any], slates: NDArray[Any], looked: Ints, seen: NDArray[np.bool_]
-    ) -> Ints:
-        """(n,) places of what is taken, NOTHING where nothing is."""
+    ) -> tuple[Ints, Ints]:
+        """Who of the n takes something, and from which place."""
         z = self._utilities(rows, slates)
-        z[self._met.has(rows, slates) | ~seen] = _NEVER
+        np.copyto(z, _NEVER, where=self._met.has(rows, slates) | ~seen)
         top = z.max(axis=1)
         odds = np.exp(z - top[:, None], out=z).cumsum(axis=1)
         inclusive = np.log(odds[:, -1]) + top
-        against = self._sizes[looked - 1] + self._level[rows]
-        against -= F(self._known.slope) * inclusive
+        against = self._sizes[looked] + self._level[rows]
+        against -= self._slope * inclusive
         # One number says whether, and if so which: u < p, and then u / p is uniform again.
-        which = drawn * (1 + np.exp(np.minimum(against, F(80))))
-        place = (odds <= (which * odds[:, -1])[:, None]).sum(axis=1)
-        return np.where((which < 1) & (top > _NEVER), np.minimum(place, looked - 1), NOTHING)
+        which = drawn * (1 + np.exp(np.minimum(against, _MOST)))
+        who = ((which < 1) & (top > _NEVER)).nonzero()[0]
+        if not len(who):
+            return who, who
+        odds = odds[who]
+        places = (odds <= (which[who] * odds[:, -1])[:, None]).sum(axis=1)
+        return who, np.minimum(places, looked[who] - 1)
 
-    def _rate(self, normal: Floats, rows: NDArray[Any], items: Ints) -> Floats:
-        """(n,) stars for items taken; the moods move."""
-        known, mood = self._known, self._mood[rows]
+    def _rate(self, normal: Floats, rows: NDArray[Any], items: Ints) -> tuple[Floats, Floats]:
+        """(n,) stars for items taken, and how many more they are than their means, mood apart."""
         mean, deviation = self._ratings(rows, items)
-        given = known.on_scale(mean + F(known.mood_stars) * mood + deviation * normal)
-        self._mood[rows] = F(known.mood_decay) * mood + F(1 - known.mood_decay) * (given - mean)
-        return given
+        given = self._known.on_scale(mean + F(self._known.mood_stars) * self._mood[rows] + deviation * normal)
+        return given, given - mean
 
     def _leave(self, drawn: Floats, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        known = self._known
-        chance = known.leave[np.minimum(self._step[rows], len(known.leave) - 1)]
-        odds = chance * np.exp(F(-known.mood_leaves) * self._mood[rows])
+        chance = self._known.leave.take(self._step[rows], mode="clip")
+        odds = chance * np.exp(self._mood_leaves * self._mood[rows])
         left: NDArray[np.bool_] = drawn * (1 - chance + odds) < odds
         return left
 
@@ -162,6 +194,7 @@ class TwinVisits(Steps):
     def __init__(self, twin: Twin, n: int, seed: int) -> None:
         super().__init__(twin.dataset, twin.stops, twin.calibration, n, seed)
         self._twin, choice, start = twin, twin.choice, twin.start
+        self._near = F(self._known.near)
         self._rank = choice.items.shape[1]
         # One gather and one product with [x, 1] give a utility; rows are padded to whole vectors of the processor.
         columns = np.concatenate([choice.items, choice.bias[:, None]], axis=1) * F(self._known.temperature)
@@ -185,13 +218,13 @@ class TwinVisits(Steps):
         self._level[rows] = F(self._known.level) * np.einsum("nr,nr->n", x, x)
 
     def _utilities(self, rows: NDArray[Any], slates: NDArray[Any]) -> Floats:
-        z, near = np.empty(slates.shape, F), F(self._known.near)
+        z = np.empty(slates.shape, F)
         for first in range(0, len(rows), _BLOCK):
             part = slice(first, first + _BLOCK)
-            some = slates[part]
-            z[part] = np.matmul(self._items.take(some, axis=0), self._x[rows[part], :, None])[:, :, 0]
-            if near:
-                z[part] += near * self._twin.followers.near(self._recent[rows[part]], some)
+            at, some = rows[part], slates[part]
+            np.matmul(self._items.take(some, axis=0), self._x[at, :, None], out=z[part, :, None])
+            if self._near:
+                z[part] += self._near * self._twin.followers.near(self._recent[at], some)
         return z
 
     def _ratings(self, rows: NDArray[Any], items: Ints) -> tuple[Floats, Floats]:

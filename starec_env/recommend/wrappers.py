@@ -3,7 +3,8 @@
     env = gymnasium.make("starec/Recommend-v0", slate_size=1)
     env = MissingFeedback(PickItem(env), chance=0.5)  # Discrete actions; half of the ratings are never given
 
-What a wrapper changes is what the recommender sees and is rewarded for; `info["rewards"]` keeps the truth.
+What a wrapper changes is what the recommender sees and is rewarded for; `info["rewards"]` keeps the truth. Many wrapped
+environments are made by `make_vec(..., vectorization_mode="sync", wrappers=[...])`; the native vector form is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption, InvalidSlate
+from starec_env.errors import InvalidOption, InvalidSlate, check_whole
 from starec_env.recommend.env import Observation, RecommendEnv
-from starec_env.replay.env import check_whole
+from starec_env.wrappers import one_at_a_time
 
 _Env = gymnasium.Env[Any, Any]
 _FEEDBACK = ("history", "ratings", "places", "ages", "slate", "taken")
@@ -45,7 +46,7 @@ class TopK(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         self._n, self._k = _inner(env).dataset.n_items, _inner(env).slate_size
         self.action_space = spaces.Box(-1, 1, (self._n,), np.float32)
 
@@ -70,14 +71,14 @@ class PickItem(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
     def __init__(self, env: _Env) -> None:
         RecordConstructorArgs.__init__(self)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         if _inner(env).slate_size != 1:
             raise InvalidOption(f"slate_size is {_inner(env).slate_size}: one item is picked where it is 1")
         self.action_space = spaces.Discrete(_inner(env).dataset.n_items)
 
-    def action(self, action: Any) -> list[int]:
-        """The slate of that item."""
-        return [int(action)]
+    def action(self, action: Any) -> Any:
+        """The action as it is, which is a slate of one item; the environment refuses what is no index."""
+        return action
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(n_items,) whether each may be picked."""
@@ -97,7 +98,7 @@ class DelayedFeedback(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
     def __init__(self, env: _Env, steps: int) -> None:
         check_whole("steps", steps, 0)
         RecordConstructorArgs.__init__(self, steps=steps)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
         _inner(env)
         self._late = steps
 
@@ -121,11 +122,12 @@ class DelayedFeedback(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
 
 
 class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Changes the ratings that the recommender gets; `info["reported"]` has the last one, None where there is none."""
+    """Changes the ratings that the recommender gets; `info["reported"]` is the last one, NaN where there is none."""
 
     def __init__(self, env: _Env, seed: int, **options: Any) -> None:
         RecordConstructorArgs.__init__(self, seed=seed, **options)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
+        _refuse_inside(env, DelayedFeedback, "what is rewarded late would be rewarded at once", type(self).__name__)
         self._data, self._reward = _inner(env).dataset, _inner(env).reward
         self._rng, self._said = np.random.default_rng(seed), dict[int, float]()
         self._levels = np.unique(self._data.ratings)
@@ -140,13 +142,13 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Show a slate."""
         observation, reward, left, late, info = super().step(action)
-        info["reported"] = None
-        if (item := info["item"]) is not None:
-            found = self._report(info["rewards"]["stars"])
-            self._said[item] = 0.0 if found is None else found
-            info["reported"] = found
-            rated = self._said[item]
-            reward = {"stars": rated, "likes": float(rated > self._data.liked_above)}.get(self._reward, float(reward))
+        info["reported"] = np.nan
+        if (item := info["item"]) >= 0:
+            given = info["rewards"]["stars"]
+            rated = given != 0 or 0 in self._levels  # who gave no stars is shown by a 0, and reports none either
+            found = info["reported"] = self._report(given) if rated else np.nan
+            stars = self._said[item] = 0.0 if np.isnan(found) else found
+            reward = {"stars": stars, "likes": float(stars > self._data.liked_above)}.get(self._reward, float(reward))
         if self._said:
             ratings = observation["ratings"].copy()
             taken_here = observation["places"] >= 0
@@ -155,7 +157,7 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             observation = {**observation, "ratings": ratings}
         return observation, float(reward), left, late, info
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         raise NotImplementedError
 
 
@@ -172,7 +174,7 @@ class NoisyFeedback(_Ratings):
         super().__init__(env, seed, chance=_share("chance", chance))
         self._chance = chance
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         return float(self._rng.choice(self._levels)) if self._rng.random() < self._chance else stars
 
 
@@ -189,8 +191,8 @@ class MissingFeedback(_Ratings):
         super().__init__(env, seed, chance=_share("chance", chance))
         self._chance = chance
 
-    def _report(self, stars: float) -> float | None:
-        return None if self._rng.random() < self._chance else stars
+    def _report(self, stars: float) -> float:
+        return np.nan if self._rng.random() < self._chance else stars
 
 
 class BiasedFeedback(_Ratings):
@@ -206,7 +208,7 @@ class BiasedFeedback(_Ratings):
         super().__init__(env, seed, shift=shift)
         self._shift = shift
 
-    def _report(self, stars: float) -> float | None:
+    def _report(self, stars: float) -> float:
         return float(self._levels[np.abs(self._levels - (stars + self._shift)).argmin()])
 
 
@@ -226,7 +228,8 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: _Env, visits: int, share: float = 0.5, seed: int = 0) -> None:
         check_whole("visits", visits, 0)
         RecordConstructorArgs.__init__(self, visits=visits, share=_share("share", share), seed=seed)
-        super().__init__(env)
+        super().__init__(one_at_a_time(env))
+        _refuse_inside(env, TopK, "scores of the catalogue name no items to exchange", "Drift")
         n, rng = _inner(env).dataset.n_items, np.random.default_rng(seed)
         moved = rng.permutation(n)[: int(share * n)]
         self._answered_as, self._shown_as = np.arange(n), np.arange(n)
@@ -252,10 +255,18 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             return observation, float(reward), left, late, info
         history, here = observation["history"].copy(), observation["places"] >= 0
         history[here] = self._shown_as[history[here]]
-        if info["item"] is not None:
+        if info["item"] >= 0:
             info["item"] = int(self._shown_as[info["item"]])
         shown = self._shown_as[observation["slate"]]
         return {**observation, "history": history, "slate": shown}, float(reward), left, late, info
+
+
+def _refuse_inside(env: _Env, kind: type[_Env], why: str, name: str) -> None:
+    """Raise InvalidOption if an environment is wrapped by a kind of wrapper already."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, kind):
+            raise InvalidOption(f"{kind.__name__} is inside {name}, where {why}: put {kind.__name__} around {name}")
+        env = env.env
 
 
 def _share(name: str, value: float) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
@@ -15,8 +14,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.data import load_dataset, prepare
-from starec_env.errors import InvalidOption, MissingExtra, check_choice, unknown
-from starec_env.replay.render import RENDER_MODES, describe, picture
+from starec_env.errors import InvalidOption, check_whole, unknown
+from starec_env.replay.render import RENDER_MODES, check_render_mode, describe, picture
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
 from starec_env.replay.stream import Reward, Stream, verdict
@@ -328,18 +327,31 @@ def check_options(
     known = [name for name in signature(UserFeedbackEnv).parameters if name != "others"]
     for name in others:
         raise unknown("environment option", name, known)
-    if render_mode is not None:
-        check_choice("render_mode", render_mode, render_modes)
-    if render_mode == "rgb_array" and find_spec("PIL") is None:
-        raise MissingExtra('render_mode="rgb_array"', "report")
+    check_render_mode(render_mode, render_modes)
 
 
-def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise InvalidOption unless an option's value is a whole number, and at least so much."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidOption(f"{name} is {value!r}: it must be a whole number")
-    if value < least:
-        raise InvalidOption(f"{name} is {value}: it must be at least {least}")
+class Rotation:
+    """Users in a random order, whom n environments take in turns: environment i the i-th, the (i + n)-th, and so on.
+
+    When the order ends it begins again.
+    """
+
+    def __init__(self, rng: np.random.Generator, users: NDArray[np.int64], n: int = 1) -> None:
+        self.order = rng.permutation(users)
+        self._next = np.arange(n)
+
+    def take(self, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(m,) the next users of (m,) environments."""
+        users = self.order[self._next[envs] % len(self.order)]
+        self._next[envs] += len(self._next)
+        return users
+
+
+def one_for_each(users: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The users that a reset of n environments names; raises InvalidOption if they aren't as many."""
+    if len(users) != n:
+        raise InvalidOption(f"user_ids names {len(users)} users for {n} environments: name one for each")
+    return users
 
 
 def reset_option(options: Any, name: str) -> Any:

@@ -1,12 +1,14 @@
 """A turn as a person sees it: text, or a picture of that text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starec_env.errors import MissingExtra, check_choice
 from starec_env.types import Dataset, Feedback, Query
 
 RENDER_MODES = ["ansi", "human", "rgb_array"]
@@ -14,6 +16,14 @@ _RECENT = 5
 _LONGEST_TITLE = 100
 _WIDTH, _LINE, _MARGIN, _FONT = 880, 20, 14, 15
 _INK, _PAPER, _LIKED, _DISLIKED = (32, 33, 36), (255, 255, 255), (19, 115, 51), (179, 38, 30)
+
+
+def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MODES) -> None:
+    """Raise InvalidOption for a mode that there isn't, MissingExtra for pictures without Pillow."""
+    if render_mode is not None:
+        check_choice("render_mode", render_mode, modes)
+    if render_mode == "rgb_array" and find_spec("PIL") is None:
+        raise MissingExtra('render_mode="rgb_array"', "report")
 
 
 def describe(dataset: Dataset, user: int, number: int, query: Query | None, last: tuple[Feedback, float] | None) -> str:

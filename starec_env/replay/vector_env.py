@@ -10,12 +10,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption
+from starec_env.errors import check_whole
 from starec_env.replay.env import (
     EnvOptions,
+    Rotation,
     UserFeedbackEnv,
     check_options,
-    check_whole,
+    one_for_each,
     reset_option,
     users_with_turns,
 )
@@ -104,8 +105,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         self._worth = np.array([single.reward(rank or None) for rank in range(self._n + 1)], np.float64)
         self._shown = _Shown(self.stream)
         self._each = np.arange(num_envs)
-        self._order: Ints | None = None
-        self._visits = self._each
+        self._rotation: Rotation | None = None
 
     @cached_property
     def observation_space(self) -> Space[Any]:  # type: ignore[override]
@@ -125,19 +125,20 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
             UnknownName: If there is no such option or user.
             InvalidOption: If a user has no turn, or the users named aren't `num_envs`.
         """
-        named = self._named(reset_option(options, "user_ids"))
-        if seed is None and self._order is None:
+        user_ids = reset_option(options, "user_ids")
+        users = None if user_ids is None else one_for_each(users_with_turns(self.stream, user_ids), self.num_envs)
+        if seed is None and self._rotation is None:
             seed = self.stream.seed
         super().reset(seed=seed)
         if seed is not None:
             self.stream.seed = seed
-            self._order, self._visits = self.np_random.permutation(self.users), self._each.copy()
+            self._rotation = Rotation(self.np_random, self.users, self.num_envs)
             self._shown = _Shown(self.stream)
         self._users = np.zeros(self.num_envs, np.int64)
         self._turn = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._judged = np.zeros(self.num_envs, np.bool_)
-        self._begin(self._each, self._next_users(self._each) if named is None else named)
+        self._begin(self._each, users)
         return self._observe(), self._info()
 
     def step(self, actions: Any) -> tuple[dict[str, Any], NDArray[np.float64], Flags, Flags, dict[str, Any]]:
@@ -159,7 +160,7 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         self._turn = self._turn + self._judged
         self._ended = self._judged & (self._turn == self.stream.end[self._users])
         again = np.flatnonzero(starting)
-        self._begin(again, self._next_users(again))
+        self._begin(again)
         return self._observe(), self._reward.copy(), self._ended.copy(), np.zeros_like(self._ended), self._info()
 
     def query(self, i: int) -> Query | None:
@@ -202,26 +203,12 @@ class UserFeedbackVectorEnv(VectorEnv[dict[str, Any], Any, NDArray[Any]]):
         return tuple(texts if self.render_mode == "ansi" else [picture(text, self._n) for text in texts])
 
     def _needs_reset(self, what: str) -> None:
-        if self._order is None:
+        if self._rotation is None:
             raise ResetNeeded(f"there is no turn to {what}: call reset() first")
 
-    def _named(self, user_ids: Any) -> Ints | None:
-        if user_ids is None:
-            return None
-        users = users_with_turns(self.stream, user_ids)
-        if len(users) != self.num_envs:
-            raise InvalidOption(
-                f"user_ids names {len(users)} users for {self.num_envs} environments: name one for each"
-            )
-        return users
-
-    def _next_users(self, envs: Ints) -> Ints:
-        assert self._order is not None
-        users = self._order[self._visits[envs] % len(self._order)]
-        self._visits[envs] += self.num_envs
-        return users
-
-    def _begin(self, envs: Ints, users: Ints) -> None:
+    def _begin(self, envs: Ints, users: Ints | None = None) -> None:
+        assert self._rotation
+        users = self._rotation.take(envs) if users is None else users
         self._users[envs] = users
         self._turn[envs] = self.stream.begin[users]
 

@@ -28,6 +28,7 @@ from starec_agents.traits import traits_in_words
 from starec_agents.user_model import AgentModel, calibrate
 from starec_env.cases import Cases
 from starec_env.errors import DataError, EndpointError, InvalidOption, RunError
+from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.responses import NOTHING
 from starec_env.recommend.traits import traits_of
 from starec_env.types import Candidates, History, Item, Query, Ranking, Shown, SlateFeedback, User
@@ -434,6 +435,24 @@ def test_a_visit_that_was_cut_short_is_reflected_on_before_the_next_or_at_the_en
     assert len(silent.record(row)[0]) == 1
 
 
+def test_an_agent_goes_on_from_what_another_kind_of_user_answered_in_its_place():
+    log = Replay(DATA)
+    agents = responder(reply=answer(), stops=log.stops)
+    visits = Mixed(agents, log, 0.5, by="steps").open(4, 1)
+    visits.begin(ROWS, ROWS, np.zeros(4, np.int64))
+    mine, taken, asked = visits._kinds[0], [[] for _ in ROWS], []
+    for step in range(6):
+        given = visits.respond(ROWS, shown := slates(step))
+        lines = [mine.record([row])[0][0] for row in ROWS]
+        asked += [bool(line["calls"]) for line in lines]
+        for row, place in enumerate(given.taken.tolist()):
+            assert lines[row]["taken"] == (None if place < 0 else place) and lines[row]["step"] == step
+            assert place in (2, -1) or not lines[row]["calls"]
+            taken[row] += [] if place < 0 else [int(shown[row, place])]
+    assert [[item for item, *_ in there["taken"]] for there in mine.snapshot(ROWS)] == taken
+    assert 6 < sum(asked) < 18 and len({*map(len, taken)}) > 1
+
+
 def test_lines_of_the_record_are_given_once_and_have_calls_and_tokens():
     visits = opened(responder())
     visits.respond(ROWS, slates())
@@ -506,6 +525,20 @@ def test_traits_are_in_the_memory_that_agents_begin_with_and_can_be_left_out():
         assert ("Is picky, number 0." in prompt) == found == agents.settings["traits"]
 
 
+def test_the_cards_agents_begin_with_the_traits_of_the_user_who_is_asked():
+    prompts = []
+
+    def reply(messages, sampling):
+        prompts.append(messages[1]["content"])
+        return answer(seen=["A"], take="A")
+
+    agents = responder(reply, calibration=CALIBRATION, traits=lambda user: f"Is picky, number {user}.")
+    AgentModel(agents).rate(DATA, np.array([20, 40]))
+    owners = np.searchsorted(DATA.indptr, [20, 40], side="right") - 1
+    assert len(set(owners.tolist())) == 2
+    assert all(sum(f"Is picky, number {user}." in prompt for prompt in prompts) == 1 for user in owners.tolist())
+
+
 def test_traits_are_what_sets_a_user_apart_in_the_log():
     genres = ["Drama", "Comedy", "Horror", "Western", "War"]
     items = [Item(i, f"Film {i}", {"genres": genres[i % 5]}) for i in range(60)]
@@ -575,7 +608,7 @@ def test_the_environment_and_its_vector_form_put_agents_before_a_recommender():
     slate = np.setdiff1d(np.arange(60), DATA.item_indices[14:28])[:5]
     seen, reward, _, _, info = one.step(slate)
     assert about["user_id"] == 2 and info["problem"] == "" and len(info["seen"]) == 5
-    assert reward == float(info["rewards"]["likes"]) and (info["item"] is None) == (info["said"] == "Nothing for me.")
+    assert reward == float(info["rewards"]["likes"]) and (info["item"] == -1) == (info["said"] == "Nothing for me.")
     many = gymnasium.make_vec(
         "starec/Recommend-v0", num_envs=3, dataset=DATA, responder=agents, slate_size=5, horizon=4, seed=0
     )

@@ -294,7 +294,7 @@ def test_gymnasium_collects_the_pictures(tiny_dataset: Dataset) -> None:
 
 def test_pictures_need_pillow(tiny_dataset: Dataset) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("starec_env.replay.env.find_spec", lambda name: None)
+        patch.setattr("starec_env.replay.render.find_spec", lambda name: None)
         with pytest.raises(MissingExtra, match=r"pip install 'starec\[report\]'"):
             make(tiny_dataset, render_mode="rgb_array")
 

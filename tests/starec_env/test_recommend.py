@@ -13,6 +13,7 @@ from starec_env.errors import InvalidOption, InvalidSlate, UnknownName
 from starec_env.recommend.env import RecommendEnv
 from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
+from starec_env.recommend.responses import Responses
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import traits_of
@@ -27,6 +28,7 @@ from starec_env.recommend.wrappers import (
     PickItem,
     TopK,
 )
+from starec_env.splitmix import seed_word
 
 K, N = 4, 6
 
@@ -96,7 +98,7 @@ def test_observations_lie_in_their_space_and_say_what_happened(twin):
                 assert rewards["likes"] == (rewards["stars"] > twin.dataset.liked_above)
                 assert not env.action_masks()[item]
             else:
-                assert info["item"] is None and rewards["stars"] == rewards["likes"] == 0
+                assert info["item"] == -1 and rewards["stars"] == rewards["likes"] == 0
                 assert (observation["history"] == before["history"]).all()
             before = observation
     assert len(items) > 5
@@ -116,13 +118,35 @@ def test_answers_are_a_function_of_seed_user_visit_and_step(twin):
     assert str(episode(env, np.random.default_rng(0), options=user)) == again
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_gymnasiums_own_vectors_step_it(mode, twin):
+    options = {"dataset": twin.dataset, "responder": twin, "slate_size": K}
+    many = gymnasium.make_vec("starec/Recommend-v0", 2, vectorization_mode=mode, **options)
+    many.reset(seed=[5, 5])
+    single = RecommendEnv(**options)
+    single.reset(seed=5)
+    over = False
+    for seed in range(12):
+        slate = np.random.default_rng(seed).choice(twin.dataset.n_items, K, replace=False)
+        _, rewards, left, late, info = many.step(np.stack([slate, slate]))
+        if over:
+            single.reset()
+            over = False
+            continue
+        _, reward, *over, known = single.step(slate)
+        over = any(over)
+        assert rewards.tolist() == [reward] * 2 and (left | late).tolist() == [over] * 2
+        assert info["item"].tolist() == [known["item"]] * 2
+    many.close()
+
+
 def test_what_was_met_is_never_taken(twin):
     env = made(twin)
     env.reset(seed=0, options={"user_id": twin.dataset.user(0).id})
     met = np.flatnonzero(~env.action_masks())[:K]
     for _ in range(12):
         *_, left, late, info = env.step(met)
-        assert info["item"] is None and info["rewards"]["clicks"] == 0
+        assert info["item"] == -1 and info["rewards"]["clicks"] == 0
         if left or late:
             break
 
@@ -135,7 +159,7 @@ def test_the_vector_environment_equals_the_single_one_step_for_step(twin):
     order = []
     for i, env in enumerate(singles):
         env.reset(seed=11)
-        order = env._order
+        order = env._rotation.order
         alone, known = env.reset(seed=11, options={"user_id": twin.dataset.user(int(order[i])).id})
         assert_row(observation, alone, i)
         assert info["user_id"][i] == known["user_id"]
@@ -153,7 +177,7 @@ def test_the_vector_environment_equals_the_single_one_step_for_step(twin):
                 alone, reward, gone, cut, known = env.step(slates[i])
                 assert (rewards[i], left[i], late[i]) == (reward, gone, cut)
                 assert {name: info[name][i] for name in known["rewards"]} == known["rewards"]
-                assert info["item"][i] == (-1 if known["item"] is None else known["item"])
+                assert info["item"][i] == known["item"]
                 assert (info["seen"][i] == known["seen"]).all() and info["_seen"][i]
             assert_row(observation, alone, i)
         over = left | late
@@ -261,8 +285,7 @@ def test_met_items_are_the_same_in_bytes_and_in_bits(monkeypatch):
         met = Met(5, 30)
         met.add(rows, items)
         met.clear(np.array([2]))
-        tables.append(met.mask(np.arange(5)))
-        assert (met.has(np.arange(5), np.tile(np.arange(30), (5, 1))) == tables[-1]).all()
+        tables.append(met.has(np.arange(5), np.tile(np.arange(30), (5, 1))))
     assert (tables[0] == tables[1]).all() and tables[0].any() and not tables[0][2].any()
 
 
@@ -339,6 +362,60 @@ def test_mixed_users_answer_as_their_kind_does_and_stay_so(twin):
         Mixed(twin, other, 2)
     with pytest.raises(InvalidOption, match="histories end elsewhere"):
         Mixed(twin, Replay(twin.dataset), 0.5)
+
+
+def test_by_steps_the_answer_of_one_kind_is_the_other_kinds_own(twin):
+    other = SequenceUser.fit(twin.dataset)
+    n = twin.dataset.n_users
+    rows = users = np.arange(n)
+    slates = np.random.default_rng(0).permuted(np.tile(np.arange(twin.dataset.n_items), (n, 1)), axis=1)[:, :K]
+
+    def visits_of(kind, seed=3):
+        visits = kind.open(n, seed)
+        visits.begin(rows, users, np.zeros(n, np.int64))
+        return visits
+
+    whole, half = visits_of(twin), visits_of(Mixed(twin, twin, 0.5, by="steps"))
+    for _ in range(12):  # the same kind twice: each goes on from the other's answers as from its own
+        one, two = whole.respond(rows, slates), half.respond(rows, slates)
+        assert all(np.array_equal(value, vars(two)[name], equal_nan=True) for name, value in vars(one).items())
+    mixed, first = Mixed(twin, other, 0.5, by="steps"), []
+    for seed in (3, 3, 4):
+        visits, alone = visits_of(mixed, seed), (visits_of(twin, seed), visits_of(other, seed))
+        met, of_twin = [set() for _ in users], []
+        for _ in range(12):
+            given = visits.respond(rows, slates)
+            by_kind = [kind.respond(rows, slates) for kind in alone]
+            of_twin.append(given.taken == by_kind[0].taken)
+            for user in np.flatnonzero(given.taken >= 0):
+                item = slates[user, given.taken[user]]
+                assert item not in met[user]  # whoever took it first, it is met
+                met[user].add(item)
+        first.append(np.array(of_twin))
+        assert len({*map(len, met)}) > 2
+    assert (first[0] == first[1]).all() and (first[0] != first[2]).any()
+    # A user of one row is stepped as one among many.
+    single = mixed.open(1, 3)
+    many = visits_of(mixed)
+    single.begin(np.zeros(1, np.int64), users[5:6], np.zeros(1, np.int64))
+    for _ in range(40):
+        assert single.respond(np.zeros(1, np.int64), slates[5:6]).taken[0] == many.respond(rows, slates).taken[5]
+    replay = Replay(twin.dataset, twin.stops)
+    log = visits_of(Mixed(twin, replay, 0.0, by="steps"))
+    later = np.array([twin.dataset.item_indices[stop] for stop in twin.stops])
+    rest = np.stack([np.setdiff1d(np.arange(twin.dataset.n_items), [item])[: K - 1] for item in later])
+    assert (log.respond(rows, np.column_stack([later, rest])).taken == 0).all()
+    with pytest.raises(InvalidOption, match="did you mean 'steps'"):
+        Mixed(twin, other, 0.5, by="step")
+
+    class Deaf:
+        dataset, stops = twin.dataset, twin.stops
+
+        def open(self, n, seed=0):
+            return object()
+
+    with pytest.raises(InvalidOption, match="object can't go on from another's answers.*mix by users"):
+        Mixed(twin, Deaf(), 0.5, by="steps").open(1)
 
 
 def test_the_second_kind_of_user_likes_what_its_neighbours_liked(twin):
@@ -423,12 +500,12 @@ def test_missing_noisy_and_biased_ratings_are_what_is_seen_and_rewarded(twin):
         found = played(wrapper(made(twin, reward="stars")))
         taken = 0
         for a, b in zip(truth, found, strict=True):
-            if len(a) > 2 and a[4]["item"] is not None:
+            if len(a) > 2 and a[4]["item"] >= 0:
                 taken += 1
                 real = a[4]["rewards"]["stars"]
                 assert b[4]["rewards"] == a[4]["rewards"] and good(b[1], real)
                 last = int((b[0]["history"] >= 0).sum()) - 1
-                assert b[0]["ratings"][last] == b[1] == (b[4]["reported"] or 0)
+                assert b[0]["ratings"][last] == b[1] == np.nan_to_num(b[4]["reported"])
         assert taken > 3
     likes = played(BiasedFeedback(made(twin, reward="likes"), 5))
     assert all(step[1] == step[4]["rewards"]["clicks"] for step in likes if len(step) > 2)
@@ -449,8 +526,33 @@ def test_after_a_drift_users_take_items_for_one_another(twin):
         here, *_, known = plain.step(swapped)
         assert there["slate"].tolist() == slate.tolist() and int(there["taken"]) == int(here["taken"])
         assert info["rewards"] == known["rewards"]
-        if info["item"] is not None:
+        if info["item"] >= 0:
             assert info["item"] == slate[int(there["taken"])] and info["item"] in there["history"]
+
+
+WRAPPERS = {
+    TopK: {},
+    PickItem: {},
+    DelayedFeedback: {"steps": 1},
+    NoisyFeedback: {"chance": 0.5},
+    MissingFeedback: {"chance": 0.5},
+    BiasedFeedback: {"shift": 1.0},
+    Drift: {"visits": 1},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
+def test_the_native_vector_form_is_refused_with_the_way_that_works(wrapper, twin):
+    with pytest.raises(InvalidOption, match='RecommendVectorEnv steps many users at once.*"sync"'):
+        wrapper(vector(twin), **WRAPPERS[wrapper])
+    k = 1 if wrapper is PickItem else K
+    options = {"dataset": twin.dataset, "responder": twin, "slate_size": k}
+    wrappers = [lambda env: wrapper(env, **WRAPPERS[wrapper])]
+    many = gymnasium.make_vec("starec/Recommend-v0", 2, vectorization_mode="sync", wrappers=wrappers, **options)
+    many.reset(seed=0)
+    many.action_space.seed(0)
+    infos = [many.step(many.action_space.sample())[4] for _ in range(20)]
+    assert len({*np.concatenate([info["item"] for info in infos if "item" in info]).tolist()}) > 1
 
 
 def test_wrappers_are_for_recommenders_alone(twin):
@@ -466,3 +568,102 @@ def test_traits_are_those_of_the_rows_that_a_recommender_knows(twin):
         assert info["traits"] == {name: ranks[user] for name, ranks in vars(known).items()}
     liked = np.array([log.liked[log.indptr[u] : twin.stops[u]].mean() for u in range(log.n_users)])
     assert known.pickiness[liked.argmin()] > known.pickiness[liked.argmax()]
+
+
+@pytest.mark.parametrize("wrong", [True, 2.7, float("nan"), None, "3"])
+def test_a_pick_that_is_no_index_is_refused_and_not_rounded(wrong, twin):
+    env = PickItem(RecommendEnv(twin.dataset, responder=twin, slate_size=1))
+    env.reset(seed=0)
+    with pytest.raises(InvalidSlate):
+        env.step(wrong)
+    assert env.step(np.int64(3))[0]["slate"].tolist() == [3]
+
+
+def test_true_is_no_item_even_among_indices(twin):
+    env = made(twin)
+    env.reset(seed=0)
+    with pytest.raises(InvalidSlate, match="a truth value is no index"):
+        env.step([5, True, 7, 8])
+
+
+def test_a_mask_of_another_length_is_not_repeated(twin):
+    with pytest.raises(ValueError, match=r"shape \(1,\): wanted \(40,\)"):
+        made(twin).action_space.sample(mask=np.ones(1, np.int8))
+
+
+def test_wrappers_in_an_order_that_would_change_what_they_mean_are_refused(twin):
+    with pytest.raises(InvalidOption, match="put DelayedFeedback around NoisyFeedback"):
+        NoisyFeedback(DelayedFeedback(made(twin), 2), 0.5)
+    with pytest.raises(InvalidOption, match="put TopK around Drift"):
+        Drift(TopK(made(twin)), visits=0)
+    with pytest.raises(ResetNeeded):
+        TopK(Drift(made(twin), visits=0)).step(np.zeros(twin.dataset.n_items))
+
+
+class Silent:
+    """Users who take the first item of every slate, rate nothing and stay."""
+
+    def __init__(self, twin: Twin) -> None:
+        self.dataset, self.stops = twin.dataset, twin.stops
+
+    def open(self, n: int, seed: int = 0) -> "Silent":
+        return self
+
+    def begin(self, rows, users, visits, anew=False) -> None:
+        pass
+
+    def respond(self, rows, slates) -> Responses:
+        n, no = len(rows), np.zeros(len(rows), bool)
+        seen = np.ones(slates.shape, bool)
+        return Responses(seen, np.zeros(n, np.int64), np.full(n, np.nan, np.float32), no, no)
+
+
+def test_who_gave_no_stars_is_not_reported_to_have_given_any(twin):
+    for wrap in (lambda env: BiasedFeedback(env, 1), lambda env: NoisyFeedback(env, 1.0)):
+        env = wrap(RecommendEnv(twin.dataset, responder=Silent(twin), slate_size=K, reward="stars"))
+        env.reset(seed=0)
+        observation, reward, *_, info = env.step([0, 1, 2, 3])
+        assert np.isnan(info["reported"]) and reward == 0 == info["rewards"]["stars"]
+        assert observation["taken"] == 0 and observation["ratings"][(observation["history"] >= 0).sum() - 1] == 0
+
+
+def test_stops_that_are_not_the_users_own_rows_are_refused(twin):
+    log = twin.dataset
+    for wrong in (np.full(log.n_users, 5), log.indptr[1:] + 3, log.indptr[1:] - 2.5, log.indptr[1:2]):
+        for make in (
+            Replay,
+            lambda data, stops: Twin.fit(data, stops=stops),
+            lambda d, s: SequenceUser.fit(d, stops=s),
+        ):
+            with pytest.raises(InvalidOption, match=r"stops has .* wanted a row"):
+                make(log, wrong)
+    silent = Silent(twin)
+    silent.stops = log.indptr[1:] + 3
+    with pytest.raises(InvalidOption, match=r"stops has 27 for user 0: wanted a row of the data set from 0 to 24"):
+        RecommendEnv(log, responder=silent)
+    with pytest.raises(InvalidOption, match="a int is no responder, it lacks dataset, stops, open"):
+        RecommendEnv(log, responder=3)
+
+
+def test_seeds_beyond_64_bits_are_seeds_of_their_own(twin):
+    assert seed_word(5) == 5 and len({int(seed_word(seed)) for seed in (5, 5 + 2**64, 5 + 2**65, 5 + 2**128)}) == 4
+    slates = np.tile(np.arange(40), (80, 1))
+    who = np.arange(80)
+    answers = []
+    for seed in (5, 5 + 2**64):
+        visits = twin.open(80, seed)
+        visits.begin(who, who, np.zeros(80, np.int64))
+        answers.append(visits.respond(who, slates).taken)
+    assert (answers[0] != answers[1]).sum() > 20
+
+
+def test_where_all_visits_are_over_nobody_is_asked(twin):
+    mixed = Mixed(twin, Replay(twin.dataset, twin.stops), 0.5)
+    envs = RecommendVectorEnv(3, twin.dataset, responder=mixed, slate_size=K, horizon=1)
+    envs.reset(seed=0)
+    slates = np.tile(np.arange(K), (3, 1))
+    envs.step(slates)
+    observation, rewards, *_ = envs.step(slates)
+    assert (observation["step"] == 0).all() and (rewards == 0).all()
+    observation, rewards, over, late, _ = envs.step(slates)
+    assert (observation["step"] == 1).all() and (over | late).all()

@@ -30,6 +30,15 @@ def make(dataset: Dataset, **options: Any) -> gymnasium.Env[Any, Any]:
     return gymnasium.make(ENV, dataset=dataset, **options)
 
 
+@pytest.mark.parametrize("wrap", [*ACTIONS.values(), ItemFeatures], ids=[*ACTIONS, "features"])
+def test_the_native_vector_form_is_refused_with_the_way_that_works(tiny_dataset: Dataset, wrap: Any) -> None:
+    many = gymnasium.make_vec(ENV, 2, vectorization_mode="vector_entry_point", dataset=tiny_dataset)
+    with pytest.raises(InvalidOption, match='UserFeedbackVectorEnv steps many users at once.*"sync"'):
+        wrap(many)
+    wrapped = gymnasium.make_vec(ENV, 2, vectorization_mode="sync", wrappers=[wrap], dataset=tiny_dataset)
+    assert wrapped.reset(seed=0)[0] is not None
+
+
 @pytest.mark.parametrize("observed", [False, True], ids=["indices", "features"])
 @pytest.mark.parametrize("name", ACTIONS)
 def test_gymnasiums_checker_finds_nothing(tiny_dataset: Dataset, name: str, observed: bool) -> None:
