@@ -17,6 +17,7 @@ def seed_word(seed: int) -> np.uint64:
         word ^= int(splitmix64(np.array([seed & _ALL], np.uint64) + GOLDEN)[0])
     return np.uint64(word)
 
+
 _ROUNDS = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
 _LAST = np.uint64(31)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache, partial
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,6 +15,7 @@ from starec_agents.graph import Context, Graph, State
 from starec_agents.graphs import reflect_always
 from starec_agents.llm import ChatModel
 from starec_agents.llm.base import Call
+from starec_agents.llm.base import model_name as model_name
 from starec_agents.memory import Memory
 from starec_agents.tasks import MAX_HISTORY, Prompts, Response, Visit, ranking_format, start_memory
 from starec_env.errors import InvalidOption, check_choice
@@ -259,15 +260,6 @@ def _made(graph: Any) -> Any:
     return graph() if callable(graph) else graph
 
 
-def model_name(llm: ChatModel) -> str:
-    """What a chat model's endpoint or provider calls the model; its class where it has no name."""
-    for holder in (getattr(llm, "endpoint", None), llm, getattr(llm, "model", None)):
-        for attribute in ("model", "model_name"):
-            if isinstance(name := getattr(holder, attribute, None), str):
-                return name
-    return type(llm).__name__
-
-
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     # One loop for all synchronous calls: a client's connections belong to the loop they were opened in.
@@ -278,6 +270,16 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which doesn't fork
     os.register_at_fork(after_in_child=_loop.cache_clear)  # a fork copies the loop, but not its thread
+
+
+async def all_of(asked: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The results of coroutines that run at once; the first error ends them all, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asked]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def wait_for(work: Coroutine[Any, Any, _T]) -> _T:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from starec_agents.commands import load_graph
 from starec_agents.llm import OpenAIChat
 from starec_agents.llm.options import endpoint, endpoint_options, named_models
 from starec_agents.responder import AgentResponder, Through
+from starec_agents.runs.config import hash_of
 from starec_agents.runs.store import temporary
 from starec_agents.serving.card import NANO, NANO_FOLDER, find_card
 from starec_agents.tasks import MAX_HISTORY
@@ -98,7 +97,7 @@ def agent_responder(
     for each in (llm, *models.values()):
         wait_for(each.check())
         if context := click.get_current_context(silent=True):
-            context.call_on_close(partial(_close, each))
+            context.call_on_close(lambda llm=each: wait_for(llm.aclose()))
     agent = UserAgent.factory(
         llm,
         graph=load_graph(options["agent"]),
@@ -158,26 +157,20 @@ def _fitted(
     agent: Callable[[], UserAgent], dataset: Dataset, users: Sequence[Id], through: Through, asked: dict[str, Any]
 ) -> Calibration:
     made_from = {**agent().settings, **asked, "dataset": dataset.name, "data_hash": dataset.hash, "through": through}
-    key = blake2b(json.dumps([made_from, users], sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    path = cache_dir() / "calibrations" / f"{key}.json"
+    path = cache_dir() / "calibrations" / f"{hash_of([made_from, users])}.json"
     if path.exists():
         return Calibration.load(path)
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         bar = progress.add_task("calibrating the agents", total=None)
-        told = partial(_tell, progress, bar)
-        calibration = calibrate(agent, dataset, users, through=through, made_from=made_from, report=told)
+
+        def report(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        calibration = calibrate(agent, dataset, users, through=through, made_from=made_from, report=report)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary(path) as new:
         calibration.save(new)
     return calibration
-
-
-def _tell(progress: Progress, bar: Any, done: int, total: int) -> None:
-    progress.update(bar, completed=done, total=total)
-
-
-def _close(llm: OpenAIChat) -> None:
-    wait_for(llm.aclose())
 
 
 def _chat(model: str, options: Mapping[str, Any]) -> OpenAIChat:

@@ -7,15 +7,14 @@ when its visit has ended. What is drawn is a pure function of (seed, user, visit
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starec_agents._visitor import Given, Visitor, apart, recorded, together, without_prompts
-from starec_agents.agent import UserAgent, wait_for
+from starec_agents.agent import UserAgent, all_of, wait_for
 from starec_agents.calibration import Calibration, StarsLine, rank_score
 from starec_agents.memory import Memory
 from starec_agents.tasks import Visit, start_memory
@@ -23,8 +22,6 @@ from starec_env.errors import EndpointError, InvalidOption, RunError, StarecErro
 from starec_env.recommend.responses import Responses
 from starec_env.replay.stream import Seen, feedback_on, sample_negatives
 from starec_env.types import Dataset, History, Query, Ranking, SlateFeedback
-
-_T = TypeVar("_T")
 
 Through = Literal["response", "ranking"]
 """What an agent answers by."""
@@ -342,16 +339,6 @@ class AgentVisits:
 def kind_of(error: Exception) -> str:
     """What kind of failure an error is: an endpoint's kind, or the error's own name."""
     return error.kind if isinstance(error, EndpointError) else type(error).__name__
-
-
-async def all_of(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """The results of coroutines that run at once; the first error ends them all, and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in asked]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def levels_of(dataset: Dataset) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from starec_agents.agent import UserAgent, wait_for
+from starec_agents.agent import UserAgent, all_of, wait_for
 from starec_agents.calibration import (
     FEWEST,
     Calibration,
@@ -27,7 +27,7 @@ from starec_agents.calibration import (
     ranks,
     shrunk_mean,
 )
-from starec_agents.responder import RANKED, AgentResponder, Through, all_of, levels_of, visit_after
+from starec_agents.responder import RANKED, AgentResponder, Through, levels_of, visit_after
 from starec_agents.tasks import Response
 from starec_env.cases import Cases
 from starec_env.errors import EndpointError, InvalidOption

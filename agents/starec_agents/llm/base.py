@@ -162,6 +162,15 @@ class ChatModel(Protocol):
         ...
 
 
+def model_name(llm: ChatModel) -> str:
+    """What a chat model's endpoint or provider calls the model; its class where it has no name."""
+    for holder in (getattr(llm, "endpoint", None), llm, getattr(llm, "model", None)):
+        for attribute in ("model", "model_name"):
+            if isinstance(name := getattr(holder, attribute, None), str):
+                return name
+    return type(llm).__name__
+
+
 def kind_of_status(status: int) -> str:
     """The EndpointError kind that an HTTP error status (300 to 599) stands for."""
     named = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 429: "rate_limit"}

@@ -28,6 +28,9 @@ ENDPOINT_OPTIONS = tuple(flag.removeprefix("--").replace("-", "_") for flag, _ i
 """Their names as a command's parameters; --base-url and --concurrency are each command's own."""
 
 
+_AS_IN_ENDPOINT = ("api_key_env", "temperature", "top_p", "max_tokens", "max_retries", "concurrency")
+
+
 def endpoint_options(command: Callable[..., Any], several: bool = False) -> Callable[..., Any]:
     """Give a click command the options of an `Endpoint`, which `endpoint` makes of them.
 
@@ -87,16 +90,11 @@ def endpoint(base_url: str, model: str, options: dict[str, Any]) -> Endpoint:
     return Endpoint(
         base_url=base_url,
         model=model,
-        api_key_env=options["api_key_env"],
         headers=_headers(options["header"]),
-        temperature=options["temperature"],
-        top_p=options["top_p"],
-        max_tokens=options["max_tokens"],
         extra_body=_extra_body(options["extra_body"]),
         timeout_s=options["timeout"],
-        max_retries=options["max_retries"],
         max_wait_s=options["max_wait"],
-        concurrency=options["concurrency"],
+        **{name: options[name] for name in _AS_IN_ENDPOINT},
     )
 
 

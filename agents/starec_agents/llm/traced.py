@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, convert_to_messages
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
-from starec_agents.llm.base import ChatModel, Completion, Message
+from starec_agents.llm.base import ChatModel, Completion, Message, model_name
 
 
 async def complete(llm: ChatModel, task: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Completion:
@@ -24,10 +24,10 @@ async def complete(llm: ChatModel, task: str, messages: Sequence[Message], sampl
     if listeners is None:
         return await llm.complete(messages, **sampling)
     (span,) = await listeners.on_chat_model_start(
-        {"name": type(llm).__name__, "id": ["starec", type(llm).__name__], "kwargs": {"model": _model(llm)}},
+        {"name": type(llm).__name__, "id": ["starec", type(llm).__name__], "kwargs": {"model": model_name(llm)}},
         [convert_to_messages([dict(message) for message in messages])],
         name=task,
-        invocation_params={"model": _model(llm), **_sampling(llm, sampling)},
+        invocation_params={"model": model_name(llm), **_sampling(llm, sampling)},
     )
     try:
         answer = await llm.complete(messages, **sampling)
@@ -46,11 +46,6 @@ def _listeners(about: Mapping[str, Any]) -> AsyncCallbackManager | None:
     return AsyncCallbackManager.configure(given, local_metadata=dict(about))
 
 
-def _model(llm: ChatModel) -> str:
-    endpoint = getattr(llm, "endpoint", llm)
-    return str(getattr(endpoint, "model", type(llm).__name__))
-
-
 def _sampling(llm: ChatModel, sampling: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: getattr(getattr(llm, "endpoint", None), name, None) for name in ("temperature", "top_p", "max_tokens")}
     return {name: value for name, value in {**own, **sampling}.items() if value is not None}
@@ -59,7 +54,7 @@ def _sampling(llm: ChatModel, sampling: Mapping[str, Any]) -> dict[str, Any]:
 def _about(llm: ChatModel, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """What LangSmith's tracers look for in a chat model's metadata."""
     known = {f"ls_{name}": value for name, value in _sampling(llm, sampling).items() if name in _PARAMETERS}
-    return {"ls_provider": "openai", "ls_model_type": "chat", "ls_model_name": _model(llm), **known}
+    return {"ls_provider": "openai", "ls_model_type": "chat", "ls_model_name": model_name(llm), **known}
 
 
 _PARAMETERS = ("temperature", "max_tokens", "stop")

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from starec_agents.agent import all_of
 from starec_agents.llm.base import Call
 from starec_agents.memory import Memory
 from starec_agents.runs.lines import encodable
@@ -100,18 +101,15 @@ class Rollout:
         run = _Run(self, share, tell)
         waiting = iter(share.users)
         try:
-            async with _rarer_collection(), asyncio.TaskGroup() as group:
-                for _ in range(min(self.concurrency, len(share.users))):
-                    group.create_task(run.lane(waiting))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            with _rarer_collection():
+                await all_of(run.lane(waiting) for _ in range(min(self.concurrency, len(share.users))))
         finally:
             run.shard.close()
             tell(run.news)
 
 
-@asynccontextmanager
-async def _rarer_collection() -> AsyncIterator[None]:
+@contextmanager
+def _rarer_collection() -> Iterator[None]:
     """Look for cyclic garbage after 10,000 new objects instead of 700, of which a graph makes a thousand a turn.
 
     Looking through the users in flight that often takes a fifth of a turn's CPU time.

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from starec_agents.agent import all_of
 from starec_agents.memory import Memory
 from starec_agents.runs.rollout import News, Rollout, Share, close
 from starec_agents.runs.store import RunStore
@@ -78,12 +79,7 @@ async def run_shares(
                 tell(News(users=len(ids) - len(left) - finished))  # the others are counted again
         raise RunError(f"workers died {idle} times without finishing a step: is there memory enough for {n}?")
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for first in range(min(n, len(users))):
-                group.create_task(see_through(users[first::n]))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    await all_of(see_through(users[first::n]) for first in range(min(n, len(users))))
 
 
 @asynccontextmanager

@@ -23,6 +23,9 @@ from starec_env.types import Id
 SMOLLM2 = "smollm2"
 """The model that comes without a hub: SmolLM2-135M-Instruct, Apache-2.0, as a 98 MB GGUF (Q4_1) in a wheel."""
 
+NANO_DATA = "ml-latest-small"
+"""The data set that starec-nano was trained on."""
+
 NANO_CONTEXT = 4_096
 """Tokens that starec-nano was made for, prompt and answer together."""
 
