@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 
 from gymnasium.error import InvalidAction
 
@@ -86,3 +87,11 @@ def check_choice(option: str, got: str, choices: Sequence[str]) -> None:
 def _listed(names: list[str], most: int = 12) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise InvalidOption unless an option's value is a whole number, and at least so much."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidOption(f"{name} is {value!r}: it must be a whole number")
+    if value < least:
+        raise InvalidOption(f"{name} is {value}: it must be at least {least}")

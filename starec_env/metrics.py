@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -148,9 +148,10 @@ class Difference:
     """Standard error of the paired differences over users."""
     low: float
     high: float
-    """95 % bootstrap interval over users."""
+    """95 % bootstrap interval over users, and over trainings where there are several."""
     p: float
-    """Two-sided p-value of `sign_flip_p`; of this comparison alone, so correct several by `holm`."""
+    """Two-sided p-value, of `sign_flip_p` or, of several trainings, of the bootstrap; of this comparison alone, so
+    correct several by `holm`."""
     users: int
 
     @property
@@ -190,34 +191,75 @@ def paired_difference(
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if one.shape != other.shape:  # NumPy would repeat a single value
         raise InvalidOption(f"values of shapes {one.shape} and {other.shape}: give both methods' on the same cases")
-    gaps = per_user(one - other, users)
-    found, gaps = of_means("", gaps), gaps[~np.isnan(gaps)]
-    return Difference(found.mean, found.se, *interval(gaps, samples, seed), sign_flip_p(gaps, seed=seed), found.n)
+    return difference(per_user(one - other, users), samples=samples, seed=seed)
+
+
+def difference(gaps: Floats, *, samples: int = 2000, seed: int = 0) -> Difference:
+    """The same from each user's own difference.
+
+    Args:
+        gaps: (users,) of one training or (seeds, users) of several; nan where a user has none. Of several, error and
+            p-value are the bootstrap's of `interval`, so that they hold what trainings differ by, too.
+        samples: Bootstrap resamples.
+        seed: Of the resampling.
+    """
+    table = np.atleast_2d(gaps)
+    table = table[:, ~np.isnan(table).all(axis=0)]
+    ends = interval(table, samples, seed)
+    if len(table) == 1 or not table.size:
+        found = of_means("", table[0])
+        return Difference(found.mean, found.se, *ends, sign_flip_p(table[0], seed=seed), found.n)
+    drawn = resampled_means(table, samples, seed)
+    below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
+    p = min(1.0, 2 * float(1 + min(below, above)) / (samples + 1))
+    return Difference(float(np.nanmean(table)), float(np.nanstd(drawn, ddof=1)), *ends, p, table.shape[1])
 
 
 def interval(values: Floats, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a mean over users, and over trainings where there are several.
 
-    Trainings and users are resampled apart, each training with the same users (a crossed two-level bootstrap, Owen
-    2007, "The pigeonhole bootstrap"). Of s trainings the resampled variance is (s - 1) / s of theirs, so that two or
-    three still give too narrow an interval: show each training's mean beside it.
-
     Args:
-        values: (users,) means of one training or (seeds, users) of several; none may be nan.
+        values: As `resampled_means` takes them.
         samples: Resamples.
         seed: Of the resampling.
 
     Returns:
         The lower and the upper end; nan without any user.
     """
-    trainings, n = np.atleast_2d(values).shape
-    if not n:
+    if not np.size(values):
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    users = rng.multinomial(n, np.full(n, 1.0 / n), size=samples) / n
-    seeds = rng.multinomial(trainings, np.full(trainings, 1.0 / trainings), size=samples) / trainings
-    low, high = np.quantile((seeds @ np.atleast_2d(values) * users).sum(1), [0.025, 0.975])
+    low, high = np.nanquantile(resampled_means(values, samples, seed), [0.025, 0.975])
     return float(low), float(high)
+
+
+def resampled_means(values: Floats, samples: int = 2000, seed: int = 0) -> Floats:
+    """(samples,) means of resampled users, and trainings where there are several; nan where a resample has no value.
+
+    Trainings and users are resampled apart, each training with the same users (a crossed two-level bootstrap, Owen
+    2007, "The pigeonhole bootstrap"). Of s trainings the resampled variance is (s - 1) / s of theirs, so that two or
+    three still give too narrow an interval: show each training's mean beside it. Where trainings have users of their
+    own, those users' variance is in both levels, and the interval rather too wide.
+
+    Args:
+        values: (users,) means of one training or (seeds, users) of several; nan where a training has no such user.
+        samples: Resamples.
+        seed: Of the resampling.
+    """
+    table = np.atleast_2d(values)
+    known = ~np.isnan(table)
+    seeds, users = _resamples(*table.shape, samples, seed)
+    total, weight = (((users @ each.T) * seeds).sum(axis=1) for each in (np.where(known, table, 0.0), known + 0.0))
+    means = np.full(samples, np.nan)
+    np.divide(total, weight, out=means, where=weight > 0)
+    return means
+
+
+@lru_cache(maxsize=1)  # a table's comparisons are of the same users
+def _resamples(trainings: int, n: int, samples: int, seed: int) -> tuple[Floats, Floats]:
+    # (samples, seeds) and (samples, users): how often each is drawn.
+    rng = np.random.default_rng(seed)
+    users = rng.multinomial(n, np.full(n, 1.0 / n), size=samples).astype(np.float64)
+    return rng.multinomial(trainings, np.full(trainings, 1.0 / trainings), size=samples).astype(np.float64), users
 
 
 def sign_flip_p(gaps: Floats, samples: int = 9999, seed: int = 0) -> float:

@@ -19,8 +19,8 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption, InvalidRanking
-from starec_env.replay.env import Observation, check_whole, list_of_ids
+from starec_env.errors import InvalidOption, InvalidRanking, check_whole
+from starec_env.replay.env import Observation, list_of_ids
 from starec_env.replay.spaces import Rankings
 from starec_env.replay.stream import Stream
 from starec_env.types import Dataset, Id

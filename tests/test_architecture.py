@@ -47,6 +47,24 @@ def test_imports_run_one_way(package: str) -> None:
         assert not foreign, f"{path} imports {foreign}"
 
 
+def lines_of_code(path: Path) -> int:
+    """How many lines a module has but blank ones, comments, docstrings and imports."""
+    text = path.read_text()
+    lines = {number for number, line in enumerate(text.splitlines(), 1) if line.strip() and line.strip()[0] != "#"}
+    for node in ast.walk(ast.parse(text)):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if docstring or isinstance(node, ast.Import | ast.ImportFrom):
+            lines -= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    return len(lines)
+
+
+def test_each_adapter_is_short() -> None:
+    folder = PACKAGES["starec_agents"] / "adapters"
+    lengths = {path.stem: lines_of_code(path) for path in folder.glob("[a-z]*.py")}
+    assert lengths.keys() == {"inspect_task", "openenv_server", "trl_tools", "verifiers_env"}
+    assert max(lengths.values()) <= 25, lengths
+
+
 @pytest.mark.parametrize("package", ["starec", "starec_env", "starec_agents", "starec_eval"])
 def test_importing_a_package_pulls_in_nothing_heavy(package: str) -> None:
     code = f"import sys, {package}; print(*{{name.split('.')[0] for name in sys.modules}})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +79,21 @@ def _reduces(channel: object) -> bool:
     return isinstance(channel, BinaryOperatorAggregate) and channel.is_available()
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Within, no tracer hears of a straight graph: what is tried by script is no part of a run's trace."""
+    token = _UNHEARD.set(True)
+    try:
+        yield
+    finally:
+        _UNHEARD.reset(token)
+
+
+_UNHEARD = ContextVar("unheard", default=False)
+
+
 def _is_listened_to() -> bool:
     """Whether callbacks or tracers want to hear of each node, or the call comes from a node of another graph."""
+    if _UNHEARD.get():
+        return False
     return var_child_runnable_config.get() is not None or bool(AsyncCallbackManager.configure().handlers)

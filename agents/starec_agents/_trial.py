@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
+from starec_agents._executor import unheard
 from starec_agents.agent import OWN_KEYS, UserAgent
 from starec_agents.llm import Message, ScriptedChat, scripted_user
 from starec_agents.tasks import Response, Visit
@@ -36,9 +37,10 @@ async def check_graph(agent: UserAgent, query: Query | None = None) -> None:
     query = query or made_up_turn().query
     trial, ranked = _scripted(agent), False
     try:
-        await trial.arank(query)
-        ranked = True
-        await trial.alearn(Feedback(item_id=query.candidates[0].id, rank=1, predicted_liked=True, liked=True))
+        with unheard():
+            await trial.arank(query)
+            ranked = True
+            await trial.alearn(Feedback(item_id=query.candidates[0].id, rank=1, predicted_liked=True, liked=True))
         trial.own_state = trial.own_state
     except (InvalidOption, UnknownName):
         raise
@@ -55,7 +57,8 @@ async def answers_slates(agent: UserAgent) -> bool:
     """Whether an agent's graph answers a slate, and doesn't rank it, by one trial with scripted answers."""
     visit = Visit(levels=(1, 2, 3, 4, 5), counts=(1, 1, 1, 1, 1))
     try:
-        return isinstance(await _scripted(agent).arespond(made_up_turn().query, visit), Response)
+        with unheard():
+            return isinstance(await _scripted(agent).arespond(made_up_turn().query, visit), Response)
     except (InvalidOption, UnknownName):
         raise
     except Exception as error:

@@ -22,7 +22,7 @@ from starec_agents.tasks import Visit, start_memory
 from starec_env.errors import EndpointError, InvalidOption, RunError, StarecError, check_choice
 from starec_env.recommend.responses import Responses
 from starec_env.replay.stream import Seen, feedback_on, sample_negatives
-from starec_env.types import Dataset, History, Ranking, SlateFeedback
+from starec_env.types import Dataset, History, Query, Ranking, SlateFeedback
 
 _T = TypeVar("_T")
 
@@ -89,6 +89,13 @@ class AgentResponder:
             "traits": self.traits is not None,
             "visit_prompts": context.prompts.visit_fingerprint(context.answer_format, context.max_history),
         }
+
+    def begin(self, agent: UserAgent, query: Query) -> None:
+        """Have a new agent's memory begin with the traits of the query's user, where traits are wanted."""
+        if self.traits:
+            start = agent.memory or start_memory(query)
+            said = self.traits(self.dataset.user_index(query.user.id))
+            agent.memory = start.updated(profile=f"{start.profile} {said}".strip())
 
     def open(self, n: int, seed: int = 0) -> AgentVisits:
         """Room for n users at once."""
@@ -200,9 +207,7 @@ class AgentVisits:
         dataset, agent = responder.dataset, responder.agent()
         first, stop = int(dataset.starts[user]), int(responder.stops[user])
         visitor = Visitor(user, dataset.user(user).id, agent, History(dataset, user, first, stop), stop - first)
-        if responder.traits:
-            start = agent.memory or start_memory(visitor.query_of(dataset, np.array([], np.int32)))
-            agent.memory = start.updated(profile=f"{start.profile} {responder.traits(user)}".strip())
+        responder.begin(agent, visitor.query_of(dataset, np.array([], np.int32)))
         return visitor
 
     # Answering -------------------------------------------------------------------------------------------------------
@@ -306,7 +311,7 @@ class AgentVisits:
         return line.given(own, raw, float(rng.standard_normal()))
 
     def _likes(self, stars: float) -> bool:
-        return stars > self.responder.dataset.liked_above
+        return bool(np.float32(stars) > self.responder.dataset.liked_above)  # as the data's own ratings are compared
 
     # Moving on -------------------------------------------------------------------------------------------------------
 

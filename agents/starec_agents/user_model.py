@@ -63,12 +63,17 @@ class AgentModel:
         if responder.calibration is None:
             raise InvalidOption("a card of agents needs a calibration: fit one with starec_agents.calibrate()")
         self.responder, self.calibration = responder, responder.calibration
-        self.asker, self.seed = _Asker(responder.agent, report), seed
+        self.asker, self.seed = _Asker(self._agent, report), seed
         self._asked: tuple[Any, tuple[Floats, Floats, StarsLine | None]] | None = None
         if responder.through == "ranking":  # others leave when they say so, before a recommender
             self.sitting_lengths = self._sitting_lengths
 
     most_candidates = _MOST_RANKED
+
+    def _agent(self, query: Query) -> UserAgent:
+        agent = self.responder.agent()
+        self.responder.begin(agent, query)
+        return agent
 
     @property
     def problems(self) -> Counter[str]:
@@ -175,21 +180,21 @@ class AgentModel:
 class _Asker:
     """Asks new agents, many at once; what fails is counted, and given up when all else fails too."""
 
-    def __init__(self, agent: Callable[[], UserAgent], report: Callable[[int, int], None] | None) -> None:
+    def __init__(self, agent: Callable[[Query], UserAgent], report: Callable[[int, int], None] | None) -> None:
         self.agent, self.report = agent, report
         self.problems: Counter[str] = Counter()
         self._failed_in_a_row = 0
 
     def rank(self, queries: Sequence[Query]) -> list[Ranking]:
         """A ranking of each query; an empty one where there was no answer."""
-        found = self._all(self.agent().arank(query) for query in queries)
+        found = self._all(self.agent(query).arank(query) for query in queries)
         self.problems.update(kind for ranking in found if ranking for kind in ranking.report.kinds)
         return [ranking or Ranking(order=()) for ranking in found]
 
     def respond(self, queries: Sequence[Query], levels: tuple[float, ...], *, taken: bool) -> list[Response | None]:
         """A response to each query's candidates; None where there was no answer."""
         visits = [visit_after(query.history.ratings, levels, taken=taken) for query in queries]
-        found = self._all(self.agent().arespond(*asked) for asked in zip(queries, visits, strict=True))
+        found = self._all(self.agent(asked[0]).arespond(*asked) for asked in zip(queries, visits, strict=True))
         answers = [answer if isinstance(answer, Response) else None for answer in found]
         self.problems.update(kind for answer in answers if answer for kind in answer.report.kinds)
         return answers
@@ -264,7 +269,8 @@ def calibrate(
     stream = Stream(dataset, n_candidates=RANKED, seed=seed, split="test", targets="all", turns=turns)
     indices = np.array([dataset.user_index(user) for user in users], np.int64)
     able = indices[np.isin(indices, stream.users)]
-    asked, asker = [turn for turns_of in stream.turns_of(able) for turn in turns_of], _Asker(agent, report)
+    asked = [turn for turns_of in stream.turns_of(able) for turn in turns_of]
+    asker = _Asker(lambda query: agent(), report)
     rankings = asker.rank([turn.query for turn in asked])
     ranked = [(turn, ranks(ranking, RANKED)) for turn, ranking in zip(asked, rankings, strict=True) if ranking.order]
     liked = [(found, turn.target) for turn, found in ranked if turn.liked]

@@ -44,6 +44,7 @@ from starec_eval.paper import read_config, run_section5
 from starec_eval.protocol import Protocol, Reading
 from starec_eval.rankers import BASELINES, LLM_METHODS, CaseTurns, LLMRanker, ask, asks, build, build_methods, split
 from starec_eval.runs import FinishedRun, evaluate_run, evaluate_runs, open_runs, run_spec, shared_protocol
+from starec_eval.seeds import SeedResults, check_folder, evaluate_seeds
 from starec_eval.table import Results
 
 FAILED = 3
@@ -91,6 +92,12 @@ def compare_run(run: str | Path, dataset: Dataset) -> Results:
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seeds",
+    metavar="N,N,...",
+    callback=lambda context, param, given: _seeds(given),
+    help="Evaluate under each, and give intervals over seeds and users.",
+)
 @click.option("--base-url", help="An OpenAI-compatible endpoint, for the agents.")
 @endpoint_options
 @model_card_option
@@ -147,37 +154,59 @@ def eval_command(data: DataSpec, split_file: Split | None, reading: Reading, **o
 
         if options["tables"] or options["figures"]:
             return _section5(options, report)
-        asking = {key: options[key] for key in ("seed", "warmup", "answer_format", "max_history")}
-        cards = {"": options["model_card"]} if options["model_card"] else {}
-        rankers = build_methods(methods, _endpoints(options), model_cards=cards, **asking)
         runs = open_runs(options["runs"], options["model_card"]) if options["runs"] else []
         against = _row(options["against"], methods, runs)
         kept = {key: options[key] for key in ("out", "resume", "concurrency")}
-        kept["cache"] = options["cache"] or cache_dir() / "fits"
+        kept |= {"cache": options["cache"] or cache_dir() / "fits", "report": report}
+        made = partial(_rankers, methods, _endpoints(options), options)
+        rankers = made(options["seed"])
+        dataset = _spec_of(runs, data).load() if runs else data.read()
+        protocol = partial(_protocol, dataset, split_file, reading, options)
+        first, *more = options["seeds"] or [options["seed"]]
         if options["dry_run"]:
-            if runs:
-                protocol = shared_protocol(runs, _spec_of(runs, data).load())[0]
-            else:
-                protocol = _protocol(data, split_file, reading, options)
-            asyncio.run(_plan(protocol, rankers, options))
+            asyncio.run(_plan(shared_protocol(runs, dataset)[0] if runs else protocol(first), rankers, options))
+            if more:
+                click.echo(f"that is of seed {first}, and the others ask as much each: {', '.join(map(str, more))}")
             return 0
+        results: Results | SeedResults
         if runs:
-            results = evaluate_runs(runs, _spec_of(runs, data).load(), rankers, **kept, report=report)
+            results = evaluate_runs(runs, dataset, rankers, **kept)
+        elif options["seeds"]:
+            seeds = options["seeds"]
+            results = evaluate_seeds(lambda seed: (made(seed), protocol(seed)), seeds, against=against, **kept)
         else:
-            results = evaluate(rankers, _protocol(data, split_file, reading, options), **kept, report=report)
+            results = evaluate(rankers, protocol(first), **kept)
     results.against, results.shown = against or results.against, shown
     Console().print(results)
     if options["out"]:
         results.write(options["out"])
-        click.echo(f"written to {options['out']}: results.json, table.md, table.tex, per_user.parquet and more")
-    return FAILED if any(scored.error for scored in results.methods) else 0
+        more_there = "a folder a seed" if options["seeds"] else "per_user.parquet and more"
+        click.echo(f"written to {options['out']}: results.json, table.md, table.tex, {more_there}")
+    return FAILED if any(row["error"] for row in results.rows) else 0
+
+
+def _seeds(given: str | None) -> list[int]:
+    parts = [part.strip() for part in (given or "").split(",") if part.strip()]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise InvalidOption(f"--seeds {given}: {wrong[0]!r} is no whole number from 0; give such as --seeds 0,1,2")
+    return list(map(int, parts))
+
+
+def _rankers(
+    methods: Sequence[str], endpoints: Mapping[str, Endpoint], options: Mapping[str, Any], seed: int
+) -> list[Any]:
+    asking = {key: options[key] for key in ("warmup", "answer_format", "max_history")}
+    cards = {"": options["model_card"]} if options["model_card"] else {}
+    return build_methods(methods, endpoints, model_cards=cards, seed=seed, **asking)
 
 
 async def _plan(protocol: Protocol, rankers: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Print what the LLM methods would ask, having checked all that can be checked before their first case."""
     if out := options["out"]:
         check_writable(out)
-        if (out / "ranks").exists() and not options["resume"]:
+        if options["seeds"]:
+            check_folder(out, options["resume"])
+        elif (out / "ranks").exists() and not options["resume"]:
             raise RunError(f"{out} holds ranks already: pass --resume or choose another folder")
     asking = {key: options[key] for key in ("warmup", "answer_format", "max_history")}
     for ranker in rankers:
@@ -208,7 +237,7 @@ def _agent(method: str, asking: Mapping[str, Any], llm: ChatModel) -> Callable[[
 
 _DRAWING = (
     *("users", "train_users", "candidates", "n_candidates", "reading", "settings", "repetitions", "seed"),
-    *("split_file", "part"),
+    *("seeds", "split_file", "part"),
 )
 _PREPARING = ("columns", "domain", "liked_above", "min_interactions", "max_length")
 _AGENTS = ("answer_format", "warmup", "max_history", "concurrency", *PLAN_OPTIONS)
@@ -232,6 +261,8 @@ def _refuse_what_has_no_effect(options: Mapping[str, Any], methods: Sequence[str
         refuse(["config"], "without METHOD@NAME among --methods, or --tables or --figures")
     if not options["out"]:
         refuse(["resume"], "without --out")
+    if options["seeds"]:
+        refuse(["seed"], "with --seeds")
     if options["candidates"]:
         refuse(["users", "repetitions"], "with --candidates, which has its own")
     if explicit(["split_file"]):
@@ -270,9 +301,11 @@ def _spec_of(runs: Sequence[FinishedRun], given: DataSpec) -> DataSpec:
     return spec
 
 
-def _protocol(data: DataSpec, split: Split | None, reading: Reading, options: Mapping[str, Any]) -> Protocol:
-    taken = ("seed", "users", "train_users", "candidates", "n_candidates", "repetitions", "part")
-    return Protocol(data.read(), reading, split=split, **{key: options[key] for key in taken})
+def _protocol(
+    dataset: Dataset, split: Split | None, reading: Reading, options: Mapping[str, Any], seed: int
+) -> Protocol:
+    taken = ("users", "train_users", "candidates", "n_candidates", "repetitions", "part")
+    return Protocol(dataset, reading, split=split, seed=seed, **{key: options[key] for key in taken})
 
 
 def _section5(options: dict[str, Any], report: Report) -> int:

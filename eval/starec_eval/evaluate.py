@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any
 from typing import Protocol as Typed
 
 import numpy as np
@@ -21,6 +20,7 @@ from starec_env.cases import Cases
 from starec_env.data.cut import catalogue_only
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Dataset, ParseReport, Query, Ranker, Ranking
+from starec_eval.journal import Journal
 from starec_eval.protocol import Protocol
 from starec_eval.rankers.recorded import LLMRanker
 from starec_eval.rankers.scorer import Scorer, check_scores, ranks_of
@@ -174,7 +174,8 @@ class _Run:
 
 def file_name(method: str) -> str:
     """A method's name as the name of a file."""
-    return "".join(char if char.isalnum() or char in "-._@+ ()" else "_" for char in method)
+    name = "".join(char if char.isalnum() or char in "-._@+ ()" else "_" for char in method)
+    return name if name.strip(". ") else f"_{len(name)}"  # "", "." and ".." are other folders
 
 
 def score_ranks(scorer: Scorer, cases: Cases) -> NDArray[np.float64]:
@@ -201,7 +202,7 @@ def judged(ranking: Ranking, target: int, n: int) -> tuple[int | None, ParseRepo
 class _Log:
     """A method's ranks, appended to `ranks/METHOD.jsonl` as they come: a line of settings, then a line a case.
 
-    The last line, written on closing, has the seconds of all sessions together and a digest of all prompts.
+    Closing adds a line with the seconds of all sessions together and a digest of all prompts.
     """
 
     def __init__(self, out: Path | None, name: str, settings: Mapping[str, Any], resume: bool, n: int) -> None:
@@ -210,32 +211,18 @@ class _Log:
         self.seconds = 0.0
         self.prompts: str | None = None
         self._reports: dict[int, ParseReport] = {}
-        self._file: TextIO | None = None
+        self._journal: Journal | None = None
         if out is None:
             return
         path = out / "ranks" / f"{file_name(name)}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.loads(json.dumps(settings, default=str))
-        kept = self._read(path, head, resume) if path.exists() else []
-        self._file = open(path, "w", encoding="utf-8")
-        for line in [head, *kept]:
-            self._write(line)
-
-    def _read(self, path: Path, head: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
-        if not resume:
-            raise RunError(
-                f"{path.parents[1]} holds ranks already: pass resume=True (--resume) or choose another folder"
-            )
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-        if lines and lines[0] != head:
-            different = [key for key in head if lines[0].get(key) != head[key]]
-            raise RunError(f"{path} was made with another {', '.join(different)}: choose another folder")
-        self.seconds = max((line["seconds"] for line in lines[1:] if "seconds" in line), default=0.0)
-        self.prompts = next((line["prompts"] for line in lines[1:] if line.get("prompts")), None)
-        kept = [line for line in lines[1:] if "seconds" not in line]
-        for line in kept:
-            self._set(line["case"], line["rank"], ParseReport(**line.get("report", {})))
-        return kept
+        if path.exists() and not resume:
+            raise RunError(f"{out} holds ranks already: pass resume=True (--resume) or choose another folder")
+        self._journal = Journal(path, settings)
+        for line in self._journal.lines:
+            if "seconds" in line:
+                self.seconds, self.prompts = line["seconds"], line["prompts"] or self.prompts
+            else:
+                self._set(line["case"], line["rank"], ParseReport(**line.get("report", {})))
 
     @property
     def complete(self) -> bool:
@@ -272,9 +259,8 @@ class _Log:
             self._reports[case] = report
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        if self._journal:
+            self._journal.add(line)
 
     def violations(self, cases: Cases) -> list[str]:
         return [
@@ -283,9 +269,9 @@ class _Log:
         ]
 
     def close(self) -> None:
-        if self._file:
+        if self._journal:
             self._write({"seconds": self.seconds, "prompts": self.prompts})
-            self._file.close()
+            self._journal.close()
 
 
 def _run_async(start: Callable[[], Awaitable[None]]) -> None:

@@ -34,7 +34,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from starec_agents.llm.base import Endpoint
@@ -44,7 +43,7 @@ from starec_agents.tasks import MAX_HISTORY
 from starec_env import load_dataset
 from starec_env.data.splits import Split
 from starec_env.errors import InvalidOption, unknown
-from starec_env.metrics import Estimate, per_user
+from starec_env.metrics import Estimate
 from starec_eval.evaluate import Report, evaluate, file_name
 from starec_eval.protocol import READINGS, Protocol
 from starec_eval.rankers import build_methods, split
@@ -239,15 +238,11 @@ def _activity(rows: Mapping[str, str | int], done: Mapping[str, tuple[Protocol, 
     for name, (_, results) in done.items():
         cases = results.cases
         lengths = dict(zip(cases.user_ids, (cases.stop - cases.first + 1).tolist(), strict=True))
-        ids = cases.source.user_ids[np.unique(cases.users)].tolist()
         for label, method in rows.items():
             scored = next(scored for scored in results.methods if scored.method == method)
             if not scored.error:
-                values = per_user(results.values(scored, "ndcg@10"), cases.users).tolist()
-                groups = analysis.activity_groups(
-                    lengths, dict(zip(ids, values, strict=True)), analysis.activity_bounds(name)
-                )
-                series[f"{label}, {name}"] = [group for group in groups if group.n]
+                values, bounds = results.values(scored, "ndcg@10"), analysis.activity_bounds(name)
+                series[f"{label}, {name}"] = analysis.activity_groups(lengths, values, cases.user_ids, bounds)
     note = "NDCG@10 by interactions in the user's sequence (5.3.3)."
     return FigureData("Activity groups (Figure 2a)", note, "", "NDCG@10", series, bars=True)
 
@@ -274,8 +269,7 @@ def _best_of(
                 )
             )
             values = analysis.sampled_ndcg(read_steps(samples), 10, protocol.reading.relevant)
-            ns = [n for n in analysis.BEST_OF if n <= values.shape[1]]
-            series[f"{sampled}, {name}"] = analysis.best_of(values, ns)
+            series[f"{sampled}, {name}"] = analysis.best_of(values)
         if found[against]["ndcg@10"] is not None:
             levels[f"{against}, N = 1, {name}"] = found[against]["ndcg@10"] / 100
     note = "NDCG@10 of the best of N answers at temperature 1, beside one answer of the other model (5.3.4)."

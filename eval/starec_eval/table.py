@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from starec_env.metrics import (
     per_user,
     scored,
 )
-from starec_eval.report.tables import TableData, score_cells
+from starec_eval.report.tables import TableData, results_table
 
 
 @dataclass
@@ -62,7 +62,6 @@ class Results:
     """The method, named in advance, that the notes compare all others with."""
     shown: Sequence[str] = SHOWN
     """The metrics that printed tables show; files hold all of `METRICS`."""
-    _found: dict[tuple[str, str, str], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -114,11 +113,8 @@ class Results:
         able = {method.method: self.values(method, metric) for method in self.methods if not method.error}
         if against not in able:
             raise unknown("evaluated method", against, able)
-        for name in able.keys() - {against}:  # resampling takes its time, and every form of the table asks
-            if (name, against, metric) not in self._found:
-                found = paired_difference(able[name], able[against], self.cases.users)
-                self._found[name, against, metric] = found
-        return {name: self._found[name, against, metric] for name in able if name != against}
+        base = able.pop(against)
+        return {name: paired_difference(values, base, self.cases.users) for name, values in able.items()}
 
     def per_user(self) -> pa.Table:
         """A row a user and method, with all metrics as shares; nan for a user without a scored case."""
@@ -137,10 +133,7 @@ class Results:
         """Write results.json, table.md, table.tex, per_user.parquet, per_user.csv and candidates.parquet."""
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        whole = {**self.settings, "notes": self.notes(), "rows": self.rows}
-        texts = {"results.json": json.dumps(whole, indent=1, default=str) + "\n", "table.md": self.to_markdown()}
-        for name, text in (texts | {"table.tex": self.to_latex()}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_table(folder, {**self.settings, "rows": self.rows}, self.data)
         pq.write_table(self.per_user(), folder / "per_user.parquet")
         pa_csv.write_csv(self.per_user(), folder / "per_user.csv")
         self.cases.write(folder / "candidates.parquet")
@@ -150,12 +143,7 @@ class Results:
     @property
     def data(self) -> TableData:
         """The table as texts: metrics with errors, best and second marked, and seconds."""
-        columns = [score_cells(self.rows, name) for name in self.shown]
-        cells = [
-            [row["method"], *scores, f"{row['seconds']:.1f}"] for row, *scores in zip(self.rows, *columns, strict=True)
-        ]
-        head = ["method", *(name.upper() for name in self.shown), "seconds"]
-        return TableData(f"{self.settings['dataset']}, percent", head, cells, self.notes())
+        return results_table(f"{self.settings['dataset']}, percent", self.rows, self.shown, self.notes())
 
     def to_markdown(self) -> str:
         """A Markdown table, best bold and second underlined, with its notes."""
@@ -163,8 +151,7 @@ class Results:
 
     def to_latex(self) -> str:
         """A booktabs table as the paper's Table 4, best bold and second underlined."""
-        data = self.data
-        return replace(data, head=data.head[:-1], rows=[row[:-1] for row in data.rows]).to_latex()
+        return self.data.without("seconds").to_latex()
 
     def __rich__(self) -> RenderableType:
         return self.data.__rich__()
@@ -177,32 +164,25 @@ class Results:
 
     def notes(self) -> list[str]:
         """What the table was made of, how methods compare with the one named in advance, and what went wrong."""
+        good = [method.method for method in self.methods if not method.error]
+        made, faults = self.facts()
+        return [*made, "± is the standard error over users", *gap_notes(self.against, good, self.compare), *faults]
+
+    def facts(self) -> tuple[list[str], list[str]]:
+        """Of the notes, what the table was made of and what went wrong."""
         about = self.settings
         reading = ", ".join(f"{name}={value}" for name, value in about["reading"].items())
-        notes = [
+        made = [
             f"reading: {reading}",
             f"seed {about['seed']}, candidates {about['candidates']}: {about['test_users']:,} users, "
-            f"{about['cases']:,} lists of {about['n_candidates']}; ± is the standard error over users",
+            f"{about['cases']:,} lists of {about['n_candidates']}",
             *(_count_note(counts) for counts in about["counts"]),
         ]
         if about["n_candidates"] < max(CUTOFFS):
-            notes.append(f"NDCG@{max(CUTOFFS)} covers the whole list of {about['n_candidates']}")
+            made.append(f"NDCG@{max(CUTOFFS)} covers the whole list of {about['n_candidates']}")
         if unscored := len(self.cases) - int(self._is_scored.sum()):
-            notes.append(f"{unscored:,} lists whose target the user disliked are not scored")
-        return [*notes, *about.get("notes", ()), *self._gaps(), *self._faults()]
-
-    def _gaps(self) -> Iterator[str]:
-        good = [method.method for method in self.methods if not method.error]
-        if self.against in good and len(good) > 1:
-            gaps = self.compare(self.against)
-            adjusted = holm([gap.p for gap in gaps.values()])
-            listed = (f"{name} {_points(gap, p)}" for (name, gap), p in zip(gaps.items(), adjusted, strict=True))
-            yield (
-                f"against {self.against} at NDCG@10, points with 95 % intervals, p of sign flips after Holm: "
-                f"{', '.join(listed)}"
-            )
-        elif len(good) > 1:
-            yield "no gap was tested: name a method in advance (against, --against) to compare the others with"
+            made.append(f"{unscored:,} lists whose target the user disliked are not scored")
+        return [*made, *about.get("notes", ())], list(self._faults())
 
     def _faults(self) -> Iterator[str]:
         for method in self.methods:
@@ -213,6 +193,42 @@ class Results:
         groups = {tuple(sorted([method.method, *twins])) for method in self.methods if (twins := self._twins(method))}
         for group in sorted(groups):
             yield f"{' and '.join(group)} sent the same prompts: they are one experiment, not {len(group)}"
+
+
+def write_table(folder: Path, whole: Mapping[str, Any], data: TableData) -> None:
+    """Write results.json, with the table's notes, table.md and table.tex."""
+    texts = {
+        "results.json": json.dumps({**whole, "notes": data.notes}, indent=1, default=str) + "\n",
+        "table.md": data.to_markdown(),
+        "table.tex": data.without("seconds").to_latex(),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def gap_notes(
+    against: str | None,
+    good: Sequence[str],
+    compare: Callable[[str], Mapping[str, Difference]],
+    p_by: str = "sign flips",
+) -> Iterator[str]:
+    """How methods compare with the one named in advance, p-values corrected by Holm; or that none was named.
+
+    Args:
+        against: That method's name.
+        good: The methods that did not fail.
+        compare: Paired differences of the others to one.
+        p_by: What the p-values are of.
+    """
+    if against is not None and against in good and len(good) > 1:
+        gaps = compare(against)
+        adjusted = holm([gap.p for gap in gaps.values()])
+        listed = (f"{name} {_points(gap, p)}" for (name, gap), p in zip(gaps.items(), adjusted, strict=True))
+        yield (
+            f"against {against} at NDCG@10, points with 95 % intervals, p of {p_by} after Holm: " + ", ".join(listed)
+        )
+    elif len(good) > 1:
+        yield "no gap was tested: name a method in advance (against, --against) to compare the others with"
 
 
 def _points(gap: Difference, p: float) -> str:

@@ -14,13 +14,13 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset, Id
-from starec_env.errors import InvalidOption, check_choice, unknown
-from starec_env.recommend.responses import NOTHING, Responder, Responses
+from starec_env.errors import InvalidOption, check_choice, check_whole, unknown
+from starec_env.recommend.responses import NOTHING, Responder, Responses, check_responder
 from starec_env.recommend.sessions import REWARDS, Sessions, observation_space
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import Traits, traits_of
 from starec_env.recommend.twin import twin_of
-from starec_env.replay.env import Rotation, check_whole, list_of_ids, open_dataset, reset_option
+from starec_env.replay.env import Rotation, list_of_ids, open_dataset, reset_option
 from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
 
 Reward = Literal["clicks", "likes", "stars", "stay", "return"]
@@ -256,7 +256,9 @@ class RecommendEnv(gymnasium.Env[Observation, NDArray[np.int64]]):
         return observation, info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """(n_items,) whether each item may be shown and isn't met yet by the user."""
+        """(n_items,) whether each item may be shown and isn't met yet; raises ResetNeeded before the first visit."""
+        if self._rotation is None:
+            raise ResetNeeded("nobody has met anything yet: call reset() first")
         fresh = np.ones(self.dataset.n_items, np.bool_) if self.allowed is None else self.allowed.copy()
         fresh[self.dataset.item_indices[self.dataset.indptr[self._user] : self.responder.stops[self._user]]] = False
         fresh[self._taken] = False
@@ -284,6 +286,7 @@ def _responder(responder: Any, dataset: Dataset) -> Responder:
     if isinstance(responder, str):
         check_choice("responder", responder, ["twin"])
         return twin_of(dataset)
+    check_responder(responder)
     if responder.dataset.hash != dataset.hash:
         raise InvalidOption(
             f"the responder's users are those of {responder.dataset!r} (hash {responder.dataset.hash}), not of "

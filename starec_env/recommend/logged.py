@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
 from starec_env.errors import InvalidOption, check_choice
-from starec_env.recommend.responses import NOTHING, Follows, Responder, Responses, Visits
-from starec_env.splitmix import GOLDEN, STEP, splitmix64, visit_words
+from starec_env.recommend.responses import NOTHING, Follows, Responder, Responses, Visits, check_stops
+from starec_env.splitmix import GOLDEN, STEP, seed_word, splitmix64, visit_words
 
 Ints = NDArray[np.int64]
 
@@ -32,15 +32,13 @@ class Replay:
         stops: (n_users,) the row before which each user's history ends; None: in the middle of the user's sequence.
 
     Raises:
-        InvalidOption: `stops` isn't a row a user.
+        InvalidOption: `stops` isn't one of each user's rows.
     """
 
     def __init__(self, dataset: Dataset, stops: Ints | None = None) -> None:
         if stops is None:
             stops = (dataset.starts + dataset.indptr[1:]) // 2
-        if np.shape(stops) != (dataset.n_users,):
-            raise InvalidOption(f"stops has shape {np.shape(stops)}: wanted a row for each of {dataset.n_users} users")
-        self.dataset, self.stops = dataset, np.asarray(stops, np.int64)
+        self.dataset, self.stops = dataset, check_stops(dataset, stops)
 
     def open(self, n: int, seed: int = 0) -> Visits:
         """Room for n users at once; the seed has no effect."""
@@ -135,12 +133,12 @@ class Mixed:
 
 class _MixedVisits:
     def __init__(self, kinds: tuple[Visits, Visits], share: float, n: int, seed: int) -> None:
-        self._kinds, self._share, self._seed = kinds, share, seed
+        self._kinds, self._share, self._seed = kinds, share, seed_word(seed)
         self._users = np.zeros(n, np.int64)
 
     def _words(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
         users: NDArray[np.int64] = self._users[rows]
-        return users.astype(np.uint64) * GOLDEN + np.uint64(self._seed & 0xFFFFFFFFFFFFFFFF)
+        return users.astype(np.uint64) * GOLDEN + self._seed
 
     def _parts(self, rows: NDArray[Any]) -> list[tuple[int, Ints]]:
         """Which kind answers, and at which of the rows."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
+from starec_env.errors import InvalidOption
 
 NOTHING = -1
 """Stands where nothing was taken."""
@@ -99,3 +100,35 @@ class Responder(Protocol):
     def open(self, n: int, seed: int = 0) -> Visits:
         """Room for n users at once."""
         ...
+
+
+def check_responder(responder: object) -> None:
+    """Raise InvalidOption unless it has what a `Responder` has, and its stops are rows of its users."""
+    lacks = [name for name in ("dataset", "stops", "open") if not hasattr(responder, name)]
+    if lacks:
+        raise InvalidOption(
+            f"a {type(responder).__name__} is no responder, it lacks {', '.join(lacks)}: wanted open(n, seed), dataset "
+            "and stops, see starec_env.recommend.responses.Responder"
+        )
+    check_stops(responder.dataset, responder.stops)  # type: ignore[attr-defined]
+
+
+def check_stops(dataset: Dataset, stops: Any) -> NDArray[np.int64]:
+    """(n_users,) rows of the data set, each of which ends what is known of one user, as integers.
+
+    Raises:
+        InvalidOption: They aren't one a user, or one isn't from the user's first row to the one after the last.
+    """
+    found = np.asarray(stops)
+    if found.shape != (dataset.n_users,) or found.dtype.kind not in "iu":
+        raise InvalidOption(
+            f"stops has shape {found.shape} and type {found.dtype}: wanted a row for each of {dataset.n_users:,} users"
+        )
+    outside = (found < dataset.indptr[:-1]) | (found > dataset.indptr[1:])
+    if outside.any():
+        user = int(outside.argmax())
+        raise InvalidOption(
+            f"stops has {found[user]} for user {dataset.user(user).id!r}: wanted a row of the data set from "
+            f"{dataset.indptr[user]} to {dataset.indptr[user + 1]}, which are that user's"
+        )
+    return found.astype(np.int64, copy=False)

@@ -23,7 +23,7 @@ from starec_env.errors import DataError
 from starec_env.metrics import Relevant
 from starec_env.pairs import PairCounts
 from starec_env.recommend import calibrate
-from starec_env.recommend.responses import Visits
+from starec_env.recommend.responses import Visits, check_stops
 from starec_env.recommend.twin import Calibration, last_liked, seen, spans
 from starec_env.recommend.visits import Steps
 
@@ -34,7 +34,7 @@ F = np.float32
 _RECENT, _FADES, _GAIN = 20, 0.8, 100.0
 _WINDOW, _SHRINK, _PRIOR = 10, 20.0, 5.0
 _NEGATIVES, _MOST, _FEWEST = 19, 5_000, 20
-_CELLS = 1 << 16
+_CELLS, _DENSE = 1 << 16, 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class SequenceUser:
         Raises:
             DataError: There is too little.
         """
-        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else np.asarray(stops, np.int64)
+        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else check_stops(dataset, stops)
         held = last_liked(dataset, stops)
         rng = np.random.default_rng(seed)
         able = np.flatnonzero((held < stops) & (held - dataset.indptr[:-1] >= 3))
@@ -159,14 +159,43 @@ class SequenceUser:
     def _features(self, recent: Ints, shown: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
         """(n, k) logs of popularity, and of what follows the last items."""
         popular = np.log1p(self.counts[shown]).astype(F)
-        near = np.zeros(shown.shape, F)
+        near = self._near_all if shown.shape[1] * recent.shape[1] > self.dataset.n_items else self._near
+        return popular, np.log1p(_GAIN * near(recent, shown)).astype(F)
+
+    def _near(self, recent: Ints, shown: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """(n, k) faded shares, pair by pair."""
+        near = np.zeros(shown.shape)
         step = max(1, _CELLS // shown.shape[1])
         for age in range(recent.shape[1]):
             before = recent[:, age, None]
             for part in (slice(at, at + step) for at in range(0, len(shown), step)):
                 share = self.pairs(before[part], shown[part]) / (self.counts[np.maximum(before[part], 0)] + _SHRINK)
-                near[part] += (_GAIN * _FADES**age * share).astype(F)
-        return popular, np.log1p(near)
+                near[part] += _FADES**age * share
+        return near
+
+    def _near_all(self, recent: Ints, shown: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """The same by one sparse product with all items: faster where much of the catalogue is shown."""
+        from scipy.sparse import csr_array
+
+        known, fades = recent >= 0, np.broadcast_to(_FADES ** np.arange(recent.shape[1]), recent.shape)
+        weights = csr_array(
+            (fades[known], recent[known], np.append(0, known.sum(1).cumsum())), (len(recent), self.dataset.n_items)
+        )
+        near, step = np.empty(shown.shape), max(1, _DENSE // self.dataset.n_items)
+        for part in (slice(at, at + step) for at in range(0, len(shown), step)):
+            dense = (weights[part] @ self._shares).toarray()
+            near[part] = np.take_along_axis(dense, shown[part].astype(np.int64), axis=1)
+        return near
+
+    @cached_property
+    def _shares(self) -> Any:
+        """(items, items) sparse: of an item's rows the share with another near them."""
+        from scipy.sparse import csr_array, diags_array, triu
+
+        upper = csr_array(
+            (self.pairs.counts.astype(np.float64), self.pairs.highs, self.pairs.indptr), (self.dataset.n_items,) * 2
+        )
+        return diags_array(1 / (self.counts + _SHRINK)) @ (upper + triu(upper, 1).T).tocsr()
 
     def utilities(self, recent: Ints, shown: NDArray[np.integer[Any]]) -> Floats:
         """(n, k) utilities of what is shown after (n, 20) last items."""
@@ -206,13 +235,16 @@ class SequenceUser:
         normal = np.random.default_rng(seed).standard_normal(len(rows), F)
         return self.calibration.on_scale(self._before(dataset, rows) + F(self.deviation) * normal)
 
+    def sitting_lengths(self, n: int, seed: int) -> Ints:
+        """See `HasSittings`."""
+        return self.calibration.sitting_lengths(n, seed)
+
     def _before(self, dataset: Dataset, rows: NDArray[np.integer[Any]]) -> Floats:
-        """(n,) means from each row's user's earlier rows."""
-        rest = dataset.ratings - F(self.offset) - self.item_stars[dataset.item_indices]
-        total = np.append(0.0, rest.astype(np.float64).cumsum())
-        first = dataset.indptr[np.searchsorted(dataset.indptr, rows, side="right") - 1]
-        levels = ((total[rows] - total[first]) / (rows - first + _PRIOR)).astype(F)
-        return self._means(levels, dataset.item_indices[rows, None].astype(np.int64))[:, 0]
+        """(n,) means from each user's rows before the first one asked about, as `Visits` keep what they began with."""
+        owners = np.searchsorted(dataset.indptr, rows, side="right") - 1
+        users, first, place = np.unique(owners, return_index=True, return_inverse=True)
+        levels = self._levels(dataset, dataset.indptr[users], np.asarray(rows[first], np.int64))
+        return self._means(levels[place], dataset.item_indices[rows, None].astype(np.int64))[:, 0]
 
     def _expected(self, means: Floats) -> Floats:
         levels, cuts = self.calibration.levels, self.calibration.cuts

@@ -58,8 +58,8 @@ class Sessions:
         self._places[rows], self._when[rows], self._length[rows] = -1, _BEFORE, inside.sum(axis=1)
 
     def show(self, rows: Ints, slates: Ints) -> Responses:
-        """Show (m, k) slates at (m,) rows."""
-        given = self.visits.respond(rows, slates)
+        """Show (m, k) slates at (m,) rows; of none nobody is asked."""
+        given = self.visits.respond(rows, slates) if len(rows) else nothing(slates.shape[1])
         self._slate[rows], self._taken[rows] = slates, given.taken
         who = (given.taken >= 0).nonzero()[0]
         if len(who):
@@ -109,6 +109,12 @@ class Sessions:
             "taken": self._taken.copy(),
             "step": self.step.astype(np.int64),
         }
+
+
+def nothing(k: int) -> Responses:
+    """The answers of nobody to slates of k items."""
+    flags = np.zeros(0, np.bool_)
+    return Responses(flags.reshape(0, k), np.zeros(0, np.int64), np.zeros(0, F), flags, flags)
 
 
 def _columns(events: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -50,6 +50,8 @@ class Slates(Space[Items]):
         if probability is not None:
             raise ValueError("Slates.sample can't take probabilities: pass a mask, or sample by your own policy")
         known = np.ones(self.n_items, np.bool_) if self.allowed is None else self.allowed
+        if mask is not None and np.shape(mask) != (self.n_items,):
+            raise ValueError(f"the mask has shape {np.shape(mask)}: wanted ({self.n_items},), a number for each item")
         items = np.flatnonzero(known if mask is None else known & np.asarray(mask, np.bool_))
         if len(items) < self.k:
             raise ValueError(f"{len(items)} items are left for a slate of {self.k}")
@@ -80,6 +82,10 @@ class Slates(Space[Items]):
             raise self._invalid(x, "its rows aren't equally long") from None
         if slates.dtype.kind not in "iu":
             raise self._invalid(x, f"it is of type {slates.dtype}")
+        if not isinstance(x, np.ndarray) and any(
+            isinstance(each, bool | np.bool_) for each in np.asarray(x, object).ravel()
+        ):
+            raise self._invalid(x, "a truth value is no index")  # NumPy would take True for item 1
         if self.rows is None and slates.shape in ((self.k,), ()) or self.k == 1 and slates.shape == (self.rows,):
             slates = slates.reshape(-1, 1) if self.k == 1 else slates[None]
         if slates.shape != (self.rows or 1, self.k):

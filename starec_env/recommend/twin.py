@@ -28,11 +28,11 @@ from scipy.special import expit, logsumexp, ndtr
 
 from starec_env.data import cache_dir
 from starec_env.dataset import Dataset
-from starec_env.errors import DataError, StarecWarning
+from starec_env.errors import DataError, StarecWarning, check_whole
 from starec_env.recommend import calibrate
 from starec_env.recommend.choice import Choice
 from starec_env.recommend.followers import RECENT, Followers
-from starec_env.recommend.responses import Visits
+from starec_env.recommend.responses import Visits, check_stops
 from starec_env.recommend.stars import Raters, Stars
 
 Floats = NDArray[np.float32]
@@ -99,6 +99,15 @@ class Calibration:
         """(...) the ratings of the scale that numbers before they are put on it become."""
         found: Floats = self.levels[self.cuts.searchsorted(values)]
         return found
+
+    def sitting_lengths(self, n: int, seed: int) -> Ints:
+        """(n,) steps from coming to leaving, drawn from the chances of leaving in an even mood."""
+        leave = self.leave.astype(np.float64)
+        stays = np.cumsum(np.log1p(-leave.clip(max=1 - 1e-9)))
+        drawn = np.log(np.random.default_rng(seed).random(n))
+        within = np.searchsorted(-stays, -drawn) + 1
+        beyond = np.ceil((drawn - stays[-1]) / np.log1p(-leave[-1].clip(1e-9, 1 - 1e-9))).astype(np.int64)
+        return np.where(drawn < stays[-1], len(leave) + np.maximum(beyond, 0), within)
 
 
 @dataclass(frozen=True)
@@ -178,10 +187,14 @@ class Twin:
 
         Raises:
             DataError: There is too little to fit or to calibrate.
+            InvalidOption: A number is out of range, or `stops` isn't one of each user's rows.
         """
         from starec_env.recommend.fit import fit_parts
 
-        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else np.asarray(stops, np.int64)
+        check_whole("seed", seed, 0)
+        if rank is not None:
+            check_whole("rank", rank)
+        stops = last_liked(dataset, dataset.indptr[1:]) if stops is None else check_stops(dataset, stops)
         rank = rank or (48 if dataset.n_interactions >= _MANY else 32)
         return cls(*fit_parts(dataset, stops, rank, seed, report), dataset, stops)
 

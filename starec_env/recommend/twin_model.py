@@ -81,13 +81,8 @@ class TwinModel:
         return self.twin.calibration.on_scale(mean[:, 0] + deviation[:, 0] * normal)
 
     def sitting_lengths(self, n: int, seed: int) -> Ints:
-        """See `HasSittings`: drawn from the chances of leaving, in an even mood."""
-        leave = self.twin.calibration.leave.astype(np.float64)
-        stays = np.cumsum(np.log1p(-leave.clip(max=1 - 1e-9)))
-        drawn = np.log(np.random.default_rng(seed).random(n))
-        within = np.searchsorted(-stays, -drawn) + 1
-        beyond = np.ceil((drawn - stays[-1]) / np.log1p(-leave[-1].clip(1e-9, 1 - 1e-9))).astype(np.int64)
-        return np.where(drawn < stays[-1], len(leave) + np.maximum(beyond, 0), within)
+        """See `HasSittings`."""
+        return self.twin.calibration.sitting_lengths(n, seed)
 
     def _states(self, cases: Cases) -> tuple[States, Ints]:
         """States of the different histories, and which of them each case has."""

@@ -13,11 +13,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
+from starec_env.errors import check_whole
 from starec_env.recommend.env import RecommendEnv, RecommendOptions, users_of
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.sessions import REWARDS, Sessions
 from starec_env.recommend.slates import Slates
-from starec_env.replay.env import Rotation, check_whole, one_for_each, reset_option
+from starec_env.replay.env import Rotation, one_for_each, reset_option
 from starec_env.replay.render import RENDER_MODES, check_render_mode, describe_visit, picture
 
 Ints = NDArray[np.int64]

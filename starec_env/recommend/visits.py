@@ -21,7 +21,7 @@ from starec_env.dataset import Dataset
 from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.recommend.twin import Calibration, Twin, spans
-from starec_env.splitmix import GOLDEN, STEP, splitmix64, visit_words
+from starec_env.splitmix import GOLDEN, STEP, seed_word, splitmix64, visit_words
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -78,7 +78,7 @@ class Steps:
     def __init__(self, model: Fitted, n: int, seed: int) -> None:
         dataset, calibration = model.dataset, model.calibration
         self._model, self._dataset, self._stops, self._known = model, dataset, model.stops, calibration
-        self._seed, self._drawn_from = seed, -1
+        self._seed, self._drawn_from = seed_word(seed), -1
         sizes = F(calibration.outside) + F(calibration.size) * np.log(np.arange(1, dataset.n_items + 1, dtype=F))
         self._sizes = np.append(F(0), sizes)
         """(n_items + 1,) what speaks against taking any of so many items."""

@@ -18,9 +18,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from starec_env.errors import InvalidOption, InvalidSlate
+from starec_env.errors import InvalidOption, InvalidSlate, check_whole
 from starec_env.recommend.env import Observation, RecommendEnv
-from starec_env.replay.env import check_whole
 from starec_env.wrappers import one_at_a_time
 
 _Env = gymnasium.Env[Any, Any]
@@ -77,9 +76,9 @@ class PickItem(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
             raise InvalidOption(f"slate_size is {_inner(env).slate_size}: one item is picked where it is 1")
         self.action_space = spaces.Discrete(_inner(env).dataset.n_items)
 
-    def action(self, action: Any) -> list[int]:
-        """The slate of that item."""
-        return [int(action)]
+    def action(self, action: Any) -> Any:
+        """The action as it is, which is a slate of one item; the environment refuses what is no index."""
+        return action
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(n_items,) whether each may be picked."""
@@ -128,6 +127,7 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: _Env, seed: int, **options: Any) -> None:
         RecordConstructorArgs.__init__(self, seed=seed, **options)
         super().__init__(one_at_a_time(env))
+        _refuse_inside(env, DelayedFeedback, "what is rewarded late would be rewarded at once", type(self).__name__)
         self._data, self._reward = _inner(env).dataset, _inner(env).reward
         self._rng, self._said = np.random.default_rng(seed), dict[int, float]()
         self._levels = np.unique(self._data.ratings)
@@ -144,9 +144,11 @@ class _Ratings(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observation, reward, left, late, info = super().step(action)
         info["reported"] = np.nan
         if (item := info["item"]) >= 0:
-            found = info["reported"] = self._report(info["rewards"]["stars"])
-            rated = self._said[item] = 0.0 if np.isnan(found) else found
-            reward = {"stars": rated, "likes": float(rated > self._data.liked_above)}.get(self._reward, float(reward))
+            given = info["rewards"]["stars"]
+            rated = given != 0 or 0 in self._levels  # who gave no stars is shown by a 0, and reports none either
+            found = info["reported"] = self._report(given) if rated else np.nan
+            stars = self._said[item] = 0.0 if np.isnan(found) else found
+            reward = {"stars": stars, "likes": float(stars > self._data.liked_above)}.get(self._reward, float(reward))
         if self._said:
             ratings = observation["ratings"].copy()
             taken_here = observation["places"] >= 0
@@ -227,6 +229,7 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         check_whole("visits", visits, 0)
         RecordConstructorArgs.__init__(self, visits=visits, share=_share("share", share), seed=seed)
         super().__init__(one_at_a_time(env))
+        _refuse_inside(env, TopK, "scores of the catalogue name no items to exchange", "Drift")
         n, rng = _inner(env).dataset.n_items, np.random.default_rng(seed)
         moved = rng.permutation(n)[: int(share * n)]
         self._answered_as, self._shown_as = np.arange(n), np.arange(n)
@@ -256,6 +259,14 @@ class Drift(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             info["item"] = int(self._shown_as[info["item"]])
         shown = self._shown_as[observation["slate"]]
         return {**observation, "history": history, "slate": shown}, float(reward), left, late, info
+
+
+def _refuse_inside(env: _Env, kind: type[_Env], why: str, name: str) -> None:
+    """Raise InvalidOption if an environment is wrapped by a kind of wrapper already."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, kind):
+            raise InvalidOption(f"{kind.__name__} is inside {name}, where {why}: put {kind.__name__} around {name}")
+        env = env.env
 
 
 def _share(name: str, value: float) -> float:

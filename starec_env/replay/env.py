@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from starec_env.data import load_dataset, prepare
-from starec_env.errors import InvalidOption, unknown
+from starec_env.errors import InvalidOption, check_whole, unknown
 from starec_env.replay.render import RENDER_MODES, check_render_mode, describe, picture
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.spaces import Rankings, check_ranking
@@ -352,14 +352,6 @@ def one_for_each(users: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     if len(users) != n:
         raise InvalidOption(f"user_ids names {len(users)} users for {n} environments: name one for each")
     return users
-
-
-def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise InvalidOption unless an option's value is a whole number, and at least so much."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidOption(f"{name} is {value!r}: it must be a whole number")
-    if value < least:
-        raise InvalidOption(f"{name} is {value}: it must be at least {least}")
 
 
 def reset_option(options: Any, name: str) -> Any:

@@ -10,12 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from starec_env.errors import check_whole
 from starec_env.replay.env import (
     EnvOptions,
     Rotation,
     UserFeedbackEnv,
     check_options,
-    check_whole,
     one_for_each,
     reset_option,
     users_with_turns,

@@ -20,24 +20,36 @@ def test_inspect_eval_from_the_shell(env, agent, tmp_path):
     from inspect_ai.log import list_eval_logs, read_eval_log
 
     inspect = Path(sys.executable).with_name("inspect")
-    options = ["-T", f"agent={agent}", "-T", "users=3", "-T", "turns=2", "--display", "none", "--log-dir", tmp_path]
+    options = [
+        "-T",
+        f"env={env}",
+        "-T",
+        f"agent={agent}",
+        "-T",
+        "users=3",
+        "-T",
+        "turns=2",
+        "--display",
+        "none",
+        "--log-dir",
+        tmp_path,
+    ]
     with scripted_server() as server:
         environment = {**os.environ, "LOCAL_BASE_URL": server.url, "LOCAL_API_KEY": "none"}
-        command = [inspect, "eval", f"starec_agents/{env}", "--model", "openai-api/local/fake", *options]
+        command = [inspect, "eval", "starec_agents/users", "--model", "openai-api/local/fake", *options]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         requests = server.requests
     log = read_eval_log(list_eval_logs(str(tmp_path))[0])
     assert log.status == "success"
-    split = {"split": "test"} if env == "rank" else {}
-    episodes = Episodes(env=env, agent=agent, users=3, turns=2, **split)
+    episodes = Episodes(env=env, agent=agent, users=3, turns=2, split="test")
     expected = {str(user): directly(episodes, user) for user in episodes.user_ids}
     assert requests == sum(len(one.prompts) for one in expected.values())
     assert {sample.id for sample in log.samples} == expected.keys()
     means = {user: one.mean(2, MISSING[env]) for user, one in expected.items()}
     for sample in log.samples:
         assert sample.scores["reward"].value == pytest.approx(means[sample.id])
-        assert json.loads(sample.output.completion) == expected[sample.id].rewards
+        assert json.loads(sample.scores["reward"].answer) == expected[sample.id].rewards
     assert log.results.scores[0].metrics["mean"].value == pytest.approx(sum(means.values()) / 3)
 
 

@@ -22,7 +22,7 @@ def test_the_tool_goes_through_an_episode_of_any_graph(env, agent):
     environment.reset(user_id=7)
     assert environment.get_reward() == MISSING[env]
     shown = environment.reset(user_id=42)
-    while request := environment._episode.request:
+    while request := environment._player.episode.request:
         prompts.append(list(map(dict, request.messages)))
         assert shown.endswith(request.messages[-1]["content"])
         shown = environment.answer(say(request.messages, {}))
@@ -105,7 +105,7 @@ def test_a_grpo_step_calls_the_tool_and_takes_the_reward(tmp_path, monkeypatch):
     trainer.train()
     (log,) = [log for log in trainer.state.log_history if "reward" in log]
     environments = trainer._environment_pool[None]
-    assert len(said) == 3 and all(one._episode.ended for one in environments)
+    assert len(said) == 3 and all(one._player.episode.ended for one in environments)
     assert log["tools/call_frequency"] == 2 and log["tools/failure_frequency"] == 0
     rewards = [one.get_reward() for one in environments]
     assert log["reward"] == pytest.approx(sum(rewards) / len(rewards))

@@ -24,6 +24,7 @@ from starec_agents import (
     play_visit,
     scripted_user,
 )
+from starec_agents.adapters import Episodes, Player
 from starec_agents.graph import call_model
 from starec_agents.planner import planner
 from starec_env.errors import EndpointError, InvalidOption
@@ -199,3 +200,23 @@ def test_a_session_that_is_dropped_is_given_up_without_a_word(caplog):
     del episode
     gc.collect()
     assert ended.wait(10) and not caplog.records
+
+
+def test_a_player_begins_anew_and_says_what_an_answer_earned():
+    player = Player(Episodes(turns=2, agent="planner"))
+    with pytest.raises(InvalidOption, match="reset first"):
+        player.answer("1")
+    first, again, other = (player.reset(seed=seed).messages for seed in (3, 3, 4))
+    assert first == again != other
+    request, earned, say = player.reset(user_id=42), [], scripted_user()
+    while request is not None:
+        asked = request
+        request, reward = player.answer(say(asked.messages, asked.sampling))
+        earned += [(asked.task, reward)] if reward else []
+    assert len(earned) == 2 and {task for task, _ in earned} == {"rank"}
+    assert [reward for _, reward in earned] == player.episode.rewards
+
+
+def test_an_option_that_no_episode_has_is_refused():
+    with pytest.raises(ValueError, match="agnet"):
+        Episodes(agnet="planner")

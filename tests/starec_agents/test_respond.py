@@ -525,6 +525,20 @@ def test_traits_are_in_the_memory_that_agents_begin_with_and_can_be_left_out():
         assert ("Is picky, number 0." in prompt) == found == agents.settings["traits"]
 
 
+def test_the_cards_agents_begin_with_the_traits_of_the_user_who_is_asked():
+    prompts = []
+
+    def reply(messages, sampling):
+        prompts.append(messages[1]["content"])
+        return answer(seen=["A"], take="A")
+
+    agents = responder(reply, calibration=CALIBRATION, traits=lambda user: f"Is picky, number {user}.")
+    AgentModel(agents).rate(DATA, np.array([20, 40]))
+    owners = np.searchsorted(DATA.indptr, [20, 40], side="right") - 1
+    assert len(set(owners.tolist())) == 2
+    assert all(sum(f"Is picky, number {user}." in prompt for prompt in prompts) == 1 for user in owners.tolist())
+
+
 def test_traits_are_what_sets_a_user_apart_in_the_log():
     genres = ["Drama", "Comedy", "Horror", "Western", "War"]
     items = [Item(i, f"Film {i}", {"genres": genres[i % 5]}) for i in range(60)]

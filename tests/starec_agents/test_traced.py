@@ -10,10 +10,21 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.tracers import context
 from support import make_dataset
 
-from starec_agents import Endpoint, LangChainChat, OpenAIChat, ScriptedChat, UserAgent, play_turns, scripted_user
+from starec_agents import (
+    Endpoint,
+    LangChainChat,
+    OpenAIChat,
+    ScriptedChat,
+    UserAgent,
+    check_graph,
+    play_turns,
+    scripted_user,
+)
+from starec_agents._trial import answers_slates  # noqa: PLC2701
 from starec_agents.llm import Completion
 from starec_agents.llm.base import Usage
 from starec_agents.planner import planner
+from starec_agents.runs.plan import plan_turns
 from starec_env.errors import EndpointError
 from starec_env.replay.stream import Stream
 
@@ -85,6 +96,15 @@ async def test_the_record_is_the_same_with_and_without_a_listener(listening):
     assert len(listening.asked) == 2
     assert await asyncio.create_task(steps_of(), context=Context()) == heard
     assert len(listening.asked) == 2
+
+
+async def test_a_trial_by_script_is_in_no_trace(listening):
+    agent = UserAgent(ScriptedChat(answer))
+    await check_graph(agent)
+    assert await answers_slates(agent)
+    plan = await plan_turns(UserAgent.factory, Stream(make_dataset(), turns=1), [0], 1, True)
+    assert plan.calls == 2 and not listening.nodes
+    assert agent.executor == "langgraph"
 
 
 async def test_a_failed_request_is_a_failed_span(listening):

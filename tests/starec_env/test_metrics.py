@@ -92,6 +92,31 @@ def test_the_interval_of_several_trainings_holds_what_trainings_differ_by_too() 
     assert covered > 75 and of_users_alone < 40  # 83 expected of 8 trainings, by their 7/8 of a variance of 7 degrees
 
 
+def test_trainings_may_have_users_of_their_own() -> None:
+    rng = np.random.default_rng(1)
+    values = np.array([[0.0, 0.5, np.nan, np.nan], [np.nan, np.nan, 1.0, 1.0]])
+    drawn = metrics.resampled_means(values, 4000)
+    assert {0.0, 1.0} < set(drawn[~np.isnan(drawn)]) and np.isnan(drawn).any()  # some draw only users it hasn't
+    assert np.nanmean(drawn) == pytest.approx(0.625, abs=0.02)
+    assert np.isnan(metrics.difference(np.full((2, 3), np.nan)).gap) and metrics.difference(values).users == 4
+    covered = 0
+    for _ in range(100):
+        apart = np.full((6, 300), np.nan)
+        for row, seed in enumerate(rng.normal(0, 0.05, 6)):
+            apart[row, 50 * row : 50 * (row + 1)] = rng.normal(seed, 1, 50)
+        low, high = metrics.interval(apart, 500)
+        covered += low <= 0 <= high
+    assert covered >= 93  # users' variance is in both levels
+
+
+def test_the_p_value_of_several_trainings_is_rarely_small_without_a_gap_and_always_with_one() -> None:
+    rng = np.random.default_rng(4)
+    gaps = [rng.normal(size=100) + rng.normal(size=(4, 100)) for _ in range(100)]
+    assert sum(metrics.difference(gap, samples=500).p < 0.05 for gap in gaps) <= 10
+    assert max(metrics.difference(gap + 1, samples=500).p for gap in gaps[:20]) < 0.05
+    assert metrics.difference(np.stack([gaps[0][0]] * 3)).se == pytest.approx(gaps[0][0].std(ddof=1) / 10, rel=0.05)
+
+
 def test_a_claimed_gap_whose_interval_holds_zero_is_warned_of():
     rng = np.random.default_rng(3)
     values = rng.random(50)

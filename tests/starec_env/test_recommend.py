@@ -15,6 +15,7 @@ from starec_env.recommend.calibrate import returning
 from starec_env.recommend.env import RecommendEnv
 from starec_env.recommend.logged import Mixed, Replay
 from starec_env.recommend.met import Met
+from starec_env.recommend.responses import Responses
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.slates import Slates
 from starec_env.recommend.traits import traits_of
@@ -29,6 +30,7 @@ from starec_env.recommend.wrappers import (
     PickItem,
     TopK,
 )
+from starec_env.splitmix import seed_word
 
 K, N = 4, 6
 
@@ -600,3 +602,102 @@ def test_traits_are_those_of_the_rows_that_a_recommender_knows(twin):
         assert info["traits"] == {name: ranks[user] for name, ranks in vars(known).items()}
     liked = np.array([log.liked[log.indptr[u] : twin.stops[u]].mean() for u in range(log.n_users)])
     assert known.pickiness[liked.argmin()] > known.pickiness[liked.argmax()]
+
+
+@pytest.mark.parametrize("wrong", [True, 2.7, float("nan"), None, "3"])
+def test_a_pick_that_is_no_index_is_refused_and_not_rounded(wrong, twin):
+    env = PickItem(RecommendEnv(twin.dataset, responder=twin, slate_size=1))
+    env.reset(seed=0)
+    with pytest.raises(InvalidSlate):
+        env.step(wrong)
+    assert env.step(np.int64(3))[0]["slate"].tolist() == [3]
+
+
+def test_true_is_no_item_even_among_indices(twin):
+    env = made(twin)
+    env.reset(seed=0)
+    with pytest.raises(InvalidSlate, match="a truth value is no index"):
+        env.step([5, True, 7, 8])
+
+
+def test_a_mask_of_another_length_is_not_repeated(twin):
+    with pytest.raises(ValueError, match=r"shape \(1,\): wanted \(40,\)"):
+        made(twin).action_space.sample(mask=np.ones(1, np.int8))
+
+
+def test_wrappers_in_an_order_that_would_change_what_they_mean_are_refused(twin):
+    with pytest.raises(InvalidOption, match="put DelayedFeedback around NoisyFeedback"):
+        NoisyFeedback(DelayedFeedback(made(twin), 2), 0.5)
+    with pytest.raises(InvalidOption, match="put TopK around Drift"):
+        Drift(TopK(made(twin)), visits=0)
+    with pytest.raises(ResetNeeded):
+        TopK(Drift(made(twin), visits=0)).step(np.zeros(twin.dataset.n_items))
+
+
+class Silent:
+    """Users who take the first item of every slate, rate nothing and stay."""
+
+    def __init__(self, twin: Twin) -> None:
+        self.dataset, self.stops = twin.dataset, twin.stops
+
+    def open(self, n: int, seed: int = 0) -> "Silent":
+        return self
+
+    def begin(self, rows, users, visits, anew=False) -> None:
+        pass
+
+    def respond(self, rows, slates) -> Responses:
+        n, no = len(rows), np.zeros(len(rows), bool)
+        seen = np.ones(slates.shape, bool)
+        return Responses(seen, np.zeros(n, np.int64), np.full(n, np.nan, np.float32), no, no)
+
+
+def test_who_gave_no_stars_is_not_reported_to_have_given_any(twin):
+    for wrap in (lambda env: BiasedFeedback(env, 1), lambda env: NoisyFeedback(env, 1.0)):
+        env = wrap(RecommendEnv(twin.dataset, responder=Silent(twin), slate_size=K, reward="stars"))
+        env.reset(seed=0)
+        observation, reward, *_, info = env.step([0, 1, 2, 3])
+        assert np.isnan(info["reported"]) and reward == 0 == info["rewards"]["stars"]
+        assert observation["taken"] == 0 and observation["ratings"][(observation["history"] >= 0).sum() - 1] == 0
+
+
+def test_stops_that_are_not_the_users_own_rows_are_refused(twin):
+    log = twin.dataset
+    for wrong in (np.full(log.n_users, 5), log.indptr[1:] + 3, log.indptr[1:] - 2.5, log.indptr[1:2]):
+        for make in (
+            Replay,
+            lambda data, stops: Twin.fit(data, stops=stops),
+            lambda d, s: SequenceUser.fit(d, stops=s),
+        ):
+            with pytest.raises(InvalidOption, match=r"stops has .* wanted a row"):
+                make(log, wrong)
+    silent = Silent(twin)
+    silent.stops = log.indptr[1:] + 3
+    with pytest.raises(InvalidOption, match=r"stops has 27 for user 0: wanted a row of the data set from 0 to 24"):
+        RecommendEnv(log, responder=silent)
+    with pytest.raises(InvalidOption, match="a int is no responder, it lacks dataset, stops, open"):
+        RecommendEnv(log, responder=3)
+
+
+def test_seeds_beyond_64_bits_are_seeds_of_their_own(twin):
+    assert seed_word(5) == 5 and len({int(seed_word(seed)) for seed in (5, 5 + 2**64, 5 + 2**65, 5 + 2**128)}) == 4
+    slates = np.tile(np.arange(40), (80, 1))
+    who = np.arange(80)
+    answers = []
+    for seed in (5, 5 + 2**64):
+        visits = twin.open(80, seed)
+        visits.begin(who, who, np.zeros(80, np.int64))
+        answers.append(visits.respond(who, slates).taken)
+    assert (answers[0] != answers[1]).sum() > 20
+
+
+def test_where_all_visits_are_over_nobody_is_asked(twin):
+    mixed = Mixed(twin, Replay(twin.dataset, twin.stops), 0.5)
+    envs = RecommendVectorEnv(3, twin.dataset, responder=mixed, slate_size=K, horizon=1)
+    envs.reset(seed=0)
+    slates = np.tile(np.arange(K), (3, 1))
+    envs.step(slates)
+    observation, rewards, *_ = envs.step(slates)
+    assert (observation["step"] == 0).all() and (rewards == 0).all()
+    observation, rewards, over, late, _ = envs.step(slates)
+    assert (observation["step"] == 1).all() and (over | late).all()

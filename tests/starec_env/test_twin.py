@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from small_twin import small_log, small_twin
 
 from starec_env import load_dataset, prepare
 from starec_env.cases import Cases
 from starec_env.errors import DataError, StarecWarning
+from starec_env.recommend import calibrate
 from starec_env.recommend.twin import BUNDLED, Twin, last_liked, twin_of
 from starec_env.recommend.twin_model import TwinModel
 from starec_env.types import Dataset
@@ -196,3 +198,71 @@ def test_a_log_without_ratings_has_a_twin_that_likes_all_it_takes(log):
     took = given.taken >= 0
     assert took.any() and (given.stars[took] == 4).all() and (given.liked == took).all()
     assert twin.calibration.levels.tolist() == [4] and np.isfinite(twin.start.raters.level).all()
+
+
+# Known users are found again: what is drawn from chances is fitted to these chances -----------------------------------
+
+
+def known_cases(twin: Twin, n: int, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, 20) utilities, what the last items add, and logs of chances to be liked, of random items for its users."""
+    who = rng.integers(len(twin.stops), size=n)
+    states, shown = twin.start[who], rng.permuted(np.tile(np.arange(twin.dataset.n_items), (n, 1)), axis=1)[:, :20]
+    return (
+        twin.choice.utilities(states.sums, shown),
+        twin.followers.near(states.recent, shown),
+        twin.log_like(states, shown),
+    )
+
+
+def first_is(place, *columns):
+    """The same (n, k) columns with the item at (n,) places in the first place."""
+    order = np.argsort(np.arange(columns[0].shape[1]) != place[:, None], axis=1, kind="stable")
+    return [np.take_along_axis(column, order, axis=1) for column in columns]
+
+
+@pytest.mark.parametrize(("temperature", "near"), [(0.7, 0.4), (1.6, 0.1)])
+def test_a_known_temperature_and_weight_of_the_last_items_are_found_within_their_errors(temperature, near):
+    rng = np.random.default_rng(3)
+    raw, follows, log_like = known_cases(small_twin(), 16_000, rng)
+    scores = temperature * raw + near * follows + log_like
+    chosen = (scores + rng.gumbel(size=scores.shape)).argmax(1)
+    found = calibrate.weights(*first_is(chosen, raw, follows, log_like))
+    chances = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))[..., None]
+    features = np.stack([raw, follows], axis=-1).astype(np.float64)
+    apart = features - (chances * features).sum(1, keepdims=True)
+    information = np.einsum("nk,nki,nkj->ij", chances[..., 0], apart, apart)  # Fisher's, of a conditional logit
+    errors = np.sqrt(np.diag(np.linalg.inv(information)))
+    assert (errors < 0.07).all()
+    assert (np.abs(np.array(found) - [temperature, near]) < 3.5 * errors).all()
+
+
+def test_a_known_outside_option_is_found_within_its_error():
+    """Where an item is taken as often as exp(utility) says, a slate of k holds it with odds mean(exp z) / E exp z."""
+    rng = np.random.default_rng(5)
+    n, level, spread = 6000, 0.6, 0.8
+    square = rng.exponential(size=n)
+    z = level * square[:, None] + spread * rng.standard_normal((n, 21))
+    z[:, 0] += spread**2  # of normal z those taken by exp z are as much higher
+    found = []
+    for part in range(5):
+        rows = np.arange(n) % 5 == part
+        found.append(calibrate.outside(z[rows].astype(np.float32), square[rows].astype(np.float32), part)[:4])
+    mean, error = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(5)
+    wanted = np.array([spread**2 / 2, 1, 1, level])  # constant, slope, size, level
+    assert (error < 0.06).all()
+    assert (np.abs(mean - wanted) < np.maximum(4.6 * error, 0.02)).all()  # Student's t of 4 degrees: 1 in 100
+
+
+def test_a_known_hazard_of_leaving_is_found_within_its_error():
+    twin = small_twin()
+    leave = np.array([0.4, 0.2, 0.2, 0.1], np.float32)
+    lengths = replace(twin.calibration, leave=leave).sitting_lengths(8000, 1)
+    begins = np.append(0, lengths.cumsum()[:-1])
+    pauses = np.full(lengths.sum(), 60)
+    pauses[begins] = calibrate.SITTING + 1
+    owners = np.repeat(np.arange(8000) // 20, lengths)
+    found, declared = calibrate.leaving(owners, pauses.cumsum())
+    assert not declared
+    for step, chance in enumerate(leave.tolist()):
+        alive = int((lengths > step).sum())
+        assert abs(found[step] - chance) < 3.5 * np.sqrt(chance * (1 - chance) / (0.95 * alive))

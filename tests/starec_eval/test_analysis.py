@@ -65,7 +65,7 @@ def test_best_of_n_of_many_samples_estimates_the_best_of_few_without_bias():
 def test_activity_groups_have_the_papers_bounds():
     lengths = {user: user for user in range(10, 41)}
     groups = analysis.activity_groups(
-        lengths, {user: float(user) for user in lengths}, analysis.activity_bounds("ml-1m")
+        lengths, [float(user) for user in lengths], list(lengths), analysis.activity_bounds("ml-1m")
     )
     assert [(group.label, group.n) for group in groups] == [
         ("low, 10-24", 15),
@@ -73,7 +73,7 @@ def test_activity_groups_have_the_papers_bounds():
         ("high, 40", 1),
     ]
     assert groups[0].mean == 17 and isnan(groups[2].se)
-    cds = analysis.activity_groups(lengths, dict.fromkeys(lengths, 1.0), analysis.activity_bounds("amazon-cds"))
+    cds = analysis.activity_groups(lengths, [1.0] * 31, list(lengths), analysis.activity_bounds("amazon-cds"))
     assert [group.n for group in cds] == [10, 20, 1]
 
 

@@ -12,17 +12,18 @@ from support import make_dataset
 from starec_env.data.cut import rows_only
 from starec_env.errors import InvalidOption, RunError
 from starec_env.metrics import per_user
+from starec_env.recommend.sequence import SequenceUser
 from starec_eval.fidelity import Card, fidelity, measures
 from starec_eval.fidelity.answers import Answers, log_choice
 from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
 from starec_eval.fidelity.commands import fidelity_command
 from starec_eval.fidelity.floor import PopularityUser
-from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import to_markdown
 from starec_eval.fidelity.synthetic import shuffled, simulated_log
 from starec_eval.protocol import Protocol, Reading
+from starec_eval.report import write_report
 
 SMALL = Reading(min_interactions=1)
 
@@ -351,9 +352,9 @@ def paths(n_users=60, n_items=30, length=12):
     return replace(base, item_indices=items.ravel().astype(np.int32), ratings=stars.ravel())
 
 
-def test_neighbours_take_what_others_took_next_and_like_what_others_liked():
+def test_the_second_family_takes_what_others_took_next_and_likes_what_others_liked():
     data = paths()
-    model = NeighboursUser(data)
+    model = SequenceUser.made(data)
     users = np.arange(data.n_users)
     last = data.item_indices[data.indptr[1:] - 1]
     shown = np.stack([(last + 1) % 30, (last + 10) % 30, (last + 15) % 30], axis=1).astype(np.int32)
@@ -367,17 +368,28 @@ def test_neighbours_take_what_others_took_next_and_like_what_others_liked():
     assert yes[:, 0].min() > 0.5 > yes[:, 2].max()
 
 
-def test_neighbours_rate_by_item_and_by_what_the_user_gave_before():
+def test_the_second_family_says_the_same_of_an_item_alone_as_of_the_whole_catalogue():
     data = paths()
-    model = NeighboursUser(data)
+    model = SequenceUser.made(data)
+    stops = data.indptr[1:] - np.arange(data.n_users) % data.indptr[1]  # some have less of a past than is looked at
+    recent = model._recent(data, data.indptr[:-1], stops)
+    everything = np.broadcast_to(np.arange(data.n_items), (data.n_users, data.n_items))
+    apart = [model.utilities(recent, everything[:, item, None]) for item in range(data.n_items)]
+    assert np.concatenate(apart, axis=1) == pytest.approx(model.utilities(recent, everything), abs=1e-5)
+
+
+def test_the_second_family_rates_by_item_and_by_what_the_user_gave_before():
+    data = paths()
+    model = SequenceUser.made(data)
     stars, like = model.rate(data, np.arange(24))
-    counts = np.bincount(data.item_indices, minlength=30)
-    rest = data.ratings - data.ratings.mean()
-    items = np.bincount(data.item_indices, rest, 30) / (counts + 5)
-    before = (rest[12:15] - items[data.item_indices[12:15]]).sum() / (3 + 10)
-    assert stars[15] == pytest.approx(np.clip(data.ratings.mean() + before + items[data.item_indices[15]], 2, 4))
+    assert 2 <= stars.min() and stars.max() <= 4
+    first, later = np.arange(len(data.ratings)) < 3, np.arange(3, 12)  # of the first user, whose rows are 0 to 11
+    before, like_before = model.rate(data, later)
+    kinder, kinder_like = model.rate(replace(data, ratings=data.ratings + first.astype(np.float32)), later)
+    assert (kinder_like > like_before).all() and (kinder >= before).all() and kinder.sum() > before.sum()
     assert (like > 0.5).tolist() == (data.ratings[:24] > 3).tolist()
     assert set(model.draw_stars(data, np.arange(24), 0)) <= {2.0, 4.0}
+    assert model.sitting_lengths(50, 0).min() >= 1
 
 
 # Cards ----------------------------------------------------------------------------------------------------------------
@@ -424,6 +436,10 @@ def test_a_whole_card_of_the_floor_is_the_floor(tmp_path):
     html = (tmp_path / "card.html").read_text(encoding="utf-8")
     assert "Fidelity" in (tmp_path / "card.md").read_text(encoding="utf-8") and "Kendall" in html
     assert 'id="timelines"' not in html and "<script" not in html  # there is no run to look into
+    report = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"Fidelity of popularity on {card.dataset}" in report
+    row = report[report.index(">NDCG@10<") :]
+    assert f"{card.section('choice').value('ndcg@10').mean:.1f}" in row[: row.index("</tr>")]
 
 
 def test_who_chooses_among_few_has_the_expected_order_alone(tmp_path):

@@ -162,20 +162,24 @@ def test_a_reward_server_that_dies_stops_training_and_a_live_one_lets_it_go_on(
     assert train_grpo(adapter, updates, config(tmp_path, max_steps=3, **options), rank=rank) is not None
 
 
-def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refill", [0, 2])
+def test_a_killed_training_resumes_to_the_same_losses(adapter: Path, taught: Rows, tmp_path: Path, refill: int) -> None:
     options = {"max_steps": 5, "save_steps": 1, "save_total_limit": None}
-    train_grpo(adapter, taught, config(tmp_path / "whole", **options))
+    train_grpo(adapter, taught, config(tmp_path / "whole", **options), refill=refill)
     write_rows(tmp_path / "rows.jsonl", taught)
     broken = tmp_path / "broken"
     settings = {**SETTINGS, **options, "save_total_limit": "null"}
     (tmp_path / "grpo.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
     command = ["train", "grpo", "--config", str(tmp_path / "grpo.yaml"), "--model", str(adapter)]
-    command += ["--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(broken)]
+    command += ["--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(broken), "--refill", str(refill)]
     kill_when_there(command, broken / "checkpoint-2" / "trainer_state.json")
     assert not (broken / "final").exists()
-    assert train_grpo(adapter, taught, config(broken, **options)) == broken / "final"
+    assert train_grpo(adapter, taught, config(broken, **options), refill=refill) == broken / "final"
     assert losses(broken) == losses(tmp_path / "whole")
     assert logged(broken, "kl") == logged(tmp_path / "whole", "kl")
+    replaced = logged(broken, "refill/replaced")
+    assert replaced == logged(tmp_path / "whole", "refill/replaced")
+    assert (sum(replaced[2:]) > 0) == bool(refill)  # after the kill too
 
 
 @pytest.mark.filterwarnings("ignore:round 1. none of the policy's")  # such steps may unlearn the profile's format

@@ -134,6 +134,9 @@ class GrpoArguments(ModelArguments, DataArguments):
     reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Further ones, MODULE:FUNCTION with TRL's signature."}
     )
+    refill: int = field(
+        default=0, metadata={"help": "Most rounds a step of drawing groups again that earn one reward each."}
+    )
     max_prompt: int = field(default=4096, metadata={"help": "Longer prompts are dropped and counted."})
     follow_up_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a follow-up ranking."})
     prompts_per_step: int = field(default=64, metadata={"help": "On all processes together."})
@@ -168,6 +171,7 @@ OF_ROUNDS = tuple(
         "algorithm",
         "reward",
         "reward_funcs",
+        "refill",
         "max_prompt",
         "follow_up_tokens",
         "prompts_per_step",

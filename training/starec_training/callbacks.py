@@ -47,7 +47,7 @@ def symptoms(log: Log, *, groups: bool = True) -> dict[str, str]:
     if groups and stuck and stuck[1] > 0.8:
         found["zero-variance groups"] = (
             f"{stuck[1]:.0%} of the groups earn one reward each, so nothing is learned from them: more generations, "
-            "the NDCG reward, or fewer prompts that are always right or always wrong"
+            "the NDCG reward, refill, or fewer prompts that are always right or always wrong"
         )
     if clipped and clipped[1] > 0.3:
         found["clipped answers"] = f"{clipped[1]:.0%} of the answers hit max_completion_length: raise it"

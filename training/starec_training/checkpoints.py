@@ -136,6 +136,7 @@ class StageConfig(BaseModel):
     """Its switches."""
     reward: str | None = None
     reward_funcs: tuple[str, ...] = ()
+    refill: int | None = None
     follow_up_tokens: int | None = None
     max_prompt: int | None = None
     frozen: tuple[str, ...] = ()

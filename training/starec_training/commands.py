@@ -308,7 +308,7 @@ def grpo(args: Sequence[str]) -> int:
     from starec_training.collection import Rounds
     from starec_training.grpo import train_grpo, train_rounds
 
-    names = ("algorithm", "reward", "reward_funcs", "max_prompt", "follow_up_tokens", "minutes")
+    names = ("algorithm", "reward", "reward_funcs", "refill", "max_prompt", "follow_up_tokens", "minutes")
     options = {name: getattr(given, name) for name in names} | {"adapter": _lora(given)}
     if given.dry_run:
         check_writable(Path(config.output_dir))

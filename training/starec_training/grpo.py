@@ -15,11 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from starec_agents.agent import UserAgent
 from starec_agents.llm import ChatModel, ScriptedChat, scripted_user
@@ -45,7 +43,6 @@ from starec_training.dataset import (
     Rows,
     check_apart,
     kept_apart,
-    read_snapshot,
     to_dataset,
 )
 from starec_training.generation import ends_of, ranker
@@ -65,6 +62,7 @@ from starec_training.rewards import (
     reward_functions,
     served,
 )
+from starec_training.trainer import AgentGRPO
 from starec_training.vllm_server import holds_policy, server_chat, watched
 
 ALGORITHMS = ("grpo", "reinforce++")
@@ -149,25 +147,6 @@ def paper_grpo(prompts: int = BATCH, **overrides: Any) -> GRPOConfig:
     return GRPOConfig(**{**paper_settings(**batch), **overrides})
 
 
-class AgentGRPO(GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer that checks each group: one prompt, and a reward for each completion."""
-
-    gathered_rewards: torch.Tensor
-    """(completions of all processes, reward functions) of the last batch; NaN where a function doesn't apply."""
-
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **options: Any) -> torch.Tensor:
-        found: torch.Tensor = super()._calculate_rewards(inputs, *args, **options)
-        self.gathered_rewards = found
-        keys: list[tuple[str, Id, int]] = gather_object([read_snapshot(row["snapshot"]).key for row in inputs])
-        if torch.isnan(found).all(1).any():
-            raise TrainingError("a completion has no reward: each task needs a reward function that returns a number")
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        groups = [keys[start : start + size] for start in range(0, len(keys), size)]
-        if any(len(set(group)) > 1 for group in groups):
-            raise TrainingError(f"a group mixes prompts: {next(g for g in groups if len(set(g)) > 1)}")
-        return found
-
-
 def train_grpo(
     model: str | Path,
     rows: Rows,
@@ -186,6 +165,7 @@ def train_grpo(
     minutes: float | None = None,
     rollout: Rollout | None = None,
     frozen: Sequence[str] = (),
+    refill: int = 0,
 ) -> Path | None:
     """One round of reinforcement training. A killed or stopped round goes on from its last checkpoint.
 
@@ -210,6 +190,8 @@ def train_grpo(
         rollout: Draws the answers in TRL's place, e.g. `grouped.scores_only(...)`.
         frozen: Parts of parameters' names that aren't trained, e.g. "embed_tokens": a score is a token, and noise on
             its vector costs the greedy answer more than the policy gains.
+        refill: Most further rounds of generation in a step, in which groups of equal rewards, which teach nothing, are
+            replaced by groups of other prompts (DAPO's dynamic sampling, see `trainer.AgentGRPO`). 0 is equation 3.
 
     Returns:
         The folder of the trained policy, or None if the time ran out before the end.
@@ -221,7 +203,7 @@ def train_grpo(
     out, functions = Path(config.output_dir), reward_functions(reward_funcs)
     known: dict[str, Any] = {"follow_up_tokens": follow_up_tokens, "max_prompt": max_prompt, "adapter": adapter}
     known |= {"start": None if start is None else str(start), "frozen": tuple(frozen)}
-    known |= {"algorithm": algorithm, "reward": reward, "reward_funcs": functions}
+    known |= {"algorithm": algorithm, "reward": reward, "reward_funcs": functions, "refill": refill}
     stage = stage_of(model, rows, config, heldout=heldout, split=split, **known)
     switches = config.chat_template_kwargs or {}
     checkpoint = claim(out, stage)
@@ -259,6 +241,7 @@ def train_grpo(
         rollout_func=rollout,
         callbacks=[Guard(minutes, most_kl=most_kl(config) if own_start else None, groups=algorithm == "grpo")],
     )
+    trainer.refill = refill
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
     if sharded and rank is None and pays and any(row.task == "reflect" for row in rows):
         raise TrainingError(
@@ -292,6 +275,7 @@ def stage_of(
     reward_funcs: Sequence[str | RewardFunction] = (),
     heldout: Collection[Id] = (),
     split: Split | None = None,
+    refill: int = 0,
     **known: Any,
 ) -> StageConfig:
     """What `train_grpo` with these arguments is; `known` are further fields of StageConfig.
@@ -301,8 +285,10 @@ def stage_of(
         TrainingError: A held-out user is among the rows.
     """
     names = _check_rewards(algorithm, reward, reward_funcs, config)
+    check_refill(refill, algorithm, config)
     check_apart((row.snapshot.user_id for row in rows), [*heldout, *kept_apart(split)])
-    known |= {"reward": reward, "reward_funcs": names, "chat_template": config.chat_template_kwargs or {}}
+    known |= {"reward": reward, "reward_funcs": names, "refill": refill or None}
+    known |= {"chat_template": config.chat_template_kwargs or {}}
     return StageConfig.of(algorithm, model, config, rows, **known)
 
 
@@ -313,6 +299,21 @@ def _check_rewards(
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_rewards(reward, functions, config.reward_weights)
     return tuple(map(name_of, reward_functions(functions)))
+
+
+def check_refill(rounds: int, algorithm: str, config: GRPOConfig) -> None:
+    """Raise InvalidOption unless groups without spread can be replaced in each process."""
+    if rounds < 0 or (rounds and algorithm != "grpo"):
+        raise InvalidOption(
+            f"refill={rounds} with algorithm {algorithm!r}: wanted 0 or more, and more than 0 with grpo alone: "
+            "where rewards are normalised over the whole batch, a group of equal ones teaches too"
+        )
+    held = config.per_device_train_batch_size * config.steps_per_generation
+    if rounds and held % config.num_generations:
+        raise InvalidOption(
+            f"refill replaces whole groups of a process, and {held} completions a generation aren't groups of "
+            f"{config.num_generations}: change per_device_train_batch_size, or num_generations"
+        )
 
 
 def whole_batches(rows: Rows, config: GRPOConfig) -> Rows:
@@ -400,6 +401,9 @@ def train_rounds(
     return policy
 
 
+_USUAL = {"algorithm": "grpo", "reward": "position", "refill": 0}
+
+
 def rounds_stage(
     model: str | Path,
     dataset: Dataset,
@@ -416,12 +420,13 @@ def rounds_stage(
         raise InvalidOption("at least one round, a number of candidates and a share of hard negatives are needed")
     check_choice("hard_kind", rounds.hard_kind, KINDS)
     check_apart(train_users, [*heldout, *kept_apart(split)])
-    algorithm, reward = options.get("algorithm", "grpo"), options.get("reward", "position")
+    algorithm, reward, refill = (options.get(name, usual) for name, usual in _USUAL.items())
+    check_refill(refill, algorithm, config)
     names = _check_rewards(algorithm, reward, options.get("reward_funcs", ()), config)
     agent = dict(UserAgent(ScriptedChat(scripted_user()), **rounds.agent).settings)  # raises if it can't be made
     free = ("rounds", "batch_size", "agent")  # more rounds may follow
     known: dict[str, Any] = {name: options.get(name) for name in ("adapter", "follow_up_tokens", "max_prompt")}
-    known |= {"reward": f"{algorithm} {reward}", "reward_funcs": names}
+    known |= {"reward": f"{algorithm} {reward}", "reward_funcs": names, "refill": refill or None}
     known |= {"rounds": {name: value for name, value in vars(rounds).items() if name not in free} | {"agent": agent}}
     known |= {"dataset": dataset.hash, "train_users": digest(train_users)}
     return StageConfig.of("rounds", model, config, **known)

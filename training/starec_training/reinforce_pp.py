@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from starec_training.grpo import AgentGRPO
+from starec_training.trainer import AgentGRPO
 
 
 class AgentReinforcePP(AgentGRPO):

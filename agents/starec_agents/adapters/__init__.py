@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from starec_agents.agent import UserAgent
 from starec_agents.commands import load_graph
-from starec_agents.outside import Episode, play_turns, play_visit
+from starec_agents.outside import Episode, Request, play_turns, play_visit
 from starec_env.data.splits import sample
+from starec_env.errors import InvalidOption
 from starec_env.recommend.env import RecommendEnv
 from starec_env.recommend.twin import Twin, twin_of
 from starec_env.replay.env import open_dataset, user_with_turns
@@ -22,7 +23,7 @@ from starec_env.types import Id
 class Episodes(BaseModel):
     """Which episodes there are, and by which agent they are played: what each adapter's options are."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: Literal["rank", "recommend"] = "rank"
     """"rank": a user's turns (`play_turns`); "recommend": a user's visit to the agent as recommender (`play_visit`)."""
@@ -49,10 +50,6 @@ class Episodes(BaseModel):
         n = len(stream.users) if self.users is None else min(self.users, len(stream.users))
         return [stream.dataset.user(int(user)).id for user in sample(stream.users, n, self.seed)]
 
-    def one_of(self, seed: int | None) -> Id:
-        """A user drawn by the seed, at random without one."""
-        return Random(seed).choice(self.user_ids)
-
     def episode(self, user_id: Id) -> Episode:
         """That user's episode, with an agent that is new to the user.
 
@@ -71,6 +68,44 @@ class Episodes(BaseModel):
     @property
     def _stream(self) -> Stream:
         return _open(self.dataset, self.turns, self.split, self.seed, self.n_candidates)
+
+
+class Player:
+    """One episode after another, for frameworks that reset an environment and hand answers to it.
+
+    Attributes:
+        episode: The last that was begun; None before the first.
+    """
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self.episode: Episode | None = None
+
+    def reset(self, user_id: Id | None = None, seed: int | None = None) -> Request | None:
+        """Give up what goes on, and begin that user's episode, or one of a user drawn by the seed, if there is one.
+
+        Returns:
+            The first request.
+        """
+        self.episode = self.episodes.episode(
+            Random(seed).choice(self.episodes.user_ids) if user_id is None else user_id
+        )
+        return self.episode.start()
+
+    def answer(self, text: str) -> tuple[Request | None, float]:
+        """Answer the request that waits.
+
+        Returns:
+            The next request, None at the end; and what the answer earned: 0 unless it was a ranking.
+
+        Raises:
+            InvalidOption: None waits.
+        """
+        if self.episode is None:
+            raise InvalidOption("there is no prompt to answer: reset first")
+        judged = len(self.episode.rewards)
+        request = self.episode.answer(text)
+        return request, sum(self.episode.rewards[judged:])
 
 
 @lru_cache(maxsize=4)

@@ -8,28 +8,25 @@ the whole transcript.
 
 from typing import Any
 
-from starec_agents.adapters import Episodes
-from starec_agents.outside import Episode, Request
+from starec_agents.adapters import Episodes, Player
+from starec_agents.outside import Request
 from starec_env.types import Id
 
 _END = "That was the last task."
 
 
 class UserTools:
-    """One user's turns an episode; the columns of the data set's row are `reset`'s arguments, e.g. `user_id`."""
+    """One user's episode; the columns of the data set's row are `reset`'s arguments, e.g. `user_id`."""
 
     episodes = Episodes()
     """Subclass with others to change what is asked."""
 
     def __init__(self) -> None:
-        self._episode: Episode | None = None
+        self._player = Player(self.episodes)
 
     def reset(self, user_id: Id | None = None, seed: int | None = None, **_: Any) -> str:
         """Begin with that user, or with one drawn by the seed."""
-        if self._episode is not None:
-            self._episode.close()
-        self._episode = self.episodes.episode(self.episodes.one_of(seed) if user_id is None else user_id)
-        return _text(self._episode.start())
+        return _text(self._player.reset(user_id, seed))
 
     def answer(self, text: str) -> str:
         """Hand in the answer to the current task.
@@ -40,13 +37,13 @@ class UserTools:
         Returns:
             The next task.
         """
-        if self._episode is None or self._episode.ended:
+        if self._player.episode is None or self._player.episode.ended:
             return _END
-        return _text(self._episode.answer(text))
+        return _text(self._player.answer(text)[0])
 
     def get_reward(self) -> float:
-        """The rankings' mean reward; a turn that was not ranked counts -1."""
-        return -1.0 if self._episode is None else self._episode.mean_reward
+        """The episode's mean reward; a turn that was not ranked counts -1."""
+        return -1.0 if self._player.episode is None else self._player.episode.mean_reward
 
 
 def _text(request: Request | None) -> str:

@@ -18,8 +18,6 @@ from starec_agents.adapters import Episodes
 from starec_agents.llm import Endpoint, OpenAIChat
 from starec_env.types import Id
 
-__all__ = ["AgentHarness", "UserEnv", "Users"]
-
 
 class UsersConfig(vf.TasksetConfig, Episodes):
     """Options: `--env.taskset.turns 2 --env.taskset.agent planner`."""
@@ -32,19 +30,8 @@ class UserData(vf.TaskData):
     episodes: Episodes
 
 
-class UserState(vf.State):
-    """What the rankings earned."""
-
-    reward: float = -1.0
-
-
-class UserTask(vf.Task[UserData, UserState]):
-    """A user's turns; the reward is the rankings' mean."""
-
-    @vf.reward
-    async def ranking(self, trace: Any) -> float:
-        """The mean position reward (paper 4.2.2)."""
-        return float(trace.state.reward)
+class UserTask(vf.Task[UserData]):
+    """A user's episode; the agent records its mean reward."""
 
 
 class Users(vf.Taskset[UserTask, UsersConfig]):
@@ -53,9 +40,8 @@ class Users(vf.Taskset[UserTask, UsersConfig]):
     def load(self) -> Iterator[UserTask]:
         """A task a user."""
         episodes = Episodes(**{name: getattr(self.config, name) for name in Episodes.model_fields})
-        for user_id in episodes.user_ids:
-            data = UserData(prompt=f"User {user_id}", user_id=user_id, episodes=episodes)
-            yield UserTask(data, self.config.task)
+        for user in episodes.user_ids:
+            yield UserTask(UserData(prompt=f"User {user}", user_id=user, episodes=episodes), self.config.task)
 
 
 class AgentHarness(vf.Harness[vf.HarnessConfig]):
@@ -71,7 +57,7 @@ class AgentHarness(vf.Harness[vf.HarnessConfig]):
         async with OpenAIChat(Endpoint(base_url=endpoint, model=ctx.model, headers=authorized)) as llm:
             episode = data.episodes.episode(data.user_id)
             await episode.play(llm)
-            trace.state.reward = episode.mean_reward
+        trace.record_reward("reward", episode.mean_reward)
         return vf.ProgramResult(0, "", "")
 
 

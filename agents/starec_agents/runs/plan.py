@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from starec_agents._executor import unheard
 from starec_agents.llm import ChatModel, ScriptedChat, scripted_user
 from starec_agents.llm.base import Call
 from starec_agents.runs.records import Turns
@@ -94,9 +95,10 @@ async def plan_turns(factory: Factory, stream: Turns, users: Sequence[int], turn
         for turn in theirs:
             sampled += 1
             try:
-                ranking = await one.arank(turn.query)
-                if learn_last or turn is not theirs[-1]:
-                    await one.alearn(judge(turn, ranking)[0])
+                with unheard():
+                    ranking = await one.arank(turn.query)
+                    if learn_last or turn is not theirs[-1]:
+                        await one.alearn(judge(turn, ranking)[0])
             except StarecError:
                 raise
             except Exception:

@@ -204,7 +204,7 @@ class RunStore:
             self._lock = os.open(self.out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         self._failed = -1
         try:
-            self._take_lock()
+            take_lock(self._lock, self.out)
             self.damaged: list[str] = []
             self.failures: dict[Id, Failure] = {}
             with writing(self.out):
@@ -214,17 +214,6 @@ class RunStore:
         except BaseException:
             self._let_go()
             raise
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "unknown"
-            raise RunError(f"{self.out} is in use by process {holder}: wait for it, or choose another folder") from None
-        except OSError as error:
-            _log.warning("%s can't be locked (%s): see that no other process uses it", self.out, error.strerror)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def _let_go(self) -> None:
         for file in (self._lock, self._failed):
@@ -379,6 +368,33 @@ def _rewrite(path: Path, spans: Iterable[tuple[int, int]]) -> None:
         new.flush()
         os.fsync(new.fileno())
     os.replace(temporary, path)
+
+
+def take_lock(file: int, out: Path) -> None:
+    """Lock an open file of a folder and note in it who has the lock; raises RunError if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "unknown"
+        raise RunError(f"{out} is in use by process {holder}: wait for it, or choose another folder") from None
+    except OSError as error:
+        _log.warning("%s can't be locked (%s): see that no other process uses it", out, error.strerror)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """A folder, made if need be, that no other process writes to meanwhile; raises RunError if one does already."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if hasattr(os, "pwrite"):
+            take_lock(file, out)
+        yield
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -26,17 +26,16 @@ from starec_env.recommend.model import UserModelMaker
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin_model import TwinModel
 from starec_eval.fidelity.floor import PopularityUser
-from starec_eval.fidelity.make import CARD, fidelity
-from starec_eval.fidelity.neighbours import NeighboursUser
+from starec_eval.fidelity.make import fidelity
 from starec_eval.fidelity.order import RECOMMENDERS
 from starec_eval.fidelity.page import tables
 from starec_eval.fidelity.synthetic import TRAINED
 from starec_eval.rankers import BASELINES
+from starec_eval.report.page import CARD
 
 AGENT = "agent"
 USERS: dict[str, UserModelMaker] = {
     "twin": TwinModel.made,
-    "neighbours": NeighboursUser,
     "sequence": SequenceUser.made,
     "popularity": PopularityUser,
 }
@@ -65,7 +64,7 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
 
 
 _KEPT = ("seed", "repetitions", "most_ratings", "quick", "out", "resume")
-_OF_AGENTS = ("model", "agent", "answers", "temperature", "top_p", "max_tokens")
+_OF_AGENTS = ("model", "agent", "answers", "traits", "temperature", "top_p", "max_tokens")
 
 
 def _of_agents(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from starec_eval.fidelity.order import RECOMMENDERS, Recommenders, Report, order
 from starec_eval.fidelity.page import write
 from starec_eval.fidelity.synthetic import TRAINED, trained_on_simulated
 from starec_eval.protocol import Protocol
+from starec_eval.report.page import CARD
 
 QUICK: dict[str, Callable[[Asked, Columns], Section | str]] = {
     "choice": choice.choice,
@@ -33,7 +34,6 @@ QUICK: dict[str, Callable[[Asked, Columns], Section | str]] = {
     "sittings": sittings.sittings,
 }
 """Sections by key that take seconds, once the model is made."""
-CARD = "card.json"
 _QUICK = "it is slow, and a quick card was asked for"
 
 Step = Callable[[], Section | str]

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from starec_env.metrics import Estimate
-from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Card, Measure, Section, Value
+from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Card, Measure, Value
 from starec_eval.report.figures import FigureData
-from starec_eval.report.tables import TableData
+from starec_eval.report.tables import TableData, in_markdown
 
+HTML = "card.html"
 _FIRST = (MODEL, FLOOR, REAL)
 _DIGITS = {"percent": 1, "stars": 3, "nats": 3, "share": 3, "points": 1, "items": 0, "rows": 1}
 _SIGNS = {"percent": " %", "stars": "", "nats": "", "share": "", "points": "", "items": "", "rows": ""}
 _GROUPED = ("ndcg@10", "log_likelihood", "accuracy@1:1", "rmse", "surplus", "like_rate")
+_SUMMARY = (
+    *("ndcg@10", "log_likelihood", "choice_ece", "accuracy@1:1", "rmse", "like_auc", "surplus"),
+    *("tau", "told_apart", "gap", "tstr_share"),
+)
 _DRAWN = {"ndcg@10": "NDCG@10, percent", "rmse": "RMSE, stars"}
 
 _ORDER = (
@@ -24,8 +29,14 @@ _ORDER = (
 
 def tables(card: Card) -> list[TableData]:
     """A table a section, and one of groups of users."""
-    found = [_table(section) for section in card.sections]
+    found = [_table(section.title, section.measures, [section.about]) for section in card.sections]
     return [*found, *([groups] if (groups := _groups(card)).rows else [])]
+
+
+def summary(card: Card) -> TableData:
+    """A card's main figures in one small table, for a report on several things."""
+    chosen = [measure for section in card.sections for measure in section.measures if measure.key in _SUMMARY]
+    return _table(f"Fidelity of {card.user} on {card.dataset}, seed {card.seed}", chosen, [f"All of it: {HTML}."])
 
 
 def figures(card: Card) -> list[FigureData]:
@@ -62,7 +73,8 @@ def head(card: Card) -> list[str]:
 
 def to_markdown(card: Card) -> str:
     """All of it, as Markdown."""
-    lines = [f"# Fidelity of {card.user} on {card.dataset}", "", *(f"- {line}" for line in head(card)), ""]
+    title = in_markdown(f"Fidelity of {card.user} on {card.dataset}")
+    lines = [f"# {title}", "", *(f"- {in_markdown(line)}" for line in head(card)), ""]
     return "\n".join([*lines, *(table.to_markdown() for table in tables(card))])
 
 
@@ -77,20 +89,17 @@ def write(card: Card, out: Path) -> None:
         title = f"starec: fidelity of {card.user} on {card.dataset}"
         about = TableData("What was measured", ["", "about"], [[str(n + 1), line] for n, line in enumerate(head(card))])
         html = page_html(title, [about, *tables(card)], figures(card), [], timelines=False)
-        (out / "card.html").write_text(html, encoding="utf-8", errors="replace")
+        (out / HTML).write_text(html, encoding="utf-8", errors="replace")
 
 
 def _counts(problems: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(problems.items()))
 
 
-def _table(section: Section) -> TableData:
-    columns = _columns(section.measures)
-    rows = [
-        [measure.name, *(_cell(measure, measure.values.get(column)) for column in columns)]
-        for measure in section.measures
-    ]
-    return TableData(section.title, ["", *columns], rows, [section.about])
+def _table(title: str, measures: list[Measure], notes: list[str]) -> TableData:
+    columns = _columns(measures)
+    rows = [[m.name, *(_cell(m, m.values.get(column)) for column in columns)] for m in measures]
+    return TableData(title, ["", *columns], rows, notes)
 
 
 def _groups(card: Card) -> TableData:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from starec_agents.runs.config import DataConfig, check_same
 from starec_agents.runs.store import temporary, write_text, writing
 from starec_env.errors import RunError
-from starec_env.recommend.responses import Responses
+from starec_env.recommend.responses import NOTHING, Responses
 from starec_env.types import Id
 
 Ints = NDArray[np.int64]
@@ -83,9 +83,11 @@ def open_folder(out: Path, config: LoopConfig, resume: bool, data: Mapping[str, 
 def read_run(out: Path) -> dict[str, Any]:
     """run.json; raises RunError where it can't be read."""
     try:
-        found: dict[str, Any] = json.loads((out / RUN).read_text(encoding="utf-8"))
+        found = json.loads((out / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{out / RUN} can't be read ({error}): choose another folder") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{out / RUN} holds no settings, a {type(found).__name__}: choose another folder")
     return found
 
 
@@ -117,7 +119,8 @@ class Answers:
     def of(cls, rows: Ints, step: int, slates: Ints, given: Responses) -> Self:
         """What the users at rows answered at one step."""
         nothing = np.full(len(rows), "", object)
-        texts = [np.array(text, object) if text else nothing for text in (given.said, given.problems)]
+        said, problems = ([_recordable(text) for text in texts] for texts in (given.said, given.problems))
+        texts = [np.array(text, object) if text else nothing for text in (said, problems)]
         steps = np.full(len(rows), step)
         return cls(rows, steps, slates, given.seen, given.taken, given.stars, given.liked, given.left, *texts)
 
@@ -170,18 +173,37 @@ class Answers:
                 pq.write_table(table, new, compression="zstd")
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `write` wrote; raises RunError where it can't be read."""
+    def read(cls, path: Path, users: Sequence[Id], k: int, n_items: int) -> Self:
+        """What `write` wrote of a loop with these users, slates of k and so many items; RunError where it isn't."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             table = pq.read_table(path)
-            return cls(**{name: _column(table[name], kind) for name, kind in _KINDS.items()})
+            found = cls(**{name: _column(table[name], kind) for name, kind in _KINDS.items()})
+            found._check(table["user_id"].to_pylist(), users, k, n_items)
+            return found
         except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
             raise RunError(
                 f"{path} can't be read as a round's record ({error}): delete it to have it made again"
             ) from None
+
+    def _check(self, named: Sequence[Id], users: Sequence[Id], k: int, n_items: int) -> None:
+        """Raise ValueError unless these are whole visits of all users, with places and items that there are."""
+        known, shape = np.arange(len(users)), (len(self), k)
+        if self.slate.shape != shape or self.seen.shape != shape:
+            raise ValueError(f"slates have shape {self.slate.shape}, wanted {shape}")
+        if not np.array_equal(np.sort(self.row[self.step == 0]), known) or not np.isin(self.row, known).all():
+            raise ValueError("it isn't of a visit of each user")
+        if list(named) != [users[row] for row in self.row.tolist()]:
+            raise ValueError("it is of other users")
+        if ((self.slate < 0) | (self.slate >= n_items)).any() or ((self.taken < NOTHING) | (self.taken >= k)).any():
+            raise ValueError("it has items or places that there aren't")
+
+
+def _recordable(text: str) -> str:
+    """A text as files can hold it: halves of a character, which a model may write, are question marks."""
+    return text.encode(errors="replace").decode()
 
 
 _KINDS: dict[str, Any] = {
@@ -202,9 +224,13 @@ class Journal:
 
     Args:
         path: The file; a torn last line, of a kill, is cut off.
+        users: Ids of the loop's users, by row.
+
+    Raises:
+        RunError: A line isn't of a visit of one of them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, users: Sequence[Id]) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         with writing(path.parent):
@@ -215,7 +241,12 @@ class Journal:
                 os.truncate(path, len(kept))
         try:
             self.lines = [json.loads(line) for line in kept.splitlines()]
-        except ValueError as error:
+            for line in self.lines:
+                if users[line["row"]] != line["user"] or not (line["answers"] and line["snapshot"]):
+                    raise ValueError(f"a line is of user {line['user']!r}")
+            if len({line["row"] for line in self.lines}) < len(self.lines):
+                raise ValueError("a user is in it twice")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise RunError(f"{path} can't be read ({error}): delete it, and the round is made again") from None
 
     def add(self, line: Mapping[str, Any]) -> None:

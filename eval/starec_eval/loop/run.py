@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from starec_agents.agent import wait_for
 from starec_agents.runs.config import DataConfig, ids_hash
+from starec_agents.runs.store import locked
 from starec_env.data.splits import sample
-from starec_env.errors import InvalidOption, RunError, unknown
-from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits
+from starec_env.errors import InvalidOption, RunError, check_whole, unknown
+from starec_env.recommend.responses import NOTHING, Responder, Responses, Visits, check_responder
+from starec_env.replay.env import list_of_ids
 from starec_env.types import Dataset, Id
 from starec_eval.evaluate import file_name
 from starec_eval.loop.record import Answers, Journal, LoopConfig, open_folder
@@ -100,12 +103,16 @@ def run_loop(
         UnknownName: `against` or a user's id is unknown.
         RunError: `out` holds another loop, or any and `resume` is False; or the users answer otherwise than recorded.
     """
-    _check_numbers(rounds=rounds, slate_size=slate_size, horizon=horizon, concurrency=concurrency)
-    if not recommenders:
-        raise InvalidOption("no recommender is named: give at least one")
-    against = against or ("pop" if "pop" in recommenders else next(iter(recommenders)))
-    if against not in recommenders:
-        raise unknown("recommender to compare against", against, recommenders)
+    for name, number in {
+        "rounds": rounds,
+        "slate_size": slate_size,
+        "horizon": horizon,
+        "concurrency": concurrency,
+    }.items():
+        check_whole(name, number)
+    check_whole("seed", seed, 0)
+    check_responder(responder)
+    against = reference_of(recommenders, against)
     dataset, needed = responder.dataset, (rounds - 1) * horizon + slate_size * horizon
     chosen = _chosen(dataset, responder.stops, users, needed, seed)
     config = LoopConfig(
@@ -113,7 +120,7 @@ def run_loop(
         recommenders={name: _described(recommender) for name, recommender in recommenders.items()},
         against=against,
         user=user or type(responder).__name__,
-        responder=describe(responder),
+        responder={**describe(responder), "stops": ids_hash(np.asarray(responder.stops).tolist())},
         rounds=rounds,
         users=len(chosen),
         users_hash=ids_hash(dataset.user_ids[chosen].tolist()),
@@ -121,23 +128,41 @@ def run_loop(
         horizon=horizon,
         seed=seed,
     )
-    open_folder(Path(out), config, resume, data)
-    loop = _Loop(responder, config, Path(out), chosen, concurrency, report or (lambda *_: None))
-    answers = {name: loop.run(name, recommender) for name, recommender in recommenders.items()}
-    results = LoopResults(config, dataset, chosen, answers)
-    results.write(Path(out))
+    with locked(Path(out)):
+        open_folder(Path(out), config, resume, data)
+        loop = _Loop(responder, config, Path(out), chosen, concurrency, report or (lambda *_: None))
+        answers = {name: loop.run(name, recommender) for name, recommender in recommenders.items()}
+        results = LoopResults(config, dataset, chosen, answers)
+        results.write(Path(out))
     return results
 
 
-def _check_numbers(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise InvalidOption(f"{name}={number}: wanted at least 1")
+def reference_of(recommenders: Collection[str], against: str | None) -> str:
+    """The recommender that the others are compared with: the one named, else "pop" if it is there, else the first.
+
+    Raises:
+        UnknownName: The one named isn't there.
+        InvalidOption: There is none, or two would be recorded in one folder.
+    """
+    if not recommenders:
+        raise InvalidOption("no recommender is named: give at least one")
+    folders: dict[str, str] = {}
+    for name in recommenders:
+        if (other := folders.setdefault(file_name(name).casefold(), name)) != name:
+            raise InvalidOption(f"recommenders {other!r} and {name!r} would be recorded in one folder: rename one")
+    against = against or ("pop" if "pop" in recommenders else next(iter(recommenders)))
+    if against not in recommenders:
+        raise unknown("recommender to compare against", against, recommenders)
+    return against
 
 
 def _chosen(dataset: Dataset, stops: Ints, users: int | Sequence[Id], needed: int, seed: int) -> Ints:
     """Ascending indices of the users who visit: those named, or so many of those with enough items to be shown."""
-    named = None if isinstance(users, int) else np.unique([dataset.user_index(user) for user in users])
+    named = None
+    if isinstance(users, Integral):
+        check_whole("users", users)
+    else:
+        named = np.unique([dataset.user_index(user) for user in list_of_ids(users)])
     asked = np.arange(dataset.n_users) if named is None else named
     unmet = np.concatenate(
         [(~met_before(dataset, stops, part)).sum(1) for part in np.array_split(asked, 1 + len(asked) // 1000)]
@@ -149,8 +174,6 @@ def _chosen(dataset: Dataset, stops: Ints, users: int | Sequence[Id], needed: in
         raise InvalidOption(f"user {lacking!r} has less than the {shorter}")
     if named is None and not 1 <= int(users) <= len(able):  # type: ignore[arg-type]
         raise InvalidOption(f"users={users}: {len(able):,} users of {dataset.name} have the {shorter}")
-    if not len(able):
-        raise InvalidOption("no user is named: give at least one id")
     return able if named is not None else np.sort(sample(able, int(users), (seed, _USERS)))  # type: ignore[arg-type]
 
 
@@ -204,7 +227,7 @@ class _Loop:
         for number in range(1, config.rounds + 1):
             path, journal = folder / f"round-{number:03}.parquet", folder / f"visits-{number:03}.jsonl"
             if path.exists():
-                answers = Answers.read(path)
+                answers = Answers.read(path, world.ids, config.slate_size, dataset.n_items)
                 self._replay(world, visits, number, answers, journal, path)
             else:
                 self.report(f"{name}, round {number}: learning", 0, 0)
@@ -220,7 +243,7 @@ class _Loop:
         everyone = np.arange(len(self.users))
         world.begin(everyone)
         if isinstance(visits, LoneVisits):
-            states = {line["row"]: line["snapshot"] for line in Journal(journal).lines}
+            states = {line["row"]: line["snapshot"] for line in Journal(journal, world.ids).lines}
             if set(states) != set(everyone.tolist()):
                 raise RunError(f"{journal} lacks users whom {path.name} has: delete both, and the round is made again")
             visits.restore(everyone, [states[row] for row in everyone.tolist()])
@@ -256,7 +279,7 @@ class _Round:
         """Everybody's visit: all in step, or each at the user's own pace."""
         if not isinstance(self.visits, LoneVisits):
             return await self._visit(np.arange(len(self.loop.users)), self._tell)
-        journal, visits = Journal(self.journal), self.visits
+        journal, visits = Journal(self.journal, self.world.ids), self.visits
         done = [self._take_up(line, visits) for line in journal.lines]
         there = {line["row"] for line in journal.lines}
         todo = iter([row for row in range(len(self.loop.users)) if row not in there])
@@ -293,7 +316,8 @@ class _Round:
         for step in range(config.horizon):
             slates = world.slates(self.recommender, self.name, rows, config.slate_size)
             given = await self.visits.arespond(rows, slates)
-            _check_answers(given, [world.ids[row] for row in rows.tolist()], config.slate_size)
+            users = [world.ids[row] for row in rows.tolist()]
+            _check_answers(given, users, config.slate_size, self.loop.responder.dataset.liked_above)
             world.note(rows, self.number, step, slates, given)
             parts.append(Answers.of(rows, step, slates, given))
             if tell:
@@ -321,17 +345,34 @@ async def _workers(n: int, visits: Iterator[Any]) -> list[Any]:
     return found
 
 
-def _check_answers(given: Responses, users: Sequence[Id], k: int) -> None:
-    """Refuse answers that can't be recorded."""
+_KINDS = {"seen": "b", "taken": "iu", "stars": "f", "liked": "b", "left": "b"}
+"""Of the arrays that users answer with."""
+
+
+def _check_answers(given: Responses, users: Sequence[Id], k: int, liked_above: float) -> None:
+    """Refuse answers that can't be recorded, or that say two things at once."""
+    if not isinstance(given, Responses):
+        raise InvalidOption(f"the users answered with a {type(given).__name__}: wanted Responses")
     n = len(users)
-    shapes = {"seen": (n, k), **dict.fromkeys(("taken", "stars", "liked", "left"), (n,))}
-    for name, shape in shapes.items():
-        if getattr(given, name).shape != shape:
-            raise InvalidOption(f"the users' {name} has shape {getattr(given, name).shape}: wanted {shape}")
+    for name, kinds in _KINDS.items():
+        column = getattr(given, name)
+        shape = (n, k) if name == "seen" else (n,)
+        if not isinstance(column, np.ndarray) or column.shape != shape or column.dtype.kind not in kinds:
+            got = f"{column.shape} and type {column.dtype}" if isinstance(column, np.ndarray) else repr(column)[:100]
+            raise InvalidOption(f"the users' {name} has shape {got}: wanted {shape} {_KIND_NAMES[kinds]}")
+    for name in ("said", "problems"):
+        texts = getattr(given, name)
+        if texts and (len(texts) != n or not all(isinstance(text, str) for text in texts)):
+            raise InvalidOption(f"the users' {name} is {texts!r:.100}: wanted {n} texts, or none at all")
     took = given.taken != NOTHING
     _refuse_answer((given.taken < NOTHING) | (given.taken >= k), users, f"took a place that isn't one of {k}")
     _refuse_answer(~took & (given.liked | ~np.isnan(given.stars)), users, "rated without having taken anything")
     _refuse_answer(np.isinf(given.stars), users, "gave a rating that isn't finite")
+    disagree = ~np.isnan(given.stars) & (given.liked != (given.stars.astype(np.float32) > liked_above))
+    _refuse_answer(disagree, users, f"liked otherwise than its stars say, which are a like above {liked_above:g}")
+
+
+_KIND_NAMES = {"b": "truth values", "iu": "integers", "f": "floats, nan where nothing is rated"}
 
 
 def _refuse_answer(wrong: NDArray[np.bool_], users: Sequence[Id], why: str) -> None:

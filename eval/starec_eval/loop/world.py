@@ -62,7 +62,7 @@ class World:
         history = np.where(begins >= 0, self._history[rows[:, None], np.maximum(begins, 0)], PAD)
         ids = [self.ids[row] for row in rows.tolist()]
         asked = Request(ids, history, self.allowed[rows], partial(self._past, rows))
-        slates = np.asarray(recommender.recommend(asked, k))
+        slates = _as_array(recommender.recommend(asked, k))
         _check_slates(slates, asked, k, name)
         return slates.astype(np.int64)
 
@@ -116,6 +116,13 @@ def _within(lengths: Ints) -> tuple[Ints, Ints]:
     """Row and 0-based place of each cell of rows of these lengths."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return rows, np.arange(len(rows)) - np.repeat(lengths.cumsum() - lengths, lengths)
+
+
+def _as_array(slates: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(slates)
+    except ValueError:  # its rows aren't equally long
+        return np.asarray(None)
 
 
 def _check_slates(slates: NDArray[Any], asked: Request, k: int, name: str) -> None:

@@ -23,6 +23,7 @@ from starec_agents.tasks.answers import read_answer
 from starec_agents.tasks.titles import candidate_titles, clean, item_line, visible
 from starec_env.errors import InvalidOption, RunError, StarecError
 from starec_env.types import Feedback, Id, Query, Ranking, Turn
+from starec_eval.journal import Journal
 from starec_eval.protocol import Protocol
 from starec_eval.rankers.recorded import MOST_WARMUP, CaseTurns, LLMRanker
 
@@ -95,6 +96,7 @@ class _Training:
     def __init__(self, context: Context, rounds: int, seed: int) -> None:
         self.context, self.rounds, self.seed = context, rounds, seed
         self.items: dict[Id, str] = {}
+        self._done: dict[str, str] = {}
 
     def agent(self) -> _UserAgent:
         return _UserAgent(self)
@@ -107,7 +109,8 @@ class _Training:
     async def prepare(self, protocol: Protocol, out: Path, concurrency: int) -> Mapping[Id, Memory]:
         turns = CaseTurns(protocol, warmup=self.rounds)
         meetings = {user: turns.warmups(user) for user in turns.users.tolist()}
-        journal = _Journal(out / "training.jsonl", {**self.settings, "protocol": protocol.cases.hash})
+        journal = Journal(out / "training.jsonl", {**self.settings, "protocol": protocol.cases.hash})
+        self._done = {json.dumps(line["key"]): line["memory"] for line in journal.lines}
         users: dict[Id, Memory] = {}
         try:
             for number in range(self.rounds):
@@ -129,7 +132,7 @@ class _Training:
             journal.close()
 
     async def _user(
-        self, number: int, turn: Turn, users: Mapping[Id, Memory], journal: _Journal
+        self, number: int, turn: Turn, users: Mapping[Id, Memory], journal: Journal
     ) -> tuple[_Meeting, Memory]:
         query, memory = turn.query, users[turn.query.user.id]
         rng = np.random.default_rng([self.seed, number, crc32(str(query.user.id).encode())])
@@ -137,14 +140,14 @@ class _Training:
         pair = [turn.target, left] if rng.random() < 0.5 else [left, turn.target]
         meeting = _Meeting(query.user.id, turn.target_item.id, query.candidates[left].id, memory.profile)
         key = ["user", number, query.user.id]
-        if (found := journal.done(key)) is None:
+        if (found := self._done.get(json.dumps(key))) is None:
             choose = self._choose_messages(query, memory, pair)
             first = await call_model(self.context, "choose", choose)
             chose = _CHOICE.findall(read_answer(first.answer, first.cut_off).text)
             guess = pair["AB".index(chose[-1].upper())] if chose else None
             second = await call_model(self.context, "reflect", _truth_messages(query, choose, pair, turn.target, guess))
             found = parse_profile(second.answer, second.cut_off) or memory.profile
-            journal.add(key, found, [first, second], right=guess == turn.target)
+            journal.add(_learned(key, found, [first, second], right=guess == turn.target))
         return meeting, Memory(profile=found)
 
     def _choose_messages(self, query: Query, memory: Memory, pair: Sequence[int]) -> list[Message]:
@@ -164,14 +167,14 @@ class _Training:
         return item_line(item, title) + (f" | of itself it says: {memory}" if memory else "")
 
     async def _item(
-        self, number: int, item: Id, line: str, domain: str, heard: Sequence[_Meeting], journal: _Journal
+        self, number: int, item: Id, line: str, domain: str, heard: Sequence[_Meeting], journal: Journal
     ) -> tuple[Id, str]:
         key = ["item", number, item]
-        if (found := journal.done(key)) is None:
+        if (found := self._done.get(json.dumps(key))) is None:
             call = await call_model(self.context, "item", self._item_messages(item, line, domain, heard))
             parts = _ITEM.split(read_answer(call.answer, call.cut_off).text)[1:]
             found = visible(parts[-1])[:MAX_ITEM_MEMORY] if parts else self.items.get(item, "")
-            journal.add(key, found, [call])
+            journal.add(_learned(key, found, [call]))
         return item, found
 
     def _item_messages(self, item: Id, line: str, domain: str, heard: Sequence[_Meeting]) -> list[Message]:
@@ -223,36 +226,10 @@ class _UserAgent:
         return self.memory or Memory()
 
 
-class _Journal:
-    """The training's record and checkpoint: a line of settings, then a line for each memory that was written."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.loads(json.dumps(settings))
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        if lines and lines[0] != head:
-            raise RunError(f"{path} was made with other settings: choose another folder")
-        self._done = {json.dumps(line["key"]): line["memory"] for line in lines[1:]}
-        if text and not text.endswith("\n"):
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8")
-        if not lines:
-            self._write(head)
-
-    def done(self, key: Sequence[Any]) -> str | None:
-        return self._done.get(json.dumps(key))
-
-    def add(self, key: Sequence[Any], memory: str, calls: Sequence[Call], **more: Any) -> None:
-        said = [call.model_dump(mode="json", exclude_defaults=True) for call in calls]
-        self._write({"key": key, "memory": memory, **more, "calls": said})
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+def _learned(key: Sequence[Any], memory: str, calls: Sequence[Call], **more: Any) -> dict[str, Any]:
+    # A line of the journal: a memory that was written, and how.
+    said = [call.model_dump(mode="json", exclude_defaults=True) for call in calls]
+    return {"key": key, "memory": memory, **more, "calls": said}
 
 
 async def _all(work: Iterable[Awaitable[Any]], concurrency: int) -> list[Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from starec_env.cases import PAD, Batch
 from starec_env.types import Dataset, Id
-from starec_eval.rankers.scorer import Scorer, Scores, State, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores, State
 from starec_eval.rankers.sequential import import_torch
 
 _BATCH, _MOST_DRAWS = 4096, 50
@@ -34,8 +34,6 @@ class BPR(Scorer):
     l2: float = 1e-2
     epochs: int = 60
     fold_in: bool = True
-    train: TrainOn = "sample"
-    seed: int = 0
     users: dict[Id, int] = field(init=False, repr=False)
     tables: tuple[Any, Any, Any] = field(init=False, repr=False)
     """User vectors (users, size), item vectors (items + 1, size) and item biases (items + 1,); the last row is PAD."""

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption
 from starec_env.types import Dataset, Id, Indices
-from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores
 
 _MOST_ITEMS = 20_000
 
@@ -25,8 +25,6 @@ class EASE(Scorer):
 
     name: ClassVar[str] = "ease"
     l2: float = 500.0
-    train: TrainOn = "sample"
-    seed: int = 0
     weights: Scores = field(init=False, repr=False)
     column: Indices = field(init=False, repr=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from starec_env.cases import Batch
 from starec_env.types import Dataset
-from starec_eval.rankers.scorer import Scorer, Scores, TrainOn, check_scores
+from starec_eval.rankers.scorer import Scorer, Scores, check_scores
 
 
 @dataclass
@@ -23,8 +23,6 @@ class Ensemble(Scorer):
     name: ClassVar[str] = "ensemble"
     members: Sequence[Scorer] = field(default_factory=list)
     by: Literal["score", "rank"] = "score"
-    train: TrainOn = "sample"
-    seed: int = 0
 
     def fitted(self, train: Dataset, cache: Path | None = None) -> Self:
         """Fit the members."""
@@ -50,8 +48,8 @@ def _standardised(scores: Scores) -> Scores:
 
 
 def _ranks(scores: Scores) -> Scores:
+    from scipy.stats import rankdata
+
     # Equal scores share the mean of their places.
-    above = (scores[:, None, :] > scores[:, :, None]).sum(axis=2)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(axis=2)
-    negated: Scores = -(above + (equal - 1) / 2.0)
+    negated: Scores = 1.0 - rankdata(-scores, axis=1)
     return negated

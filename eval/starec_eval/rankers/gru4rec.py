@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from starec_eval.rankers.scorer import TrainOn
 from starec_eval.rankers.sequential import Sequential
 
 
@@ -18,8 +17,6 @@ class GRU4Rec(Sequential):
     hidden: int = 128
     dropout: float = 0.4
     lr: float = 4e-3
-    train: TrainOn = "sample"
-    seed: int = 0
 
     def build(self, torch: Any, n_items: int) -> Any:
         """Item embeddings, one GRU layer, and a projection back to the embeddings' size."""

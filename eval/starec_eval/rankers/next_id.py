@@ -7,7 +7,7 @@ import numpy as np
 
 from starec_env.cases import Batch
 from starec_env.types import Dataset, Indices
-from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores
 
 
 @dataclass
@@ -21,8 +21,6 @@ class NextId(Scorer):
 
     name: ClassVar[str] = "next-id"
     learns: ClassVar[bool] = False
-    train: TrainOn = "sample"
-    seed: int = 0
     place: Indices = field(init=False, repr=False)
     """(items,) each catalogue index's place in the order of ids."""
 

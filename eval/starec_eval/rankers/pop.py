@@ -20,7 +20,6 @@ class Pop(Scorer):
 
     name: ClassVar[str] = "pop"
     train: TrainOn | None = None
-    seed: int = 0
     counts: Scores = field(init=False, repr=False)
 
     def fit(self, train: Dataset) -> Self:

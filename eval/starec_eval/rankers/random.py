@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from starec_env.cases import Batch
-from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores
 
 
 @dataclass
@@ -18,8 +18,6 @@ class Random(Scorer):
 
     name: ClassVar[str] = "random"
     learns: ClassVar[bool] = False
-    train: TrainOn = "sample"
-    seed: int = 0
 
     def scores(self, batch: Batch) -> Scores:
         """Zeros."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ class LLMRanker:
             for repetition in np.unique(protocol.cases.repetition).tolist():
                 turns = CaseTurns(protocol, repetition, self.warmup, memories)
                 purpose = Purpose(method=self.name, warmup=self.warmup, repetition=repetition)
-                counted = _Count(len(turns), report)
+                counted = _counted(len(turns), report)
                 folder = out / str(repetition)
                 await run_turns(protocol, self.agent, turns, folder, purpose, known | memories, concurrency, counted)
                 for step in read_steps(folder):
@@ -200,15 +201,9 @@ class LLMRanker:
                 await llm.aclose()
 
 
-class _Count:
-    """Tells a report of each step."""
-
-    def __init__(self, total: int, report: Callable[[int, int], object]) -> None:
-        self.done, self.total, self.report = 0, total, report
-
-    def __call__(self, step: Step) -> None:
-        self.done += 1
-        self.report(self.done, self.total)
+def _counted(total: int, report: Callable[[int, int], object]) -> Callable[[Step], object]:
+    done = count(1)
+    return lambda step: report(next(done), total)
 
 
 async def run_turns(

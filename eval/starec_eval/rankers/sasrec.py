@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from starec_eval.rankers.scorer import TrainOn
 from starec_eval.rankers.sequential import Sequential
 
 
@@ -18,8 +17,6 @@ class SASRec(Sequential):
     layers: int = 2
     heads: int = 2
     dropout: float = 0.4
-    train: TrainOn = "sample"
-    seed: int = 0
 
     def build(self, torch: Any, n_items: int) -> Any:
         """Item and place embeddings, and pre-norm causal blocks."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +18,14 @@ from numpy.typing import NDArray
 from starec_env import ranks
 from starec_env.cases import PAD, Batch
 from starec_env.errors import InvalidOption, StarecWarning
-from starec_env.pairs import PairCounts
 from starec_env.reading import TrainOn as TrainOn
 from starec_env.types import Dataset, Id, Indices, Query, Ranking
 
 Scores = NDArray[Any]
 State = Mapping[str, NDArray[Any]]
 
-_CHUNK = 1 << 20
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class Scorer:
     """Base of the baselines: `fit` on training sequences, then `scores` of candidates; also a `Ranker`.
 
@@ -41,7 +40,7 @@ class Scorer:
     the reading's `popularity` names."""
     seed: int = 0
     """Breaks ties, and drives what is random in training."""
-    _fitted_on: Dataset | None = None
+    _fitted_on: Dataset | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -155,48 +154,3 @@ def ranks_of(scores: Scores, targets: NDArray[np.integer], batch: Batch, seed: i
 
 def _ties(batch: Batch, seed: int) -> NDArray[np.uint64]:
     return ranks.tie_keys(batch.users, (batch.history != PAD).sum(axis=1), batch.candidates.shape[1], seed)
-
-
-Similarity = Callable[[NDArray[np.integer], NDArray[np.integer]], Scores]
-
-
-def history_sums(batch: Batch, weights: Scores, similarity: Similarity) -> Scores:
-    """(queries, n) weighted sums of `similarity(candidate, history item)` over the history, in bounded memory.
-
-    Args:
-        batch: The queries.
-        weights: (longest,) weight of each history column.
-        similarity: Of two broadcastable index arrays, candidate and history item; 0 at PAD.
-    """
-    step = max(1, _CHUNK // max(1, batch.candidates.shape[1] * batch.history.shape[1]))
-    sums = [
-        similarity(part.candidates[:, :, None], part.history[:, None, :]) @ weights
-        for part in (batch[at : at + step] for at in range(0, len(batch), step))
-    ]
-    return np.concatenate(sums)
-
-
-def similarity_table(pairs: PairCounts, similarity: Similarity) -> Any:
-    """(items, items) sparse table of `similarity(candidate, history item)`, a row a history item.
-
-    Args:
-        pairs: The pairs that were ever met; all others have a similarity of 0.
-        similarity: As `history_sums` takes it.
-    """
-    from scipy.sparse import csr_array
-
-    n = len(pairs.indptr) - 1
-    low, high = np.repeat(np.arange(n), np.diff(pairs.indptr)), pairs.highs.astype(np.int64)
-    apart = low != high
-    history, candidates = np.append(low, high[apart]), np.append(high, low[apart])
-    return csr_array((similarity(candidates, history), (history, candidates)), shape=(n, n))
-
-
-def every_sum(history: Indices, weights: Scores, table: Any) -> Scores:
-    """(queries, items) what `history_sums` gives for the whole catalogue, by a `similarity_table`."""
-    from scipy.sparse import csr_array
-
-    rows, places = np.nonzero(history != PAD)
-    weighed = csr_array((weights[places], (rows, history[rows, places])), shape=(len(history), table.shape[0]))
-    sums: Scores = (weighed @ table).toarray()
-    return sums

@@ -10,7 +10,7 @@ import numpy as np
 from starec_env.cases import PAD, Batch
 from starec_env.recommend.twin import Twin
 from starec_env.types import Dataset
-from starec_eval.rankers.scorer import Scorer, Scores, TrainOn
+from starec_eval.rankers.scorer import Scorer, Scores
 
 
 @dataclass
@@ -21,8 +21,6 @@ class TwinChoice(Scorer):
     """
 
     name: ClassVar[str] = "twin"
-    train: TrainOn | None = "sample"
-    seed: int = 0
     twin: Twin = field(init=False, repr=False)
 
     def fit(self, train: Dataset) -> Self:

@@ -85,26 +85,24 @@ def activity_bounds(dataset: str) -> tuple[tuple[str, int], ...]:
 
 
 def activity_groups(
-    lengths: Mapping[Id, int], values: Mapping[Id, float], bounds: Sequence[tuple[str, int]]
+    lengths: Mapping[Id, int], values: ArrayLike, users: Sequence[Id], bounds: Sequence[tuple[str, int]]
 ) -> list[Estimate]:
-    """A metric by activity (5.3.3, Figure 2a).
+    """A metric by activity (5.3.3, Figure 2a); groups without a user are left out.
 
     Args:
-        lengths: Interactions in each user's sequence, the target included.
-        values: The metric by user.
+        lengths: Interactions in each user's sequence, the target included; users without are left out.
+        values: (cases,) the metric.
+        users: (cases,).
         bounds: `activity_bounds(dataset)`, or your own.
     """
     most = [bound for _, bound in bounds]
-    members: dict[int, list[Id]] = defaultdict(list)
-    for user in values:
-        members[int(np.searchsorted(most, lengths[user]))].append(user)
-    return [
-        estimate(label, [values[user] for user in members[group]], members[group])
-        for group, (label, _) in enumerate(bounds)
-    ]
+    group = np.array([np.searchsorted(most, lengths[user]) if user in lengths else -1 for user in users])
+    array, owners = np.asarray(values, np.float64), np.asarray(users)
+    found = [estimate(label, array[group == at], owners[group == at]) for at, (label, _) in enumerate(bounds)]
+    return [each for each in found if each.n]
 
 
-def best_of(values: ArrayLike, ns: Sequence[int] = BEST_OF) -> list[Estimate]:
+def best_of(values: ArrayLike, ns: Sequence[int] | None = None) -> list[Estimate]:
     """Best of N samples (5.3.4, Figure 2b), for every n from one pass of N samples a user.
 
     The best of the first n of them would waste the others. The mean over all subsets of n, which is unbiased
@@ -113,13 +111,15 @@ def best_of(values: ArrayLike, ns: Sequence[int] = BEST_OF) -> list[Estimate]:
 
     Args:
         values: (users, N) a metric of each sample.
-        ns: Each at most N.
+        ns: Each at most N; None for those of `BEST_OF` that are.
 
     Raises:
         InvalidOption: An n is larger than N.
     """
     ordered = np.sort(np.atleast_2d(np.asarray(values, dtype=np.float64)), axis=1)
     total = ordered.shape[1]
+    if ns is None:
+        ns = [n for n in BEST_OF if n <= total]
     if max(ns) > total or min(ns) < 1:
         raise InvalidOption(f"best of {max(ns)}: wanted 1 to {total}, as many as were sampled")
     users = range(len(ordered))
@@ -211,10 +211,12 @@ def popularity_bias(steps: Sequence[Step], counts: Mapping[Id, int]) -> Estimate
 
     0 is no bias, 0.5 the most there could be. A candidate's percentile is taken among those of its own list.
     """
+    from scipy.stats import rankdata
+
     values = []
     for step in steps:
         shown = np.array([counts.get(item, 0) for item in step.candidates], dtype=np.float64)
-        below = (shown[:, None] > shown).sum(axis=1) + ((shown[:, None] == shown).sum(axis=1) - 1) / 2
+        below = rankdata(shown) - 1
         top = list(step.ranking.order[:TOP])
         values.append(float((below[top] / (len(shown) - 1)).mean()) - 0.5 if top and len(shown) > 1 else np.nan)
     return estimate("popularity bias", values, [step.user_id for step in steps])

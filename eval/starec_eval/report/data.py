@@ -128,10 +128,10 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     found: list[Run] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.rglob("run.json") if list(path.parent.glob("steps*.jsonl")))
-        if not inside and not any(list(folder.rglob(name)) for name in ("results.json", "loop.json")):
+        if not inside and not any(list(folder.rglob(name)) for name in ("results.json", "loop.json", "card.json")):
             raise RunError(
-                f"{folder} holds no run (run.json), no evaluation (results.json) and no loop (loop.json): nothing to "
-                "report"
+                f"{folder} holds no run (run.json), no evaluation (results.json), no loop (loop.json) and no report "
+                "card (card.json): nothing to report"
             )
         methods: dict[Path, list[Path]] = {}
         for path in inside:

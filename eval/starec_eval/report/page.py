@@ -22,6 +22,8 @@ from starec_eval.report.timelines import timeline_chunks
 
 SECTION5, LOOP = "section5.json", "loop.json"
 """Tables and figures that `starec eval --config` and `starec loop` leave for a report."""
+CARD = "card.json"
+"""What `starec fidelity` leaves."""
 
 
 def write_report(
@@ -32,7 +34,7 @@ def write_report(
     price_out: float = 0.0,
     timelines: bool = True,
 ) -> Path:
-    """Write a report on some runs, evaluations or folders that hold several.
+    """Write a report on some runs, evaluations, loops and report cards, or folders that hold several.
 
     Args:
         runs: Their folders.
@@ -92,6 +94,7 @@ def _gather(
         whole = json.loads(path.read_text(encoding="utf-8"))
         tables += [TableData(**table) for table in whole["tables"]]
         figures += [FigureData.from_json(figure) for figure in whole["figures"]]
+    tables += [card_table(path) for folder in folders for path in sorted(folder.rglob(CARD))]
     for table, figure in results_tables(folders):
         tables.append(table)
         figures.append(figure)
@@ -99,6 +102,14 @@ def _gather(
     tables += [runs_table(runs, price_in, price_out), claims_table(runs)]
     figures += run_figures(runs, sampled)
     return [table for table in tables if table.rows], [figure for figure in figures if any(figure.series.values())]
+
+
+def card_table(path: Path) -> TableData:
+    """The main figures of a report card; the import is late because the card's own page is made by this module."""
+    from starec_eval.fidelity.card import Card
+    from starec_eval.fidelity.page import summary
+
+    return summary(Card.read(path))
 
 
 def _file(name: str) -> str:
@@ -112,7 +123,7 @@ def _file(name: str) -> str:
 @click.option("--price-out", type=click.FloatRange(min=0), default=0.0, help="Of a million completion tokens.")
 @click.option("--timelines/--no-timelines", default=True, show_default=True, help="Show users' timelines.")
 def report(runs: tuple[Path, ...], out: Path | None, price_in: float, price_out: float, timelines: bool) -> None:
-    """Write one HTML file on RUNS: runs of starec simulate, folders of starec eval, or folders that hold several.
+    """Write one HTML file on RUNS: folders of starec simulate, eval, loop and fidelity, or folders that hold several.
 
     Example: starec report runs/first
     """

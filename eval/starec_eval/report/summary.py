@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from starec_agents.runs.steps import Step
-from starec_env.metrics import SHOWN, Estimate, estimate, per_user
+from starec_env.metrics import SHOWN, Estimate, estimate
 from starec_eval.report import analysis
 from starec_eval.report.data import Run
 from starec_eval.report.figures import FigureData, score_point
 from starec_eval.report.memory import MEMORY_CURVES, check_claims, memory_curves
-from starec_eval.report.tables import TableData, score_cells
+from starec_eval.report.tables import TableData, results_table
 
 MAX_MEMORY_USERS = 1000
 """Users whose memories are compared turn by turn; comparing words costs about a millisecond a turn."""
@@ -29,18 +29,15 @@ def results_tables(folders: Sequence[Path]) -> Iterator[tuple[TableData, FigureD
         whole = json.loads(path.read_text(encoding="utf-8"))
         rows = whole["rows"]
         metrics = [name for name in (*SHOWN, "mrr") if rows and name in rows[0]]
-        columns = [
-            [row["method"] for row in rows],
-            *(score_cells(rows, metric) for metric in metrics),
-            [f"{row['seconds']:,.1f}" for row in rows],
-            [f"{row['violations']:,}" for row in rows],
-        ]
-        head = ["method", *(name.upper() for name in metrics), "seconds", "invalid"]
-        title = f"{whole['dataset']}: ranking in percent ± standard error"
+        seeds, over = f"seed {whole.get('seed', 0)}", "± standard error"
+        if "seeds" in whole:
+            seeds, over = f"seeds {', '.join(map(str, whole['seeds']))}", "with 95 % intervals over seeds and users"
+        title = f"{whole['dataset']}, {seeds}: ranking in percent {over}"
         points = [score_point(row["method"], row) for row in rows if row["ndcg@10"] is not None]
-        heading, note = f"NDCG@10 on {whole['dataset']}", "Percent, with one standard error over users."
+        heading = f"NDCG@10 on {whole['dataset']}, {seeds}"
+        note = f"Percent, with one standard error over {'seeds and ' if 'seeds' in whole else ''}users."
         yield (
-            TableData(title, head, list(map(list, zip(*columns, strict=True))), whole.get("notes", ())),
+            results_table(title, rows, metrics, whole.get("notes", ()), invalid=True),
             FigureData(heading, note, "", "NDCG@10, %", {"NDCG@10": points}, bars=True),
         )
 
@@ -134,11 +131,7 @@ def _learning(run: Run) -> list[Estimate]:
 
 def _activity(run: Run) -> list[Estimate]:
     lengths = {user: len(history) + 1 for user, history in run.histories.items()}
-    values, owners = run.last_ndcg
-    means = dict(zip(np.unique(np.asarray(owners)).tolist(), per_user(values, owners).tolist(), strict=True))
-    known = {user: mean for user, mean in means.items() if user in lengths}
-    groups = analysis.activity_groups(lengths, known, analysis.activity_bounds(run.config["dataset"]["name"]))
-    return [group for group in groups if group.n]
+    return analysis.activity_groups(lengths, *run.last_ndcg, analysis.activity_bounds(run.config["dataset"]["name"]))
 
 
 def _position(run: Run) -> list[Estimate]:
@@ -178,7 +171,7 @@ _FIGURES: tuple[tuple[str, str, str, str, Callable[[Run], list[Estimate]]], ...]
 
 def _best_of(run: Run) -> list[Estimate]:
     values = analysis.sampled_ndcg(run.first, 10, run.relevant)
-    return analysis.best_of(values, [n for n in analysis.BEST_OF if n <= values.shape[1]]) if values.size else []
+    return analysis.best_of(values) if values.size else []
 
 
 def _some_users(steps: Sequence[Step]) -> list[Step]:
