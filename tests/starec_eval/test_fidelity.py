@@ -16,7 +16,7 @@ from starec_eval.fidelity import Card, fidelity, measures
 from starec_eval.fidelity.answers import Answers, log_choice
 from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
-from starec_eval.fidelity.commands import fidelity_command
+from starec_eval.fidelity.commands import fidelity_command, settings_of_agents
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.neighbours import NeighboursUser
 from starec_eval.fidelity.order import places, simulated_lists
@@ -544,13 +544,13 @@ def test_another_calibration_or_request_field_is_another_card(tmp_path):
     file = tmp_path / "calibration.json"
     file.write_text("{}")
     changes = {"extra_body": '{"top_k": 1}', "raw_stars": True, "traits": True, "calibration": file}
-    found = [_of_agents({**options, name: value}) for name, value in changes.items()]
-    assert _of_agents(options) not in found
+    found = [settings_of_agents({**options, name: value}) for name, value in changes.items()]
+    assert settings_of_agents(options) not in found
     file.write_text("[]")
-    assert _of_agents({**options, "calibration": file}) != found[-1]
+    assert settings_of_agents({**options, "calibration": file}) != found[-1]
 
 
 def test_a_folder_that_cant_be_written_is_refused_before_a_model_is_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="can't write to"):
-        fidelity(log(), lambda seen, seed: pytest.fail("a model was made"), name="x", out=tmp_path / "file")
+        fidelity(dataset(), lambda seen, seed: pytest.fail("a model was made"), name="x", out=tmp_path / "file")

@@ -72,7 +72,7 @@ _OF_AGENTS = (
 )
 
 
-def _of_agents(options: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_agents(options: Mapping[str, Any]) -> dict[str, Any]:
     """What makes agents of a command's options themselves, starec-nano's own format and history included."""
     nano, file = named_models(options["model"])[0] == NANO, options["calibration"]
     return {
@@ -136,7 +136,7 @@ def fidelity_command(data: DataSpec, split_file: Split | None, **options: Any) -
             reading=reading,
             users=tested,
             train_users=split_file.train if split_file else None,
-            settings=_of_agents(options) if options["user"] == AGENT else {},
+            settings=settings_of_agents(options) if options["user"] == AGENT else {},
             cache=cache_dir() / "fits",
             report=report,
             recommenders=names["recommenders"],
