@@ -202,7 +202,8 @@ class AgentVisits:
     def _new(self, user: int) -> Visitor:
         responder = self.responder
         dataset, agent = responder.dataset, responder.agent()
-        first, stop = int(dataset.starts[user]), int(responder.stops[user])
+        stop = int(responder.stops[user])
+        first = min(int(dataset.starts[user]), stop)
         visitor = Visitor(user, dataset.user(user).id, agent, History(dataset, user, first, stop), stop - first)
         responder.begin(agent, visitor.query_of(dataset, np.array([], np.int32)))
         return visitor

@@ -7,13 +7,10 @@ row's reward. Advantages are normalised within each prompt's group, so the two t
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import wraps
-from importlib import import_module
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -22,6 +19,7 @@ from starec_agents.llm import ChatModel, Completion, Message
 from starec_agents.tasks import profile_format, ranking_format, split_thought
 from starec_env.errors import InvalidOption, TrainingError, check_choice
 from starec_env.metrics import ndcg
+from starec_env.named import load_function
 from starec_env.replay.rewards import position_reward
 from starec_env.replay.stream import Reward
 from starec_training.dataset import Snapshot, read_snapshot
@@ -195,16 +193,8 @@ def name_of(function: object) -> str:
 
 
 def _imported(name: str) -> RewardFunction:
-    module, colon, function = name.partition(":")
-    if not colon:
-        module, _, function = name.rpartition(".")
-    sys.path.insert(0, os.getcwd())  # a module in the current folder, as with python -m
-    try:
-        found: RewardFunction = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidOption(f"reward_funcs {name}: {error}; it must be MODULE:FUNCTION") from None
-    finally:
-        sys.path.remove(os.getcwd())
+    module, _, function = name.rpartition("." if ":" not in name else ":")
+    found: RewardFunction = load_function(f"{module}:{function}", "reward_funcs")
     return found
 
 
