@@ -2,8 +2,8 @@
 
     python examples/nano/make.py --out runs/nano --seed 1
 
-Rankings of short and long lists first, then more and more memory updates, then long lists. The result is written as the
-package ships it: float16 weights for transformers and vLLM, a GGUF file for llama.cpp, whom it was trained on
+Rankings of short and long lists first, then more and more memory updates, then long lists, twice. The result is written
+as the package ships it: float16 weights for transformers and vLLM, a GGUF file for llama.cpp, whom it was trained on
 (starec.json), and how its rankings answer a recommender's slates (calibration.json). A stopped run goes on when called
 again.
 """
@@ -56,6 +56,7 @@ STAGES = (
     Stage(1400, 1e-3, 0.6),
     Stage(300, 5e-4, 0.6),
     Stage(1300, 1.2e-3, 0.2, lists=LONG),
+    Stage(900, 6e-4, 0.3, lists=(20,)),
 )
 
 
@@ -78,6 +79,7 @@ def make(out: Path, data: Data, seed: int, stages: Sequence[Stage], size: str) -
 
 def publish(model: Any, tokenizer: Any, data: Data, folder: Path) -> Path:
     """Write a model as the package ships it; returns the folder."""
+    model.config.use_cache = True  # training had turned it off
     save(model, tokenizer, folder, torch.float16)
     write_gguf(model, tokenizer, folder / f"{NANO}.gguf", NANO, "see the model card")
     users = {part: sorted(getattr(data.split, part)) for part in ("train", "validation", "test")}

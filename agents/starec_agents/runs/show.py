@@ -70,10 +70,10 @@ def _remedies(metrics: Mapping[str, Any], answer_format: str | None) -> Iterator
         found = metrics.get("problems", {}).get(task, {})
         worst = max((kind for kind in found if kind != "tied"), key=lambda kind: found[kind], default="")
         counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in found.items())
-        yield (
-            f"\nMost answers could not be read as whole {task} ({counts}): starec show has their texts. "
-            f"{_REMEDIES.get(worst, simpler)}"
-        )
+        remedy = _REMEDIES.get(worst, simpler)
+        if worst == "cut_off" and answer_format != "scores":
+            remedy = f"{remedy} {simpler}"  # a model that doesn't know the format may never end
+        yield (f"\nMost answers could not be read as whole {task} ({counts}): starec show has their texts. {remedy}")
 
 
 _SIMPLER = "Small models manage --answer-format scores; starec-nano knows no other."
