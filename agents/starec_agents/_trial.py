@@ -76,5 +76,5 @@ def _scripted(agent: UserAgent) -> UserAgent:
         return answer(messages, sampling)
 
     chat, trial = ScriptedChat(reply), copy(agent)
-    trial._context = replace(agent._context, llm=chat, models=dict.fromkeys(agent.models, chat))
+    trial.context = replace(agent.context, llm=chat, models=dict.fromkeys(agent.models, chat))
     return trial

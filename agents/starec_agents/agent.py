@@ -53,6 +53,7 @@ class UserAgent:
         sampling: Goes with every request: temperature, top_p, max_tokens, seed, stop, logprobs.
 
     Attributes:
+        context: What the graph's nodes work with.
         memory: The memory; None until the first ranking.
         calls: Requests made for the current turn; `rank` and `respond` begin anew.
 
@@ -89,7 +90,7 @@ class UserAgent:
         self.graph: Graph = made
         self.memory = memory
         self.calls: list[Call] = []
-        self._context = Context(llm, answer_format, max_history, sampling, models or {}, prompts or Prompts())
+        self.context = Context(llm, answer_format, max_history, sampling, models or {}, prompts or Prompts())
         self._executor = executor_of(made)
         self._direct = executor != "langgraph"
         if executor == "direct" and self._executor.why:
@@ -116,17 +117,12 @@ class UserAgent:
     @property
     def llm(self) -> ChatModel:
         """The chat model."""
-        return self._context.llm
+        return self.context.llm
 
     @property
     def models(self) -> Mapping[str, ChatModel]:
         """The chat models that nodes ask by name."""
-        return self._context.models
-
-    @property
-    def context(self) -> Context:
-        """What the graph's nodes work with."""
-        return self._context
+        return self.context.models
 
     @property
     def executor(self) -> Literal["direct", "langgraph"]:
@@ -163,7 +159,7 @@ class UserAgent:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What makes this agent itself, as JSON types: a run records it, and a resumed run must match it."""
-        context = self._context
+        context = self.context
         return {
             "model": model_name(context.llm),
             "models": {name: model_name(llm) for name, llm in sorted(context.models.items())},
@@ -245,7 +241,7 @@ class UserAgent:
 
     async def _invoke(self, given: Mapping[str, Any]) -> dict[str, Any]:
         state = self._executor.again({**given, "memory": self.memory})
-        ended = await self._executor.ainvoke(state, self._context, direct=self._direct)
+        ended = await self._executor.ainvoke(state, self.context, direct=self._direct)
         self.calls.extend(ended.get("calls", ()))
         self.memory = ended.get("memory", self.memory)
         return ended

@@ -16,8 +16,7 @@ from starec_agents._trial import answers_slates
 from starec_agents.agent import UserAgent, wait_for
 from starec_agents.calibration import Calibration
 from starec_agents.commands import load_graph
-from starec_agents.llm import OpenAIChat
-from starec_agents.llm.options import endpoint, endpoint_options, named_models
+from starec_agents.llm.options import chats, endpoint_options
 from starec_agents.responder import AgentResponder, Through
 from starec_agents.runs.config import hash_of
 from starec_agents.runs.store import temporary
@@ -92,8 +91,7 @@ def agent_responder(
     """
     if not options["urls"]:
         raise InvalidOption("--user agent asks a model: give --base-url and --model (starec serve starts a server)")
-    model, named = named_models(options["model"])
-    llm, models = _chat(model, options), {name: _chat(other, options) for name, other in named.items()}
+    model, llm, models = chats(options)
     for each in (llm, *models.values()):
         wait_for(each.check())
         if context := click.get_current_context(silent=True):
@@ -106,7 +104,8 @@ def agent_responder(
         models=models,
     )
     through = _through(model, agent(), options["answers"])
-    calibration, raw = _known(model, options["calibration"]), options["raw_stars"]
+    known = NANO_CALIBRATION if options["calibration"] is None and model == NANO else options["calibration"]
+    calibration, raw = known and Calibration.load(known), options["raw_stars"]
     if calibration is None and (needs_calibration or through == "ranking" or not raw):
         users = _unseen(dataset, model, seed)
         asked = {name: options[name] for name in ("temperature", "top_p", "max_tokens", "extra_body")}
@@ -148,11 +147,6 @@ def _through(model: str, agent: UserAgent, given: str) -> Through:
     )
 
 
-def _known(model: str, given: Path | None) -> Calibration | None:
-    path = NANO_CALIBRATION if given is None and model == NANO else given
-    return None if path is None else Calibration.load(path)
-
-
 def _fitted(
     agent: Callable[[], UserAgent], dataset: Dataset, users: Sequence[Id], through: Through, asked: dict[str, Any]
 ) -> Calibration:
@@ -171,7 +165,3 @@ def _fitted(
     with temporary(path) as new:
         calibration.save(new)
     return calibration
-
-
-def _chat(model: str, options: Mapping[str, Any]) -> OpenAIChat:
-    return OpenAIChat([endpoint(url, model, dict(options)) for url in options["urls"]])

@@ -16,7 +16,7 @@ from rich.console import Console
 from starec_agents import graphs
 from starec_agents.agent import UserAgent
 from starec_agents.llm import OpenAIChat
-from starec_agents.llm.options import endpoint, endpoint_options, model_card_option, named_models
+from starec_agents.llm.options import chats, endpoint_options, model_card_option
 from starec_agents.planner import planner
 from starec_agents.runs.export import Formats, export_runs
 from starec_agents.runs.plan import (
@@ -144,10 +144,9 @@ def simulate(data: DataSpec, split_file: Split | None, **options: Any) -> int:
         refuse(["ray_address"], "without --engine ray")
     refuse_without_plan(options)
     graph = load_graph(options["agent"])
-    options["model"], named = named_models(options["model"])
     if len(options["urls"]) > 1 and options["cache"]:
         raise InvalidOption("--cache keeps the answers of one server: leave it out, or give one --base-url")
-    llm, models = _chat(options["model"], options), {name: _chat(model, options) for name, model in named.items()}
+    options["model"], llm, models = chats(options, None if options["dry_run"] else options["cache"])
     asyncio.run(_check([llm, *models.values()]))
     card = find_card(options["model_card"], options["model"], llm.roots.get(options["model"]))
     dataset = split_file.load_dataset(data) if split_file else data.load()
@@ -239,11 +238,6 @@ def _users(
 def _say_if_seen(card: ModelCard | None, options: dict[str, Any], dataset: Dataset, users: Collection[Id]) -> None:
     if said := say_seen(card, options["model"], dataset.name, users):
         click.echo(f"starec: {said}: --users-file {HELDOUT} takes the others", err=True)
-
-
-def _chat(model: str, options: dict[str, Any]) -> OpenAIChat:
-    endpoints = [endpoint(url, model, options) for url in options["urls"]]
-    return OpenAIChat(endpoints, cache_dir=None if options["dry_run"] else options["cache"])
 
 
 async def _check(llms: Iterable[OpenAIChat]) -> None:

@@ -22,7 +22,7 @@ from starec_env.data.cut import (
     without_empty_users,
 )
 from starec_env.data.splits import Split, read_users, sample
-from starec_env.errors import InvalidOption, check_choice
+from starec_env.errors import InvalidOption, check_choice, check_whole
 from starec_env.reading import READINGS as READINGS
 from starec_env.reading import Reading as Reading
 from starec_env.reading import TrainOn, sequences
@@ -87,8 +87,8 @@ class Protocol:
         if isinstance(reading, str):
             check_choice("reading", reading, list(READINGS))
             reading = READINGS[reading]
-        if repetitions < 1:
-            raise InvalidOption(f"repetitions={repetitions}: wanted at least 1")
+        check_whole("repetitions", repetitions)
+        check_whole("seed", seed, 0)
         self.loaded, self.reading, self.seed, self.n_candidates = dataset, reading, seed, n_candidates
         self.dataset, self._passed_from = sequences(dataset, reading, seed, full_catalogue=candidates is not None)
         self.split, self.choosing = split, part == "validation"
@@ -133,6 +133,8 @@ class Protocol:
             able = np.setdiff1d(able, given)
         if not len(able):
             raise InvalidOption("nobody is left to test: every user who could be is among train_users; give fewer")
+        if users is not None:
+            check_whole("users", users)
         users = min(1000, max(1, len(able) // 2)) if users is None else int(users)
         if not 1 <= users <= len(able):
             raise InvalidOption(f"users={users}: {len(able):,} users of {self.dataset.name} can be tested")

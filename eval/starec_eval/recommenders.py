@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -147,10 +146,7 @@ def build_recommenders(names: Iterable[str], seed: int = 0) -> dict[str, Recomme
 
 def _build(name: str, seed: int) -> Recommender:
     if ":" in name:
-        make = load_function(name, "--recommenders")
-        if not callable(make) or signature(make).parameters:
-            raise InvalidOption(f"--recommenders {name}: wanted a function without parameters")
-        return _as_recommender(make(), name)
+        return _as_recommender(load_function(name, "--recommenders", ())(), name)
     if name in ASKING:
         raise InvalidOption(f"{name} asks a model to rank a list, and here that is the catalogue: it can't recommend")
     if name not in BASELINES:

@@ -18,7 +18,7 @@ from starec_eval.fidelity import Card, fidelity, measures
 from starec_eval.fidelity.answers import Answers, log_choice
 from starec_eval.fidelity.asked import Asked, appended, cases_of
 from starec_eval.fidelity.card import Value, measured
-from starec_eval.fidelity.commands import fidelity_command
+from starec_eval.fidelity.commands import fidelity_command, settings_of_agents
 from starec_eval.fidelity.floor import PopularityUser
 from starec_eval.fidelity.order import places, simulated_lists
 from starec_eval.fidelity.page import head, to_markdown
@@ -217,7 +217,7 @@ def test_ratings_are_asked_of_the_tested_alone_or_of_some_where_that_is_wanted()
     assert set(asked(everybody=False).owners) == set(asked().users)
     some = asked(most_rows=7).rows
     assert len(some) == 7 and (np.diff(some) > 0).all()
-    with pytest.raises(InvalidOption, match="most_rows=0"):
+    with pytest.raises(InvalidOption, match="most_ratings is 0"):
         asked(most_rows=0)
 
 
@@ -537,3 +537,38 @@ def test_the_command_writes_the_card_and_names_what_it_does_not_know(tmp_path):
     assert "popularity" in str(wrong.exception)
     wrong = runner.invoke(fidelity_command, [*base, "--recommenders", "pop,sasrek"], standalone_mode=False)
     assert "sasrec" in str(wrong.exception)
+
+
+def test_answers_that_would_be_counted_as_something_else_are_refused():
+    questions = asked()
+    for method, wrong in (
+        ("draw_stars", lambda self, dataset, rows, seed: np.full(len(rows), np.nan)),
+        ("draw_stars", lambda self, dataset, rows, seed: np.ones(3)),
+        ("rate", lambda self, dataset, rows: np.zeros(len(rows))),
+        ("sitting_lengths", lambda self, n, seed: np.zeros(n)),
+        ("sitting_lengths", lambda self, n, seed: None),
+    ):
+        answers = Answers(type("Odd", (PopularityUser,), {method: wrong}), questions)
+        with pytest.raises(InvalidOption, match=f"{method} of the user model gave"):
+            answers.sitting_lengths(9) if method == "sitting_lengths" else answers.drawn if "draw" in method else (
+                answers.rated
+            )
+    with pytest.raises(InvalidOption, match="a NoneType, which lacks log_choice, accepts, rate"):
+        Answers(lambda seen, seed: None, questions).log_choice  # noqa: B018
+
+
+def test_another_calibration_or_request_field_is_another_card(tmp_path):
+    options = {parameter.name: None for parameter in fidelity_command.params} | {"model": ("m",)}
+    file = tmp_path / "calibration.json"
+    file.write_text("{}")
+    changes = {"extra_body": '{"top_k": 1}', "raw_stars": True, "traits": True, "calibration": file}
+    found = [settings_of_agents({**options, name: value}) for name, value in changes.items()]
+    assert settings_of_agents(options) not in found
+    file.write_text("[]")
+    assert settings_of_agents({**options, "calibration": file}) != found[-1]
+
+
+def test_a_folder_that_cant_be_written_is_refused_before_a_model_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="can't write to"):
+        fidelity(dataset(), lambda seen, seed: pytest.fail("a model was made"), name="x", out=tmp_path / "file")

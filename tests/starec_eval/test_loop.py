@@ -425,7 +425,7 @@ def test_names_of_what_cant_recommend_are_refused(names: str) -> None:
         ("--user twine", "did you mean 'twin'"),
         ("--base-url http://127.0.0.1:9/v1", "--base-url has no effect unless --user is agent"),
         ("--user agent", "give --base-url"),
-        ("--user loop_users:PATIENCE", "gave a int: wanted a function of the data set"),
+        ("--user loop_users:PATIENCE", "wanted a function that can be called with the data set"),
         ("--recommenders pop,item-nn", "did you mean 'item-knn'"),
         ("--against bpr", "pop"),
         ("--users 99999", "670 users of ml-latest-small"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from starec_agents.llm.base import Endpoint
 from starec_env.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from starec_agents.llm.client import OpenAIChat
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -81,7 +85,29 @@ def named_models(given: Sequence[str]) -> tuple[str, dict[str, str]]:
     return (own or [model for _, model in pairs])[0], dict(pairs)
 
 
-def endpoint(base_url: str, model: str, options: dict[str, Any]) -> Endpoint:
+def chats(
+    options: Mapping[str, Any], cache_dir: str | Path | None = None
+) -> tuple[str, OpenAIChat, dict[str, OpenAIChat]]:
+    """The name and the client of a command's own model, and the clients that its graph's nodes ask by name.
+
+    Args:
+        options: The command's: "urls", "model" (several) and those of `ENDPOINT_OPTIONS`.
+        cache_dir: As for `OpenAIChat`.
+
+    Raises:
+        InvalidOption: As `named_models`, `endpoint` and `OpenAIChat` do.
+    """
+    from starec_agents.llm.client import OpenAIChat
+
+    own, named = named_models(options["model"])
+
+    def chat(model: str) -> OpenAIChat:
+        return OpenAIChat([endpoint(url, model, options) for url in options["urls"]], cache_dir=cache_dir)
+
+    return own, chat(own), {name: chat(model) for name, model in named.items()}
+
+
+def endpoint(base_url: str, model: str, options: Mapping[str, Any]) -> Endpoint:
     """The endpoint of a command's options.
 
     Raises:

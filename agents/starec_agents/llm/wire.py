@@ -46,7 +46,8 @@ def read_completion(
     thoughts = thoughts or _thoughts(message.get("reasoning")) or _thoughts(message.get("reasoning_content"))
     if text is None:
         text = message["refusal"] if isinstance(message.get("refusal"), str) else None
-    if text is None and not thoughts and (message.get("content") is not None or _ended(choice)):
+    ended = choice.get("finish_reason") in (None, "stop")
+    if text is None and not thoughts and (message.get("content") is not None or ended):
         raise _bad("an answer with neither text nor reasoning", body, secrets)
     used = _mapping(answer.get("usage"))
     return Completion(
@@ -205,10 +206,6 @@ def _strings(value: object, depth: int) -> Iterator[str]:
     elif isinstance(value, dict) and depth:
         for name in ("text", "content", "thinking", "reasoning", "summary"):
             yield from _strings(value.get(name), depth - 1)
-
-
-def _ended(choice: Mapping[str, Any]) -> bool:
-    return choice.get("finish_reason") in (None, "stop")
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -318,19 +318,6 @@ class Outcome:
     prompt_tokens: int
     completion_tokens: int
 
-    @classmethod
-    def of(cls, step: Step) -> Outcome:
-        """Take it from a step."""
-        used = [call.usage for call in step.calls]
-        return cls(
-            step.feedback.rank,
-            step.feedback.liked,
-            step.ranking.report,
-            [call.report for call in step.calls if call.report],
-            sum(usage.prompt_tokens for usage in used),
-            sum(usage.completion_tokens for usage in used),
-        )
-
 
 def read_outcome(line: bytes) -> Outcome:
     """Read what metrics need of a line; raises as `read_line` does."""
@@ -339,7 +326,7 @@ def read_outcome(line: bytes) -> Outcome:
     used = [call.get("usage", {}) for call in record["calls"]]
     return Outcome(
         ranking.rank_of(record["target"]),
-        record["liked"],
+        record["liked"] if "liked" in record else record["feedback"]["liked"],  # as in the first format
         ranking.report,
         [ParseReport.model_validate(call["report"]) for call in record["calls"] if call.get("report")],
         sum(usage.get("prompt_tokens", 0) for usage in used),

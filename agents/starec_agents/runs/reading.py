@@ -132,7 +132,7 @@ class Index:
         """What metrics need of a user's steps; raises as `steps` does."""
         for line, where in _lines_at(self.files, self.places.get(user, array("q"))):
             try:
-                yield Outcome.of(Step.model_validate_json(line)) if self.start is None else read_outcome(line)
+                yield read_outcome(line)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise _unreadable(where, error) from None
 

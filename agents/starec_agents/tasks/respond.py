@@ -28,6 +28,7 @@ MAX_SAID = 200
 
 _KEYS = ("seen", "take", "stars", "leave")
 """What every answer has; "say" may be left out."""
+_ALL_KEYS = (*_KEYS, "say")
 
 
 class Visit(BaseModel):
@@ -149,7 +150,8 @@ class ResponseFormat:
             cut_off: Whether the answer ended at the most tokens allowed; then it is none.
         """
         answer = read_answer(text, cut_off)
-        found = [value for value in json_values(answer.text) if isinstance(value, Pairs) and _asked_for(value)]
+        objects = [value for value in json_values(answer.text) if isinstance(value, Pairs)]
+        found = [pairs for pairs in objects if any(key in _ALL_KEYS for key, _ in pairs)]
         if not found:
             return Response(text=answer.kept, report=answer.report(False))
         response, report = _read(found[-1], n, visit)
@@ -213,13 +215,9 @@ def _request(visit: Visit, one: str) -> str:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _asked_for(pairs: Pairs) -> bool:
-    return any(key in (*_KEYS, "say") for key, _ in pairs)
-
-
 def _read(pairs: Pairs, n: int, visit: Visit) -> tuple[Response, ParseReport]:
     """What an object says, and what is wrong with it."""
-    keys = [key for key, _ in pairs if key in (*_KEYS, "say")]
+    keys = [key for key, _ in pairs if key in _ALL_KEYS]
     given: Mapping[str, Any] = dict(pairs)
     table = {label: place for place, label in enumerate(labels(n))}
     seen = given["seen"] if isinstance(given.get("seen"), list) else []
@@ -242,13 +240,14 @@ def _read(pairs: Pairs, n: int, visit: Visit) -> tuple[Response, ParseReport]:
 
 def _wrong_types(given: Mapping[str, Any]) -> list[str]:
     """Keys whose values are of another kind than asked for."""
-    kinds: dict[str, Any] = {"seen": list, "leave": bool, "say": str | None}
-    return [
-        f"{key} is no {_KIND_NAMES[key]}" for key in kinds if key in given and not isinstance(given[key], kinds[key])
-    ]
+    return [f"{key} is no {name}" for key, kind, name in _KINDS if key in given and not isinstance(given[key], kind)]
 
 
-_KIND_NAMES = {"seen": "list", "leave": "truth value", "say": "text"}
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("seen", list, "list"),
+    ("leave", bool, "truth value"),
+    ("say", str | None, "text"),
+)
 
 
 def _contradictions(given: Mapping[str, Any], taken: int | None, stars: float | None, visit: Visit) -> list[str]:

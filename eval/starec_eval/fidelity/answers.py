@@ -26,6 +26,7 @@ T = TypeVar("T")
 _CELLS = 2_000_000
 _LEAST = float(np.log(1e-6))
 _LEVELS = 20
+_LARGE = 1e9
 _DRAWS = 0x4452
 
 
@@ -58,6 +59,11 @@ class Answers:
         begun = perf_counter()
         model = self.maker(seen, self.asked.seed)
         self.seconds[name] = perf_counter() - begun
+        if lacks := [name for name in ("log_choice", "accepts", "rate") if not hasattr(model, name)]:
+            raise InvalidOption(
+                f"the user model's maker gave a {type(model).__name__}, which lacks {', '.join(lacks)}: wanted what "
+                "starec_env.recommend.model.UserModel has"
+            )
         return model
 
     @cached_property
@@ -84,8 +90,7 @@ class Answers:
         return self._accepts[ratio]
 
     def _yes(self, cases: Cases) -> Floats:
-        said = np.asarray(self.of_tenths.accepts(cases), np.float64)
-        return _checked(said, cases.candidates.shape, "accepts", 0, 1)
+        return _checked(self.of_tenths.accepts(cases), cases.candidates.shape, "accepts", 0, 1)
 
     @cached_property
     def rated(self) -> tuple[Floats, Floats]:
@@ -98,10 +103,16 @@ class Answers:
         model: Any = self.of_tenths
         if hasattr(model, "draw_stars"):
             seed = int(np.random.SeedSequence([self.asked.seed, _DRAWS]).generate_state(1)[0])
-            return np.asarray(model.draw_stars(self.asked.log, self.asked.rows, seed), np.float64)
+            said = model.draw_stars(self.asked.log, self.asked.rows, seed)
+            return _checked(said, self.asked.rows.shape, "draw_stars", -_LARGE, _LARGE)
         levels = levels_of(self.asked.dataset)
         found: Floats = levels[np.abs(self.rated[0][:, None] - levels).argmin(1)]
         return found
+
+    def sitting_lengths(self, n: int) -> Floats:
+        """(n,) lengths of sittings that the model draws; it has a method of that name."""
+        model: Any = self.of_tenths
+        return _checked(model.sitting_lengths(n, self.asked.seed), (n,), "sitting_lengths", 1, _LARGE)
 
     @property
     def draws(self) -> bool:
@@ -143,8 +154,7 @@ def levels_of(dataset: Dataset) -> Floats:
 
 def log_choice(model: UserModel, cases: Cases, relevant: Relevant = "liked") -> Floats:
     """(cases, n) log-probabilities, checked; raises InvalidOption unless each row is a distribution."""
-    said = np.asarray(model.log_choice(cases, relevant), np.float64)
-    _checked(said, cases.candidates.shape, "log_choice", -np.inf, 1e-6)
+    said = _checked(model.log_choice(cases, relevant), cases.candidates.shape, "log_choice", -np.inf, 1e-6)
     total = np.exp(said).sum(1)
     if len(total) and np.abs(total - 1).max() > 1e-3:
         row = int(np.abs(total - 1).argmax())
@@ -165,12 +175,21 @@ def over_catalogue(model: UserModel, seen: Dataset, users: Ints, relevant: Relev
 
 def rate(model: UserModel, dataset: Dataset, rows: Ints) -> tuple[Floats, Floats]:
     """Expected stars and chances of a like, checked; raises InvalidOption unless all are numbers in range."""
-    stars, like = (np.asarray(each, np.float64) for each in model.rate(dataset, rows))
+    said = model.rate(dataset, rows)
+    if not isinstance(said, tuple) or len(said) != 2:
+        raise InvalidOption(f"rate of the user model gave {said!r:.100}, wanted expected ratings and chances of a like")
+    stars, like = said
     low, high = (float(dataset.ratings.min()), float(dataset.ratings.max())) if len(rows) else (0.0, 0.0)
     return _checked(stars, rows.shape, "rate", low, high), _checked(like, rows.shape, "rate", 0, 1)
 
 
-def _checked(said: Floats, shape: tuple[int, ...], method: str, low: float, high: float) -> Floats:
+def _checked(given: Any, shape: tuple[int, ...], method: str, low: float, high: float) -> Floats:
+    try:
+        said = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise InvalidOption(
+            f"{method} of the user model gave {given!r:.100}, wanted numbers of shape {shape}"
+        ) from None
     if said.shape != shape:
         raise InvalidOption(f"{method} of the user model gave shape {said.shape}, wanted {shape}")
     if said.size and not (said.min() >= low - 1e-4 and said.max() <= high + 1e-4):  # nan is neither

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starec_env.cases import Cases
 from starec_env.data.cut import Ints, rows_only
 from starec_env.dataset import Dataset, Indices
-from starec_env.errors import InvalidOption
+from starec_env.errors import InvalidOption, check_whole
 from starec_eval.protocol import Protocol
 
 RATIOS = (1, 2, 3, 9)
@@ -51,8 +51,8 @@ class Asked:
     most_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.most_rows is not None and self.most_rows < 1:
-            raise InvalidOption(f"most_rows={self.most_rows}: wanted at least 1, or None for all")
+        if self.most_rows is not None:
+            check_whole("most_ratings", self.most_rows)
 
     @property
     def dataset(self) -> Dataset:

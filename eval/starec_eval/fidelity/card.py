@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from starec_agents.runs.store import write_text, writing
 from starec_env.errors import RunError
 from starec_env.metrics import Estimate, estimate
 from starec_eval.fidelity import measures
@@ -109,10 +110,9 @@ class Card(_Part):
 
     def write(self, path: Path) -> None:
         """Write card.json, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Card:
@@ -123,7 +123,7 @@ class Card(_Part):
         """
         try:
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} is no report card that can be read: {str(error).partition(chr(10))[0]}") from None
 
 

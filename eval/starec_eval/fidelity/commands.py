@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from starec_agents.agent_options import NANO_FORMAT, NANO_HISTORY, agent_model, agent_options
 from starec_agents.llm.options import named_models
+from starec_agents.runs.config import hash_of
 from starec_agents.serving.card import CARD as MODEL_CARD
 from starec_agents.serving.card import NANO, find_card, say_seen
 from starec_agents.tasks import MAX_HISTORY
@@ -56,7 +57,7 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
     if user == AGENT:
         return agent_model(options)
     if ":" in user:
-        made: UserModelMaker = load_function(user, "--user")
+        made: UserModelMaker = load_function(user, "--user", ("the data set", "a seed"))
         return made
     if user not in USERS:
         raise unknown("user model", user, [*USERS, AGENT, "MODULE:FUNCTION"])
@@ -64,14 +65,18 @@ def maker(user: str, options: Mapping[str, Any]) -> UserModelMaker:
 
 
 _KEPT = ("seed", "repetitions", "most_ratings", "quick", "out", "resume")
-_OF_AGENTS = ("model", "agent", "answers", "traits", "temperature", "top_p", "max_tokens")
+_OF_AGENTS = (
+    *("model", "agent", "answers", "temperature", "top_p", "max_tokens"),
+    *("extra_body", "raw_stars", "traits"),
+)
 
 
-def _of_agents(options: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_agents(options: Mapping[str, Any]) -> dict[str, Any]:
     """What makes agents of a command's options themselves, starec-nano's own format and history included."""
-    nano = named_models(options["model"])[0] == NANO
+    nano, file = named_models(options["model"])[0] == NANO, options["calibration"]
     return {
         **{name: options[name] for name in _OF_AGENTS},
+        "calibration": file and hash_of(file.read_text(encoding="utf-8")),
         "answer_format": NANO_FORMAT if nano else options["answer_format"],
         "max_history": options["max_history"] or (NANO_HISTORY if nano else MAX_HISTORY),
     }
@@ -130,7 +135,7 @@ def fidelity_command(data: DataSpec, split_file: Split | None, **options: Any) -
             reading=reading,
             users=tested,
             train_users=split_file.train if split_file else None,
-            settings=_of_agents(options) if options["user"] == AGENT else {},
+            settings=settings_of_agents(options) if options["user"] == AGENT else {},
             cache=cache_dir() / "fits",
             report=report,
             recommenders=names["recommenders"],

@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from starec_agents.runs.config import ids_hash
+from starec_agents.runs.store import locked
 from starec_env.dataset import Dataset, Id
 from starec_env.errors import RunError
 from starec_env.reading import Reading
@@ -22,6 +24,7 @@ from starec_eval.fidelity.order import RECOMMENDERS, Recommenders, Report, order
 from starec_eval.fidelity.page import write
 from starec_eval.fidelity.synthetic import TRAINED, trained_on_simulated
 from starec_eval.protocol import Protocol
+from starec_eval.rankers import build
 from starec_eval.report.page import CARD
 
 QUICK: dict[str, Callable[[Asked, Columns], Section | str]] = {
@@ -86,7 +89,7 @@ def fidelity(
         report: Called with what goes on, steps done and in all.
 
     Raises:
-        RunError: `out` holds a card of something else, or any and `resume` is False.
+        RunError: `out` holds a card of something else, or any and `resume` is False; or it is in use.
         InvalidOption: A number is out of range, or the model's answers aren't what they must be.
     """
     protocol = Protocol(
@@ -95,23 +98,26 @@ def fidelity(
     asked = Asked(protocol, seed, users is None, most_ratings)
     card = _begun(asked, name, {**(settings or {}), "recommenders": list(recommenders), "trained": list(trained)})
     path = Path(out) / CARD
-    if path.exists():
-        card = _resumed(path, card, resume)
-    columns: dict[str, Answers] = {MODEL: Answers(maker, asked), FLOOR: Answers(PopularityUser, asked)}
-    fitted = Recommenders(asked, recommenders, cache, report)
-    slow: dict[str, Step] = {
-        "order": lambda: order(asked, columns, fitted, report),
-        "tstr": lambda: trained_on_simulated(asked, columns, trained, report),
-    }
-    steps: dict[str, Step] = {key: partial(section, asked, columns) for key, section in QUICK.items()}
-    steps |= dict.fromkeys(slow, lambda: _QUICK) if quick else slow
-    for number, (key, step) in enumerate(steps.items()):
-        if report:
-            report(key, number, len(steps))
-        card = _with(card, key, step)
-        card = card.model_copy(update=_had(card, columns[MODEL]))
-        card.write(path)
-    write(card, path.parent)
+    build([*recommenders, *trained], seed)
+    with locked(path.parent):
+        if path.exists():
+            card = _resumed(path, card, resume)
+        _ = asked.offers, asked.untouched  # what can't be asked is refused before a model is made
+        columns: dict[str, Answers] = {MODEL: Answers(maker, asked), FLOOR: Answers(PopularityUser, asked)}
+        steps: dict[str, Step] = {key: partial(section, asked, columns) for key, section in QUICK.items()}
+        fitted = Recommenders(asked, recommenders, cache, report)
+        slow: dict[str, Step] = {
+            "order": lambda: order(asked, columns, fitted, report),
+            "tstr": lambda: trained_on_simulated(asked, columns, trained, report),
+        }
+        steps |= dict.fromkeys(slow, lambda: _QUICK) if quick else slow
+        for number, (key, step) in enumerate(steps.items()):
+            if report:
+                report(key, number, len(steps))
+            card = _with(card, key, step)
+            card = card.model_copy(update=_had(card, columns[MODEL]))
+            card.write(path)
+        write(card, path.parent)
     return card
 
 
@@ -123,6 +129,7 @@ def _begun(asked: Asked, name: str, settings: dict[str, Any]) -> Card:
         "n_candidates": int(cases.candidates.shape[1]),
         "ratings": len(asked.rows),
         "held_out": HELD_OUT,
+        "train_users": ids_hash(asked.dataset.user_ids[asked.protocol.train_users].tolist()),
         "reading": str(asked.protocol.reading),
     }
     return Card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from starec_agents.runs.store import writing
 from starec_env.metrics import Estimate
 from starec_eval.fidelity.card import FLOOR, MODEL, REAL, Card, Measure, Value
 from starec_eval.report.figures import FigureData
@@ -82,14 +83,16 @@ def write(card: Card, out: Path) -> None:
     """Write card.md, and card.html where what a report needs is installed."""
     from importlib.util import find_spec
 
-    (out / "card.md").write_text(to_markdown(card), encoding="utf-8")
+    pages = {"card.md": to_markdown(card)}
     if all(map(find_spec, ("jinja2", "matplotlib"))):
         from starec_eval.report.page import page_html
 
         title = f"starec: fidelity of {card.user} on {card.dataset}"
         about = TableData("What was measured", [], [], head(card))
-        html = page_html(title, [about, *tables(card)], figures(card), [], timelines=False)
-        (out / HTML).write_text(html, encoding="utf-8", errors="replace")
+        pages[HTML] = page_html(title, [about, *tables(card)], figures(card), [], timelines=False)
+    with writing(out):
+        for name, text in pages.items():
+            (out / name).write_text(text, encoding="utf-8", errors="replace")
 
 
 def _counts(problems: Mapping[str, int]) -> str:

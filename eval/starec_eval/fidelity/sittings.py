@@ -36,7 +36,7 @@ def sittings(asked: Asked, columns: Columns) -> Section | str:
         return f"times of {asked.dataset.name} are whole days, so its sittings can't be told apart"
     if not hasattr(model, "sitting_lengths"):
         return "the user model doesn't say how long it stays (`sitting_lengths`)"
-    made, seen = np.asarray(model.sitting_lengths(_DRAWN, asked.seed)), asked.seen_of_tenths
+    made, seen = columns[MODEL].sitting_lengths(_DRAWN), asked.seen_of_tenths
     lengths = {MODEL: made, SEEN: measures.sitting_lengths(seen.owner, seen.timestamps)}
     found = [_quantile(q, lengths) for q in _QUANTILES] + _leaving(asked, made)
     about = _ABOUT.format(minutes=SITTING // 60, drawn=_DRAWN)

@@ -19,11 +19,12 @@ from starec_env.data.spec import DataSpec
 from starec_env.data.splits import read_users, sample
 from starec_env.errors import InvalidOption, unknown
 from starec_env.named import load_function
-from starec_env.recommend.responses import Responder
+from starec_env.recommend.responses import Responder, check_responder
 from starec_env.recommend.sequence import SequenceUser
 from starec_env.recommend.twin import twin_of
 from starec_env.types import Dataset, Id
-from starec_eval.loop.run import Report, run_loop
+from starec_eval.loop.record import check_folder
+from starec_eval.loop.run import Report, reference_of, run_loop
 from starec_eval.rankers import BASELINES
 from starec_eval.recommenders import build_recommenders
 from starec_eval.report.page import LOOP
@@ -78,6 +79,8 @@ def loop_command(data: DataSpec, **options: Any) -> None:
         refuse(["users"], "with --users-file, which says who")
     names = [name.strip() for name in options["recommenders"].split(",")]
     recommenders = build_recommenders(names, options["seed"])
+    reference_of(recommenders, options["against"])
+    check_folder(options["out"], options["resume"])
     dataset = data.load()
     with Progress(transient=True, disable=options["quiet"], console=Console(stderr=True)) as progress:
         task = progress.add_task("loop", total=None)
@@ -119,13 +122,8 @@ def _responder(dataset: Dataset, options: dict[str, Any], report: Report) -> Res
         return agent_responder(dataset, options)
     if ":" not in user:
         raise unknown("user", user, [*USERS, "MODULE:FUNCTION"])
-    make = load_function(user, "--user")
-    made: Responder = make(dataset) if callable(make) else make
-    if not all(hasattr(made, name) for name in ("open", "dataset", "stops")):
-        raise InvalidOption(
-            f"--user {user} gave a {type(made).__name__}: wanted a function of the data set that returns what has "
-            "open(n, seed), dataset and stops, see starec_env.recommend.responses.Responder"
-        )
+    made: Responder = load_function(user, "--user", ("the data set",))(dataset)
+    check_responder(made)
     return made
 
 

@@ -68,16 +68,24 @@ def open_folder(out: Path, config: LoopConfig, resume: bool, data: Mapping[str, 
         RunError: The folder can't be written, holds a loop and `resume` is False, or holds something else.
     """
     path, settings = out / RUN, config.model_dump(mode="json")
+    check_folder(out, resume)
     if not path.exists():
-        if list(out.glob("*/round-*.parquet")):
-            raise RunError(f"{out} has rounds but no {RUN} that says of what loop: choose another folder")
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps({**settings, "data": data}, indent=1, ensure_ascii=False) + "\n")
         return
-    if not resume:
-        raise RunError(f"{out} holds a run already: pass resume=True (--resume) or choose another folder")
     check_same(settings, read_run(out), out)
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raise RunError for a file, a folder with rounds of nobody knows what, or one with a loop that is not resumed."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file: choose a folder")
+    if not (out / RUN).exists():
+        if list(out.glob("*/round-*.parquet")):
+            raise RunError(f"{out} has rounds but no {RUN} that says of what loop: choose another folder")
+    elif not resume:
+        raise RunError(f"{out} holds a run already: pass resume=True (--resume) or choose another folder")
 
 
 def read_run(out: Path) -> dict[str, Any]:

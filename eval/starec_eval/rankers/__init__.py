@@ -75,7 +75,12 @@ def split(method: str) -> tuple[str, str]:
 def asks(method: str) -> bool:
     """Whether a method of that name asks a model; of one's own this reads the function."""
     name = split(method)[0]
-    return bool(signature(load_function(name, "--methods")).parameters) if ":" in name else name in ASKING
+    if ":" not in name:
+        return name in ASKING
+    made = load_function(name, "--methods")
+    if not callable(made):
+        raise InvalidOption(f"--methods {name}: a {type(made).__name__} makes no ranker: wanted MODULE:FUNCTION")
+    return bool(signature(made).parameters)
 
 
 def build_llm(method: str, llm: ChatModel, *, name: str | None = None, warmup: int = 10, **options: Any) -> LLMRanker:
