@@ -854,3 +854,11 @@ def test_every_level_of_the_scale_can_be_given():
     assert levels_of(halves) == (0.5, 1.0, 1.5, 2.0, 2.5)
     many = replace(DATA, ratings=np.linspace(0, 1, len(DATA.ratings)).astype(np.float32))
     assert len(levels_of(many)) == 11 and levels_of(many)[-1] == 1.0
+
+
+def test_an_agent_whose_history_ends_before_the_window_of_its_rows_knows_none_of_them():
+    late = replace(DATA, window=DATA.indptr[1:] - 2)
+    agents = AgentResponder(UserAgent.factory(ScriptedChat(scripted_user())), late, stops=DATA.indptr[1:] - 5)
+    visits = agents.open(1, 0)
+    visits.begin(np.array([0]), np.array([1]), np.array([0]))
+    assert visits.respond(np.array([0]), slates(rows=1)).problems == ("",)

@@ -1,16 +1,25 @@
 """Rewards: the paper's levels from real answers, memory updates by what follows, guards."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from starec_agents.llm import Completion, Message, ScriptedChat
 from starec_agents.tasks import labels
-from starec_env.errors import TrainingError
+from starec_env.errors import InvalidOption, TrainingError
 from starec_env.types import Item, User
 from starec_training.dataset import Case, Shown, Snapshot
-from starec_training.rewards import Ending, knowing, memory_reward, ndcg_reward, ranking_reward, served
+from starec_training.rewards import (
+    Ending,
+    knowing,
+    memory_reward,
+    ndcg_reward,
+    ranking_reward,
+    reward_functions,
+    served,
+)
 
 FILMS = tuple(Item(n, f"Film {n:02d} (1990)", {"genres": "Drama"}) for n in range(1, 23))
 
@@ -182,3 +191,13 @@ def test_equal_follow_ups_are_ranked_once() -> None:
     texts = ["Updated User description: likes Film 04."] * 3 + ["Updated User description: likes nothing."]
     paid = memory_reward(rank)(completions=list(map(said, texts)), snapshot=[update(3)] * 4)
     assert (paid, asked) == ([1.0, 1.0, 1.0, -0.5], [2])
+
+
+def test_a_reward_function_whose_module_fails_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_reward.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    for name in ("failing_reward:reward", "failing_reward.reward"):
+        with pytest.raises(InvalidOption, match="importing failing_reward fails with ZeroDivisionError"):
+            reward_functions([name])
