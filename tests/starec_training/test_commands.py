@@ -250,7 +250,7 @@ def test_metrics_go_to_tensorboard_where_asked(student: Path, taught: Rows, tmp_
             "--items, --turns have no effect with --rows",
         ),
         (["grpo", "--reward", "position2"], "did you mean 'position'"),
-        (["grpo", "--reward-funcs", "nowhere:none"], "must be MODULE:FUNCTION"),
+        (["grpo", "--reward-funcs", "nowhere:none"], "wanted MODULE:FUNCTION"),
         (["grpo", "--agent", "nobody"], "nobody"),
         (["grpo", "--split-file", "none.json", "--n-train", "3"], "--n-train has no effect with --split-file"),
         (["sft", "--template-switches", "on", "--out", "x"], "wanted JSON"),
