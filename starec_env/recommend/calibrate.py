@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,67 @@ _DECLARED = 0.05
 """Chance to leave after a step where the log can't tell: 20 steps in the mean."""
 _RETURN_DECLARED = 0.2
 """Share of users who come back within a day where the log can't tell; of MovieLens' sittings it is 0.20 to 0.24."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The few numbers that turn scores into probabilities, fitted on interactions that the rest hasn't seen.
+
+    Attributes:
+        temperature: t, of utilities.
+        near: a, the weight of what the last items add.
+        outside: How much speaks for taking nothing.
+        slope: What a slate's log sum of exp(utility) counts against that.
+        size: What the log of the slate's length does: more items at hand are taken from no more often in themselves.
+        level: What the state's squared length does: how high a user's utilities are for any item.
+        look: Chance that who looks at a place of a slate looks at the next one too; declared, not fitted.
+        mood_decay: What remains of a mood after a rating: mood <- decay mood + (1 - decay) (stars - mean).
+        mood_stars: Stars that the next rating moves by for one star of mood.
+        leave: (steps,) chance that a sitting ends after its first, second, .. step; the last holds for all later ones.
+        leave_declared: Whether `leave` is declared, because the log's times can't tell; else it is the log's, with
+            30 minutes between sittings.
+        mood_leaves: Leaving's odds are exp(-mood_leaves * mood) as large, and those of coming back exp(mood_leaves *
+            mood); declared: logs of ratings show no such thing.
+        levels: (levels,) the ratings of the scale, ascending.
+        cuts: (levels - 1,) where one level ends and the next begins.
+        liked_above: Ratings above this are likes.
+    """
+
+    temperature: float
+    near: float
+    outside: float
+    slope: float
+    size: float
+    level: float
+    mood_decay: float
+    mood_stars: float
+    leave: Floats
+    leave_declared: bool
+    levels: Floats
+    cuts: Floats
+    liked_above: float
+    look: float = 0.95
+    mood_leaves: float = 0.4
+
+    @property
+    def like_cut(self) -> float:
+        """What a rating before it is put on the scale must exceed to be a like."""
+        above = int(np.searchsorted(self.levels, self.liked_above, side="right"))
+        return float(np.concatenate([[-np.inf], self.cuts, [np.inf]])[above])
+
+    def on_scale(self, values: Floats) -> Floats:
+        """(...) the ratings of the scale that numbers before they are put on it become."""
+        found: Floats = self.levels[self.cuts.searchsorted(values)]
+        return found
+
+    def sitting_lengths(self, n: int, seed: int) -> Ints:
+        """(n,) steps from coming to leaving, drawn from the chances of leaving in an even mood."""
+        leave = self.leave.astype(np.float64)
+        stays = np.cumsum(np.log1p(-leave.clip(max=1 - 1e-9)))
+        drawn = np.log(np.random.default_rng(seed).random(n))
+        within = np.searchsorted(-stays, -drawn) + 1
+        beyond = np.ceil((drawn - stays[-1]) / np.log1p(-leave[-1].clip(1e-9, 1 - 1e-9))).astype(np.int64)
+        return np.where(drawn < stays[-1], len(leave) + np.maximum(beyond, 0), within)
 
 
 def weights(raw: Floats, near: Floats, log_like: Floats) -> tuple[float, float]:

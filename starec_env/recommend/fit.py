@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from starec_env.dataset import Dataset
 from starec_env.errors import DataError
 from starec_env.recommend import calibrate
+from starec_env.recommend.calibrate import Calibration
 from starec_env.recommend.choice import Choice, fit_choice
 from starec_env.recommend.stars import Stars, fit_stars
-from starec_env.recommend.twin import Calibration, Report, Twin, last_liked, seen, spans
+from starec_env.recommend.twin import Report, Twin, last_liked, seen, spans
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -23,8 +23,9 @@ from starec_env.errors import DataError
 from starec_env.metrics import Relevant
 from starec_env.pairs import PairCounts
 from starec_env.recommend import calibrate
+from starec_env.recommend.calibrate import Calibration
 from starec_env.recommend.responses import Visits, check_stops
-from starec_env.recommend.twin import Calibration, last_liked, seen, spans
+from starec_env.recommend.twin import last_liked, seen, spans
 from starec_env.recommend.visits import Steps
 
 Floats = NDArray[np.float32]

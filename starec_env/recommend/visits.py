@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starec_env.dataset import Dataset
+from starec_env.recommend.calibrate import Calibration
 from starec_env.recommend.met import Met
 from starec_env.recommend.responses import NOTHING, Responses
-from starec_env.recommend.twin import Calibration, Twin, spans
+from starec_env.recommend.twin import Twin, spans
 from starec_env.splitmix import GOLDEN, STEP, seed_word, splitmix64, visit_words
 
 Floats = NDArray[np.float32]
