@@ -181,6 +181,9 @@ def outside_loop(function: Callable[..., Any], *args: Any, **options: Any) -> An
         return thread.submit(function, *args, **options).result()
 
 
+_ends = ends_of  # its name in the first edition, for one release
+
+
 def ranker(policy: Callable[[], Any], tokenizer: Any, **options: Any) -> RankPrompts:
     """The follow-up ranker of `memory_reward` that asks the model being trained, as it is at that moment.
 
